@@ -1,0 +1,251 @@
+"""The guarded aggregator every system's server rule inherits: it checks everything before it touches anything.
+
+It never raises in ``accept`` (FLARE would drop the other sites' results), sums in sorted site order (equal
+bytes whatever the order of arrival), and keeps no result beyond its round.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.aggregator import Aggregator
+
+from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
+
+WEIGHT_CAP = 10.0
+"""No site weighs more than this many times the (low) median of its round."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a reply must match to count in this round."""
+
+    run: str
+    stage: str
+    number: int
+    base: str
+    nonce: str
+    contract: StageContract
+    schema: Schema
+    shared: Mapping[str, torch.Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One accepted reply."""
+
+    site: str
+    differences: Mapping[str, torch.Tensor] = field(repr=False)
+    examples: int | None
+    """Cases behind the reply; None where the site suppresses its count."""
+    steps: int
+    train_seconds: float
+    metrics: Mapping[str, float]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that came."""
+        return tensor_bytes(self.differences)
+
+
+class GuardedAggregator(Aggregator):
+    """Validates replies; a subclass adds ``combine``, one rule over state dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self.round: Round | None = None
+        self.contributions: dict[str, Contribution] = {}
+        self.rejections: dict[str, str] = {}
+        self.weights: dict[str, float] = {}
+        self.notes: dict[str, Any] = {}
+
+    def open_round(self, round: Round) -> None:
+        """Forget the round before and judge replies by ``round`` from now on."""
+        with self._lock:
+            self.round = round
+            self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
+
+    def renew(self, nonce: str) -> None:
+        """Ask again within the same round: what was accepted stays, earlier rejections may be made good."""
+        with self._lock:
+            assert self.round is not None
+            self.round = Round(**{**self.round.__dict__, "nonce": nonce})
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Accept or reject one reply; never raises, and a rejected reply leaves no trace in the aggregate."""
+        site = _sender(fl_ctx)
+        with self._lock:
+            try:
+                contribution = self._judge(site, shareable)
+            except FedMedSegError as error:
+                problem = f"{error.reason}: {error.got or error.field}"
+            except Exception as error:
+                # whatever a hostile or broken reply triggers must cost that reply alone
+                problem = f"{Reason.UNREADABLE}: {type(error).__name__}"
+            else:
+                self.contributions[site] = contribution
+                self.rejections.pop(site, None)
+                return True
+            if site not in self.contributions:
+                self.rejections[site] = problem
+            number = "?" if self.round is None else self.round.number
+            self.log_warning(fl_ctx, f"round {number}: reply of {site} rejected: {problem}")
+            return False
+
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """Combine what was accepted, in sorted site order, into differences to the shared model."""
+        with self._lock:
+            assert self.round is not None, "open_round was not called"
+            ordered = {site: self.contributions[site] for site in sorted(self.contributions)}
+            differences: Mapping[str, torch.Tensor] = {}
+            if ordered and self.round.contract.returns == "shared":
+                self.weights, said = normalised_weights({site: c.examples for site, c in ordered.items()})
+                for line in said:
+                    self.log_warning(fl_ctx, f"round {self.round.number}: {line}")
+                self.notes["weighting"] = said
+                differences = self.combine(self.round.shared, ordered, self.weights)
+                self.round.schema.require(differences, sender="the aggregation rule")
+            return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
+
+    def reset(self, fl_ctx: FLContext) -> None:
+        """Let go of the round's tensors."""
+        with self._lock:
+            self.contributions = {}
+
+    def combine(
+        self,
+        shared: Mapping[str, torch.Tensor],
+        contributions: Mapping[str, Contribution],
+        weights: Mapping[str, float],
+    ) -> Mapping[str, torch.Tensor]:
+        """The system's server rule: new differences to ``shared`` from the sites' differences.
+
+        ``contributions`` come in sorted site order and ``weights`` sum to 1. Figures worth recording go to
+        ``self.notes``.
+        """
+        raise TypeError(f"{type(self).__name__} judges metrics only; a stage that returns tensors needs a rule")
+
+    def _judge(self, site: str, shareable: Shareable) -> Contribution:
+        current = self.round
+        if current is None:
+            raise _rejected(Reason.STALE, "no round is open")
+        if site in self.contributions:
+            raise _rejected(Reason.ALREADY_RECEIVED, "a second reply in one round")
+        for header, expected in (
+            (Header.RUN, current.run),
+            (Header.STAGE, current.stage),
+            (Header.ROUND, current.number),
+            (Header.BASE, current.base),
+            (Header.NONCE, current.nonce),
+        ):
+            if shareable.get_header(header) != expected:
+                raise _rejected(Reason.STALE, f"{header.removeprefix('fedmedseg.')} of another task")
+        if shareable.get_header(Header.SCHEMA) != current.schema.digest:
+            raise _rejected(Reason.SCHEMA, "another schema")
+        dxo = from_shareable(shareable)
+        metrics = dxo.get_meta_prop(Meta.METRICS, {})
+        if not isinstance(metrics, dict):
+            raise _rejected(Reason.SCHEMA, "metrics that are no mapping")
+        current.contract.check_metrics(metrics)
+        if current.contract.returns == "shared":
+            if dxo.data_kind != DataKind.WEIGHT_DIFF:
+                raise _rejected(Reason.SCHEMA, "weights instead of differences")
+            found = current.schema.problem(dxo.data)
+            if found is not None:
+                raise _rejected(*found)
+            differences = dxo.data
+        else:
+            if dxo.data:
+                raise _rejected(Reason.UNKNOWN_TENSORS, "tensors in a stage that returns metrics")
+            differences = {}
+        return Contribution(
+            site=site,
+            differences=differences,
+            examples=_count(dxo.get_meta_prop(Meta.EXAMPLES), "number of examples"),
+            steps=_count(dxo.get_meta_prop(Meta.STEPS), "number of steps") or 0,
+            train_seconds=float(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0)),
+            metrics=metrics,
+        )
+
+
+class MetricsAggregator(GuardedAggregator):
+    """For stages whose replies carry metrics or nothing: local fine-tuning, evaluation."""
+
+
+class SharedKeysAggregator(GuardedAggregator):
+    """Weighted mean of the shared tensors' differences (FedAvg, McMahan et al. 2017, over the declared keys)."""
+
+    def combine(
+        self,
+        shared: Mapping[str, torch.Tensor],
+        contributions: Mapping[str, Contribution],
+        weights: Mapping[str, float],
+    ) -> Mapping[str, torch.Tensor]:
+        """Sum of weight times difference, per tensor."""
+        return weighted_mean({site: c.differences for site, c in contributions.items()}, weights)
+
+
+def weighted_mean(
+    differences: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """Per-tensor weighted sum over sites in sorted order, accumulated in float32 or wider."""
+    sites = sorted(differences)
+    result: dict[str, torch.Tensor] = {}
+    for name, first in differences[sites[0]].items():
+        total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
+        for site in sites:
+            total.add_(differences[site][name].to(total.dtype), alpha=weights[site])
+        result[name] = total.to(first.dtype)
+    return result
+
+
+def normalised_weights(examples: Mapping[str, int | None]) -> tuple[dict[str, float], list[str]]:
+    """Weights that sum to 1, and what had to be said about them.
+
+    A site weighs as many cases as it has, at most ``WEIGHT_CAP`` times the low median of the round. Where one
+    site suppresses its count, all weigh the same.
+    """
+    sites = sorted(examples)
+    if any(examples[site] is None for site in sites):
+        hidden = ", ".join(site for site in sites if examples[site] is None)
+        return {site: 1.0 / len(sites) for site in sites}, [f"equal weights: {hidden} suppressed the count"]
+    counts = {site: float(examples[site] or 0) for site in sites}
+    cap = WEIGHT_CAP * statistics.median_low(counts.values())
+    said = []
+    for site in sites:
+        if cap and counts[site] > cap:
+            said.append(f"weight of {site} capped from {counts[site]:g} to {cap:g}")
+            counts[site] = cap
+    total = sum(counts.values())
+    if not total:
+        return {site: 1.0 / len(sites) for site in sites}, ["equal weights: no site counted any case"]
+    return {site: count / total for site, count in counts.items()}, said
+
+
+def _count(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise _rejected(Reason.SCHEMA, f"{name} {str(value)[:20]}")
+    return int(value)
+
+
+def _rejected(reason: Reason, what: str) -> FedMedSegError:
+    return FedMedSegError("reply", got=what, reason=reason)
+
+
+def _sender(fl_ctx: FLContext) -> str:
+    peer = fl_ctx.get_peer_context()
+    name = peer.get_identity_name() if peer is not None else ""
+    return name or "unknown"

@@ -1,0 +1,139 @@
+"""The one checkpoint format: safetensors, written atomically, checked when read, with one generation kept.
+
+A tree of dictionaries and lists whose leaves are tensors, numbers, strings, booleans or None. Tensors
+lie in the safetensors body; everything else, and the shape of the tree, in its JSON header together with
+a SHA-256 of the whole content. No pickle is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from fedmedseg.core.errors import FedMedSegError, Reason
+
+logger = logging.getLogger(__name__)
+_TENSOR = "$tensor"
+
+
+class CheckpointError(FedMedSegError):
+    """No readable generation of a checkpoint is left."""
+
+
+def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes in sorted order: equal models, equal digest."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save(path: Path, tree: Any) -> None:
+    """Write ``tree`` to ``path``; the generation before it stays as ``<name>.previous``.
+
+    Raises:
+        OSError: disk full or not writable. The old file is then untouched.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = json.dumps(_flatten(tree, "", tensors), sort_keys=True)
+    digest = _digest(skeleton, tensors)
+    write_atomic(path, to_bytes(tensors, metadata={"tree": skeleton, "sha256": digest}), keep_previous=True)
+
+
+def load(path: Path) -> Any | None:
+    """The newest readable generation, or None where nothing was ever saved.
+
+    Raises:
+        CheckpointError: files exist and none of them is whole.
+    """
+    broken = 0
+    for candidate in (path, previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            return _read(candidate)
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            broken += 1
+            logger.warning(
+                "checkpoint %s is damaged (%s); trying the generation before it", path.name, type(error).__name__
+            )
+    if broken:
+        raise CheckpointError(
+            path.name,
+            got=f"{broken} damaged generation(s)",
+            expected="an intact checkpoint",
+            remedy="remove the file to start this stage again",
+            reason=Reason.DISK,
+        )
+    return None
+
+
+def previous(path: Path) -> Path:
+    """Where the generation before the newest lies."""
+    return path.with_name(path.name + ".previous")
+
+
+def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
+    """Write through a temporary file in the same folder, flushed to the disk before it takes the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    with safe_open(path, framework="pt") as stream:
+        header = stream.metadata() or {}
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    skeleton = header["tree"]
+    if header["sha256"] != _digest(skeleton, tensors):
+        raise ValueError("checksum")
+    return _unflatten(json.loads(skeleton), tensors)
+
+
+def _digest(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    return hashlib.sha256((skeleton + content_sha256(tensors)).encode()).hexdigest()
+
+
+def _flatten(node: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(node, torch.Tensor):
+        # a copy of its own: safetensors refuses tensors that share storage
+        tensors[place] = node.detach().cpu().clone().contiguous()
+        return {_TENSOR: place}
+    if isinstance(node, Mapping):
+        return {"$items": [[key, _flatten(value, f"{place}/{key}", tensors)] for key, value in node.items()]}
+    if isinstance(node, list | tuple):
+        return [_flatten(value, f"{place}/{index}", tensors) for index, value in enumerate(node)]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(f"a checkpoint holds tensors, numbers, strings and None, not {type(node).__name__}")
+
+
+def _unflatten(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(node, dict):
+        if _TENSOR in node:
+            return tensors[node[_TENSOR]]
+        return {key: _unflatten(value, tensors) for key, value in node["$items"]}
+    if isinstance(node, list):
+        return [_unflatten(value, tensors) for value in node]
+    return node

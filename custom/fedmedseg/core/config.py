@@ -1,0 +1,278 @@
+"""experiment.yaml: the one model of a study, read alike by server and sites. Nothing in it is evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model, field_validator, model_validator
+
+from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.schema import Strict, parse, read_yaml
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Count = Annotated[int, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
+
+
+class PhantomSection(Strict):
+    """What the simulator writes for a site that has no site file. Never used in a real federation."""
+
+    family: Literal["cine_mr", "late_enhancement_mr", "abdominal_ct", "cardiac_ct"]
+    unlabeled: int = Field(12, ge=0)
+    training: int = Field(6, ge=0)
+    validation: int = Field(2, ge=0)
+    test: int = Field(4, ge=0)
+    size: tuple[Positive, Positive, Positive] | None = None
+
+
+class DataSection(Strict):
+    """Which data set a study uses and how volumes become crops."""
+
+    role: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    modality: Literal["mr", "ct"]
+    spatial_dims: Literal[2, 3]
+    labels: dict[Annotated[int, Field(ge=1, le=254)], str]
+    spacing: tuple[float | None, float | None, float | None] = (None, None, None)
+    """Target spacing in mm per axis; null keeps the scanner's."""
+    window: tuple[float, float] = (-175.0, 250.0)
+    """CT only: the HU range that is mapped to 0..1."""
+    crop: tuple[Positive, ...]
+    """Crop in voxels after resampling: two numbers in 2D (in-plane), three in 3D."""
+    min_foreground: float = Field(0.1, ge=0.0, lt=1.0)
+    """The least share of tissue in a pretraining crop."""
+    labelled_fraction: Fraction = 1.0
+    """Share of each site's labelled training patients that fine-tuning sees, rounded up to a patient."""
+    phantom: PhantomSection | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_consecutive(cls, labels: dict[int, str]) -> dict[int, str]:
+        if sorted(labels) != list(range(1, len(labels) + 1)):
+            raise ValueError("label numbers 1, 2, 3, ... without a gap (0 is background)")
+        if len(set(labels.values())) != len(labels):
+            raise ValueError("each structure's name once")
+        return dict(sorted(labels.items()))
+
+    @model_validator(mode="after")
+    def _crop_fits_dimensions(self) -> DataSection:
+        if len(self.crop) != self.spatial_dims:
+            raise ValueError(
+                f"data.crop with {self.spatial_dims} numbers because data.spatial_dims is {self.spatial_dims}"
+            )
+        if self.window[0] >= self.window[1]:
+            raise ValueError("data.window as (low, high) in HU with low < high")
+        return self
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.labels) + 1
+
+
+class SwinUNETRSection(Strict):
+    """MONAI SwinUNETR; the field's usual size is feature_size 48, window 7."""
+
+    name: Literal["swin_unetr"]
+    feature_size: int = Field(48, gt=0, multiple_of=12)
+    depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 2, 2)
+    heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
+    window: Positive = 7
+    drop_path: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @property
+    def input_multiple(self) -> int:
+        """Every crop edge divides by this."""
+        return 32
+
+
+class UNETRSection(Strict):
+    """MONAI UNETR on a 12-layer ViT with 16-voxel patches."""
+
+    name: Literal["unetr"]
+    feature_size: Positive = 16
+    hidden_size: Positive = 768
+    mlp_dim: Positive = 3072
+    heads: Positive = 12
+
+    @property
+    def input_multiple(self) -> int:
+        """Every crop edge divides by this."""
+        return 16
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> UNETRSection:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"network.hidden_size that divides by network.heads ({self.heads})")
+        return self
+
+
+NetworkSection = Annotated[SwinUNETRSection | UNETRSection, Field(discriminator="name")]
+
+
+class OptimizerSection(Strict):
+    """AdamW with linear warm-up and cosine decay over the whole stage."""
+
+    learning_rate: float = Field(gt=0.0)
+    weight_decay: float = Field(0.05, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    clip_norm: float = Field(3.0, gt=0.0)
+
+
+class SegmentationSection(Strict):
+    """Supervised training, validation and test, shared by every system."""
+
+    steps: Positive
+    batch: Positive = 4
+    optimizer: OptimizerSection
+    encoder_rate_factor: Fraction = 0.1
+    """Learning-rate factor of a pretrained encoder during the first tenth of the steps."""
+    validate_every: Positive = 100
+    overlap: float = Field(0.5, ge=0.0, lt=1.0)
+    """Sliding-window overlap."""
+    foreground_share: float = Field(0.67, ge=0.0, le=1.0)
+    """Share of crops centred on a labelled voxel."""
+    augment: bool = True
+
+
+class StageSection(Strict):
+    """How often the server asks for a stage, and how long it waits."""
+
+    rounds: Positive = 1
+    timeout: Positive | None = None
+    """Seconds a round may take; unset: federation.timeout."""
+
+
+class FederationSection(Strict):
+    """Quorum and patience."""
+
+    quorum: (
+        Literal["all"] | Annotated[int, Field(gt=0, strict=True)] | Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
+    ) = "all"
+    """``all``, a count, or a fraction below 1 of the sites that take part in the stage."""
+    timeout: Positive = 3600
+    wait_after_quorum: Positive | None = None
+    """Seconds to wait for the rest once the quorum is reached; unset: the stage's timeout."""
+    no_progress_rounds: Positive = 3
+    """The job fails when the shared model has not changed for so many rounds."""
+
+    def needed(self, taking_part: int) -> int:
+        """The number of accepted replies a round needs."""
+        if self.quorum == "all":
+            return taking_part
+        if isinstance(self.quorum, float):
+            return max(1, math.ceil(self.quorum * taking_part))
+        return self.quorum
+
+
+class ComputeSection(Strict):
+    """What a site computes with."""
+
+    threads: Positive = 1
+    """Torch threads per site; fixed, so that results do not depend on how many sites run at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_seconds: float = Field(30.0, ge=0.0)
+    """A running task is saved at most this often, so that a killed process continues."""
+
+
+class Experiment(Strict):
+    """One study. Each system adds its own section under its own name."""
+
+    system: str
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    seed: int = Field(1, ge=0, lt=2**31)
+    resume: bool = False
+    """Continue this study's earlier state instead of setting it aside."""
+    data: DataSection
+    network: NetworkSection
+    segmentation: SegmentationSection
+    stages: dict[str, StageSection]
+    federation: FederationSection = FederationSection()
+    compute: ComputeSection = Field(default_factory=lambda: ComputeSection.model_validate({}))
+
+    @model_validator(mode="after")
+    def _crop_suits_network(self) -> Experiment:
+        multiple = self.network.input_multiple
+        if any(edge % multiple for edge in self.data.crop):
+            raise ValueError(
+                f"data.crop whose edges divide by {multiple} (network {self.network.name}), not {self.data.crop}"
+            )
+        return self
+
+    @property
+    def wing(self) -> Any:
+        """The section of this study's own system."""
+        return getattr(self, self.system)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every setting that changes results or names; ``resume`` does not."""
+        content = self.model_dump(mode="json", exclude={"resume"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def systems() -> list[str]:
+    """Installed systems: every sub-package of fedmedseg that has a ``plan`` module."""
+    import fedmedseg
+
+    root = Path(fedmedseg.__file__).parent
+    return sorted(
+        module.name for module in pkgutil.iter_modules([str(root)]) if (root / module.name / "plan.py").is_file()
+    )
+
+
+def system_module(system: str, name: str) -> Any:
+    """Module ``name`` of one installed system (``config`` or ``plan``).
+
+    Raises:
+        ConfigurationError: no such system.
+    """
+    known = systems()
+    if system not in known:
+        guess = nearest(system, known)
+        raise ConfigurationError(
+            "experiment.yaml: system",
+            got=repr(system),
+            expected=f"one of {', '.join(known)}",
+            remedy=f"write {guess!r}" if guess else "install a package version that has this system",
+        )
+    return importlib.import_module(f"fedmedseg.{system}.{name}")
+
+
+def parse_experiment(content: object, *, source: str = "experiment.yaml") -> Experiment:
+    """Validate a whole study, the system's own section included.
+
+    Raises:
+        ConfigurationError: names the field, what came, what was expected and how to mend it.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("system"), str):
+        raise ConfigurationError(f"{source}: system", got=None, expected=f"one of {', '.join(systems())}")
+    system = content["system"]
+    section = system_module(system, "config").Section
+    fields: dict[str, Any] = {system: (section, ...)}
+    model = create_model(f"Experiment_{system}", __base__=Experiment, **fields)
+    experiment = parse(model, content, source=source)
+    expected = set(system_module(system, "plan").STAGES)
+    if set(experiment.stages) != expected:
+        stray = sorted(set(experiment.stages) ^ expected)
+        raise ConfigurationError(
+            f"{source}: stages",
+            got=", ".join(sorted(experiment.stages)),
+            expected=f"exactly {', '.join(sorted(expected))}",
+            remedy=f"add or remove {', '.join(stray)}",
+        )
+    if hasattr(section, "check"):
+        experiment.wing.check(experiment)
+    return experiment
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read and validate an experiment.yaml."""
+    return parse_experiment(read_yaml(Path(path)), source=Path(path).name)

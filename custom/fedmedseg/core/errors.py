@@ -1,0 +1,93 @@
+"""Errors a user can act on: what was wrong, what came, what was expected, how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Short codes that may cross the wire and reach logs: none of them carries a path, a name or a patient."""
+
+    ABORTED = "ABORTED"
+    ALREADY_RECEIVED = "ALREADY_RECEIVED"
+    CONFIGURATION = "CONFIGURATION"
+    DATA = "DATA"
+    DISK = "DISK"
+    EMPTY = "EMPTY"
+    INTERNAL = "INTERNAL"
+    LOCAL_DIVERGED = "LOCAL_DIVERGED"
+    MEMORY = "MEMORY"
+    MISSING_TENSORS = "MISSING_TENSORS"
+    NO_CASES = "NO_CASES"
+    NOT_FINITE = "NOT_FINITE"
+    OVERSIZE = "OVERSIZE"
+    SCHEMA = "SCHEMA"
+    SITE_ERROR = "SITE_ERROR"
+    STALE = "STALE"
+    TENSOR_SHAPE = "TENSOR_SHAPE"
+    TENSOR_TYPE = "TENSOR_TYPE"
+    UNKNOWN_TENSORS = "UNKNOWN_TENSORS"
+    UNREADABLE = "UNREADABLE"
+
+
+class FedMedSegError(Exception):
+    """An error with the four things a person needs to mend it.
+
+    ``public`` is the part that may leave the site: the reason code and the field, never ``got``
+    (which may hold a path or a case name).
+    """
+
+    def __init__(
+        self,
+        field: str,
+        *,
+        got: object = None,
+        expected: str = "",
+        remedy: str = "",
+        reason: Reason = Reason.CONFIGURATION,
+    ) -> None:
+        self.field = field
+        self.got = got
+        self.expected = expected
+        self.remedy = remedy
+        self.reason = reason
+        parts = [f"{field}:"]
+        if got is not None:
+            parts.append(f"got {got}.")
+        if expected:
+            parts.append(f"Expected {expected}.")
+        if remedy:
+            parts.append(f"Remedy: {remedy}.")
+        super().__init__(" ".join(parts))
+
+    @property
+    def public(self) -> str:
+        """What may be told outside the site: code and field only."""
+        return f"{self.reason}: {self.field}"
+
+
+class ConfigurationError(FedMedSegError):
+    """A setting is wrong: experiment.yaml, a site file, or a command-line option."""
+
+
+class DataError(FedMedSegError):
+    """A data list or a case cannot be used."""
+
+    def __init__(
+        self,
+        field: str,
+        *,
+        got: object = None,
+        expected: str = "",
+        remedy: str = "",
+        reason: Reason = Reason.DATA,
+    ) -> None:
+        super().__init__(field, got=got, expected=expected, remedy=remedy, reason=reason)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, or None when nothing comes close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None

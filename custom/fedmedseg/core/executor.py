@@ -1,0 +1,252 @@
+"""The executor that adapts any Learner to FLARE: one task in, one reply out, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+import traceback
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.utils import fobs
+
+from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import Experiment, load_experiment, system_module
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.learner import Learner, Reply, Task
+from fedmedseg.core.place import Place, place_of
+from fedmedseg.core.progress import Progress
+from fedmedseg.core.state import SiteState
+from fedmedseg.core.training import Aborted
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT_FILE = "experiment.yaml"
+PROGRESS_FILE = "progress.jsonl"
+ANALYTICS_EVENT = "fed.analytix_log_stats"
+
+
+class TrainingExecutor(Executor):
+    """Binds one system's learner; a subclass says which.
+
+    The constructor does nothing that can fail: FLARE ends a simulated job with status 0 when a client component
+    cannot be built. What is wrong is told in the reply to the first task instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        fobs.register(TensorDecomposer)
+        self._ready: _Ready | None = None
+
+    @abstractmethod
+    def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+        """The learner of this system at this site. Called once per process."""
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Do one task. Never raises: a failure becomes a reply with a reason free of paths and identifiers."""
+        try:
+            return self._execute(task_name, shareable, fl_ctx, abort_signal)
+        except Aborted:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except FedMedSegError as error:
+            if error.reason == Reason.NO_CASES:
+                self.log_warning(fl_ctx, f"no part in {task_name}: {_local(error)}")
+                return _declined(error.public)
+            self.log_error(fl_ctx, f"{task_name} failed: {_local(error)}")
+            return _failure(error.public)
+        except MemoryError:
+            self.log_error(fl_ctx, f"{task_name} failed: out of memory")
+            return _failure(f"{Reason.MEMORY}: out of memory")
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            what = "disk full" if full else f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, '')}"
+            self.log_error(fl_ctx, f"{task_name} failed: {what}\n{_frames(error)}")
+            return _failure(f"{Reason.DISK}: {what}")
+        except Exception as error:
+            # the message may quote data, so it is told neither to the server nor to the log; the frames are
+            self.log_error(fl_ctx, f"{task_name} failed: {type(error).__name__}\n{_frames(error)}")
+            return _failure(f"{Reason.INTERNAL}: {type(error).__name__}")
+
+    def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        ready = self._prepare(fl_ctx)
+        contract = ready.contracts.get(task_name)
+        if contract is None:
+            return make_reply(ReturnCode.TASK_UNKNOWN)
+        for header, ours in ((Header.EXPERIMENT, ready.experiment.digest), (Header.SCHEMA, ready.schema.digest)):
+            if shareable.get_header(header) != ours:
+                raise FedMedSegError(
+                    header.removeprefix("fedmedseg."),
+                    expected="the same on server and site",
+                    remedy="install the same version of the package everywhere and submit the job again",
+                    reason=Reason.SCHEMA,
+                )
+        shared: dict[str, torch.Tensor] = {}
+        if contract.sends == "shared":
+            dxo = from_shareable(shareable)
+            ready.schema.require(dxo.data, sender="the server")
+            shared = dxo.data
+            if content_sha256(shared) != shareable.get_header(Header.BASE):
+                raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)
+        task = ready.task(task_name, shareable, abort_signal)
+        began = time.monotonic()
+        reply = ready.learner.run(task, shared)
+        return self._encode(reply, shared, ready, contract, shareable, time.monotonic() - began, fl_ctx)
+
+    def _encode(
+        self,
+        reply: Reply,
+        shared: dict[str, torch.Tensor],
+        ready: _Ready,
+        contract: StageContract,
+        request: Shareable,
+        seconds: float,
+        fl_ctx: FLContext,
+    ) -> Shareable:
+        contract.check_metrics(reply.metrics)
+        differences: dict[str, torch.Tensor] = {}
+        if contract.returns == "shared":
+            differences = {
+                name: reply.tensors[name].detach().cpu() - shared[name] for name in sorted(ready.schema.specs)
+            }
+            ready.schema.require(differences, sender="this site")
+        dxo = DXO(
+            data_kind=DataKind.WEIGHT_DIFF,
+            data=differences,
+            meta={
+                Meta.EXAMPLES: reply.examples,
+                Meta.STEPS: reply.steps,
+                Meta.TRAIN_SECONDS: seconds,
+                Meta.METRICS: {name: float(value) for name, value in reply.metrics.items()},
+            },
+        )
+        answer = dxo.to_shareable()
+        for header in (Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE):
+            answer.set_header(header, request.get_header(header))
+        answer.set_header(Header.SCHEMA, ready.schema.digest)
+        self._to_tensorboard(reply, request, fl_ctx)
+        return answer
+
+    def _to_tensorboard(self, reply: Reply, request: Shareable, fl_ctx: FLContext) -> None:
+        stage, step = request.get_header(Header.STAGE), request.get_header(Header.ROUND)
+        for name, value in sorted(reply.metrics.items()):
+            dxo = create_analytic_dxo(
+                tag=f"{stage}/{name}",
+                value=float(value),
+                data_type=AnalyticsDataType.SCALAR,
+                global_step=step,
+            )
+            send_analytic_dxo(self, dxo=dxo, fl_ctx=fl_ctx, event_type=ANALYTICS_EVENT, fire_fed_event=True)
+
+    def _prepare(self, fl_ctx: FLContext) -> _Ready:
+        if self._ready is None:
+            place = place_of(fl_ctx)
+            experiment = load_experiment(place.config / EXPERIMENT_FILE)
+            torch.set_num_threads(experiment.compute.threads)
+            plan = system_module(experiment.system, "plan")
+            self._ready = _Ready(
+                experiment=experiment,
+                contracts=plan.STAGES,
+                schema=Schema(plan.initial_shared(experiment)),
+                learner=self.make_learner(experiment, place),
+                place=place,
+            )
+        return self._ready
+
+
+class _Ready:
+    """What a process builds once and keeps for all its tasks."""
+
+    def __init__(
+        self,
+        *,
+        experiment: Experiment,
+        contracts: dict[str, StageContract],
+        schema: Schema,
+        learner: Learner,
+        place: Place,
+    ) -> None:
+        self.experiment = experiment
+        self.contracts = contracts
+        self.schema = schema
+        self.learner = learner
+        self.place = place
+
+    def task(self, stage: str, request: Shareable, abort_signal: Signal) -> Task:
+        """The learner's view of ``request``."""
+        experiment, site = self.experiment, self.place.name
+        state = SiteState(
+            Path(self.learner.state_root),
+            study=experiment.study,
+            experiment=experiment.digest,
+            site=site,
+            run=_text(request, Header.RUN),
+        )
+        number, rounds = _whole(request, Header.ROUND), _whole(request, Header.ROUNDS)
+        return Task(
+            site=site,
+            stage=stage,
+            round=number,
+            rounds=rounds,
+            seed=experiment.seed,
+            base=_text(request, Header.BASE),
+            state=state,
+            progress=Progress(site=site, stage=stage, round=number, rounds=rounds, file=self.place.run / PROGRESS_FILE),
+            aborted=lambda: bool(abort_signal.triggered),
+            checkpoint_seconds=experiment.compute.checkpoint_seconds,
+        )
+
+
+def _text(request: Shareable, header: str) -> str:
+    value = request.get_header(header)
+    if not isinstance(value, str) or not value.isalnum() or len(value) > 64:
+        raise FedMedSegError(header, got=type(value).__name__, expected="a short token", reason=Reason.SCHEMA)
+    return value
+
+
+def _whole(request: Shareable, header: str) -> int:
+    value: Any = request.get_header(header)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise FedMedSegError(header, got=type(value).__name__, expected="a whole number", reason=Reason.SCHEMA)
+    return value
+
+
+def _failure(reason: str) -> Shareable:
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply.set_header(Header.REASON, reason)
+    return reply
+
+
+def _declined(reason: str) -> Shareable:
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(Header.DECLINED, reason)
+    return reply
+
+
+def _local(error: FedMedSegError) -> str:
+    """What the site's own log may hold: a setting in full, of data only the field and the remedy."""
+    if isinstance(error, ConfigurationError):
+        return str(error)
+    parts = [error.public]
+    if error.expected:
+        parts.append(f"expected {error.expected}")
+    if error.remedy:
+        parts.append(f"remedy: {error.remedy}")
+    return "; ".join(parts)
+
+
+def _frames(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return "\n".join(f"  {Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)

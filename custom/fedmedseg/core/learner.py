@@ -1,0 +1,61 @@
+"""The seam between FLARE and plain PyTorch: what a system's learner is given and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from fedmedseg.core.progress import Progress
+from fedmedseg.core.state import SiteState
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of one site: everything a learner needs to know about where it stands."""
+
+    site: str
+    stage: str
+    round: int
+    rounds: int
+    seed: int
+    base: str
+    """SHA-256 of the shared tensors that came with the task."""
+    state: SiteState
+    progress: Progress
+    aborted: Callable[[], bool] = lambda: False
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a learner hands back. Only what the stage's contract declares leaves the site."""
+
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The trained shared tensors themselves (the executor sends their difference), or nothing."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    examples: int = 0
+    """Number of cases this reply stands on; its weight in the aggregate."""
+    steps: int = 0
+    """Optimiser steps done."""
+
+
+class Learner(Protocol):
+    """A system's local objective: plain PyTorch, no FLARE import."""
+
+    @property
+    def state_root(self) -> Path:
+        """Folder on the site's disk under which its state is kept."""
+        ...
+
+    def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        """Do one task from the shared tensors.
+
+        Raises:
+            Aborted: the federation asked to stop.
+            FedMedSegError: with the reason the server may be told.
+        """
+        ...

@@ -1,0 +1,34 @@
+"""AdamW with linear warm-up and cosine decay over all steps of a stage, whatever the rounds; never restarted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from fedmedseg.core.config import OptimizerSection
+
+
+def build_optimizer(groups: Iterable[dict[str, object]], section: OptimizerSection) -> torch.optim.AdamW:
+    """AdamW over parameter groups; a group may carry a ``rate_factor`` for ``set_learning_rate``."""
+    return torch.optim.AdamW(
+        [dict(group) for group in groups],
+        lr=section.learning_rate,
+        betas=section.betas,
+        weight_decay=section.weight_decay,
+    )
+
+
+def learning_rate(section: OptimizerSection, step: int, total: int) -> float:
+    """Learning rate at global step ``step`` (0-based) of ``total``: linear warm-up, then cosine to zero."""
+    warmup = math.ceil(section.warmup_fraction * total)
+    if step < warmup:
+        return section.learning_rate * (step + 1) / warmup
+    return section.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group ``rate`` times its own ``rate_factor`` (1 where it has none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)

@@ -1,0 +1,95 @@
+"""The server's shared model: initial tensors from the system's plan, then checkpoints that a new job can resume."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
+from nvflare.app_common.abstract.model_persistor import ModelPersistor
+
+from fedmedseg.core import checkpoint
+from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.place import Place, place_of
+from fedmedseg.core.state import SiteState, earlier_run
+from fedmedseg.core.wire import Schema
+
+SERVER = "server"
+SHARED_FILE = "shared.safetensors"
+
+
+class SharedModelPersistor(ModelPersistor):
+    """Keeps the shared tensors and how far each stage came, on the server's disk.
+
+    Args:
+        experiment_file: path of experiment.yaml; read in the constructor, because FLARE ends a job with a clear
+            message only when a server component cannot be built.
+    """
+
+    def __init__(self, experiment_file: str) -> None:
+        super().__init__()
+        self.experiment_file = experiment_file
+        self.experiment = load_experiment(experiment_file)
+        initial = system_module(self.experiment.system, "plan").initial_shared(self.experiment)
+        self.schema = Schema(initial)
+        self._shared: Mapping[str, torch.Tensor] = initial
+        self._state: SiteState | None = None
+        self._place: Place | None = None
+        self.run = ""
+        self.rounds_done: dict[str, int] = {}
+        self.history: list[dict[str, Any]] = []
+
+    def open(self, fl_ctx: FLContext) -> None:
+        """Claim this study's state: a resumed study continues the earlier run, any other sets it aside."""
+        if self._state is not None:
+            return
+        self._place = place_of(fl_ctx)
+        key = {"study": self.experiment.study, "experiment": self.experiment.digest, "site": SERVER}
+        root = self._place.home / "state"
+        known = earlier_run(root, **key) if self.experiment.resume else None
+        self.run = known or uuid.uuid4().hex
+        self._state = SiteState(root, run=self.run, **key)
+        saved = self._state.load("shared") if known else None
+        if saved is not None:
+            self.schema.require(saved["tensors"], sender="this server's checkpoint")
+            self._shared = saved["tensors"]
+            self.rounds_done = dict(saved["rounds_done"])
+            self.history = list(saved["history"])
+            self.log_info(fl_ctx, f"resuming after {self.rounds_done}")
+        elif self.experiment.resume:
+            self.log_warning(fl_ctx, "nothing to resume for this study and experiment; starting at round 0")
+
+    def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
+        """The shared tensors as they stand."""
+        self.open(fl_ctx)
+        return make_model_learnable(dict(self._shared), {})
+
+    def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
+        """Remember the tensors; ``finish_round`` writes them."""
+        self._shared = dict(model[ModelLearnableKey.WEIGHTS])
+
+    def finish_round(self, stage: str, number: int, record: dict[str, Any]) -> None:
+        """Write tensors, position and record of a finished round as one checkpoint.
+
+        Raises:
+            OSError: the disk is full; the checkpoint before it stays whole.
+        """
+        assert self._state is not None, "the persistor was not opened"
+        assert self._place is not None
+        self.rounds_done[stage] = number + 1
+        self.history.append(record)
+        tree = {"tensors": dict(self._shared), "rounds_done": self.rounds_done, "history": self.history}
+        self._state.save("shared", tree)
+        checkpoint.save(
+            self._place.run / "models" / SHARED_FILE,
+            {
+                "format": 1,
+                "system": self.experiment.system,
+                "study": self.experiment.study,
+                "experiment": self.experiment.digest,
+                "tensors": dict(self._shared),
+            },
+        )

@@ -1,0 +1,54 @@
+"""Where a FLARE process keeps what: server and sites, in the simulator and in a federation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
+HOME_SUFFIX = ".fedmedseg"
+"""The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one process."""
+
+    name: str
+    """Site name, or ``server``."""
+    simulated: bool
+    workspace: Path
+    """In the simulator the whole simulator workspace; in a federation this kit's own root."""
+    local: Path
+    """The kit's ``local`` folder: what the site decides."""
+    config: Path
+    """The job's config folder, where experiment.yaml lies."""
+    run: Path
+    """This job's run folder: logs, progress, records."""
+
+    @property
+    def home(self) -> Path:
+        """What outlives a job: state, caches, models."""
+        if self.simulated:
+            return self.workspace.with_name(self.workspace.name + HOME_SUFFIX) / self.name
+        return self.workspace / "fedmedseg"
+
+
+def place_of(fl_ctx: FLContext) -> Place:
+    """The place of the process that owns ``fl_ctx``."""
+    workspace = fl_ctx.get_engine().get_workspace()
+    job = fl_ctx.get_job_id()
+    simulated = bool(fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False))
+    root = Path(workspace.get_root_dir()).resolve()
+    name = fl_ctx.get_identity_name()
+    return Place(
+        name=name,
+        simulated=simulated,
+        # a simulated participant's workspace is a folder of its own name inside the simulator's
+        workspace=root.parent if simulated else root,
+        local=Path(workspace.get_site_config_dir()).resolve(),
+        config=Path(workspace.get_app_config_dir(job)).resolve(),
+        run=Path(workspace.get_run_dir(job)).resolve(),
+    )

@@ -1,0 +1,126 @@
+"""The record of a run: one JSON file per round and one for the whole, from which the report is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.widgets.widget import Widget
+
+from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.place import place_of
+
+logger = logging.getLogger("fedmedseg.run")
+
+RECORD_FILE = "run.json"
+PACKAGES = ("fedmedseg", "nvflare", "torch", "monai", "numpy", "nibabel")
+
+
+class Reporter(Protocol):
+    """Turns a run record into something people read."""
+
+    def write(self, record: Mapping[str, Any], folder: Path) -> Path:
+        """Write the report into ``folder`` and return the file to open."""
+        ...
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        """A few lines for the end of a log."""
+        ...
+
+
+class RunRecord(Widget):
+    """Collects the rounds of all stages and, when the run ends for whatever reason, writes record and report.
+
+    Args:
+        reporter: a ``Reporter``; named in the job's server configuration.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self.reporter = reporter
+        self._record: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._written = False
+
+    def begin(self, experiment: Experiment, *, sites: list[str], stages: int, history: list[dict[str, Any]]) -> None:
+        """Start the record; later stages of the same run add their sites only."""
+        if self._record:
+            self._record["sites"] = sorted({*self._record["sites"], *sites})
+            return
+        self._began = time.monotonic()
+        self._record = {
+            "study": experiment.study,
+            "system": experiment.system,
+            "seed": experiment.seed,
+            "experiment_sha256": experiment.digest,
+            "shared_sha256": None,
+            "versions": installed_versions(),
+            "hardware": f"{platform.processor() or platform.machine()}, {platform.system()}",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": 0.0,
+            "outcome": "stopped",
+            "reason": None,
+            "labels": {str(number): name for number, name in experiment.data.labels.items()},
+            "sites": sorted(sites),
+            "stages_left": stages,
+            "rounds": list(history),
+        }
+
+    def add_round(self, record: dict[str, Any], folder: Path) -> None:
+        """Add one round and write it, with the whole so far, to ``folder``."""
+        self._record["rounds"].append(record)
+        if record.get("shared_sha256"):
+            self._record["shared_sha256"] = record["shared_sha256"]
+        name = f"{record['stage']}-{record['round']:04d}.json"
+        _write_json(folder / "rounds" / name, record)
+        self._write(folder)
+
+    def end_stage(self) -> None:
+        """One stage ran all its rounds; after the last, the run counts as finished."""
+        self._record["stages_left"] -= 1
+        if self._record["stages_left"] == 0:
+            self._record["outcome"] = "finished"
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Note why a run was stopped; write everything at its end."""
+        if event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._record["reason"] = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, ""))
+        elif event_type == EventType.END_RUN and self._record and not self._written:
+            self._written = True
+            folder = place_of(fl_ctx).run / "report"
+            self._write(folder)
+            report = self.reporter.write(self._record, folder)
+            for line in self.reporter.summary(self._record).splitlines():
+                logger.info("%s", line)
+            logger.info("report: %s", report)
+            logger.info("shared model: %s", folder.parent / "models")
+
+    def _write(self, folder: Path) -> None:
+        self._record["seconds"] = round(time.monotonic() - self._began, 3)
+        _write_json(folder / RECORD_FILE, self._record)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(content, indent=1, sort_keys=True).encode())

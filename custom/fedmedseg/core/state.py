@@ -1,0 +1,89 @@
+"""What a site remembers between tasks: on its own disk, keyed by study, experiment and site, never sent.
+
+In the simulator's default mode every task runs in a fresh process, and in a hospital a process may be
+killed at any time. Nothing that lives in memory is relied upon.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core import checkpoint
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+OWNER = "run.json"
+
+
+class SiteState:
+    """Named checkpoint trees of one site (or the server) in one experiment.
+
+    ``run`` is the token of one submission, drawn by the server. State that another run left is set aside,
+    not read; the newest set-aside state is kept under ``earlier/``. A server that resumes a study hands out
+    the earlier run's token again (``earlier_run``), so every site finds its state.
+    """
+
+    def __init__(self, root: Path, *, study: str, experiment: str, site: str, run: str) -> None:
+        self.folder = _folder(root, study, experiment, site)
+        self._claim(run)
+
+    def save(self, name: str, tree: Any) -> None:
+        """Save one tree atomically under ``name``."""
+        checkpoint.save(self._file(name), {"format": FORMAT, "tree": tree})
+
+    def load(self, name: str) -> Any | None:
+        """The tree last saved under ``name``, or None.
+
+        Raises:
+            CheckpointError: damaged beyond the kept generation.
+        """
+        content = checkpoint.load(self._file(name))
+        if content is None or content["format"] != FORMAT:
+            return None
+        return content["tree"]
+
+    def remove(self, name: str) -> None:
+        """Forget ``name`` and its kept generation."""
+        file = self._file(name)
+        file.unlink(missing_ok=True)
+        checkpoint.previous(file).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _claim(self, run: str) -> None:
+        known = _owner(self.folder)
+        if known == run:
+            return
+        if self.folder.exists():
+            earlier = self.folder.parent / "earlier" / self.folder.name
+            if earlier.exists():
+                shutil.rmtree(earlier)
+            earlier.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.rename(earlier)
+            logger.info("state of an earlier run was set aside")
+        owner = {"run": run, "since": int(time.time())}
+        checkpoint.write_atomic(self.folder / OWNER, json.dumps(owner).encode())
+
+
+def earlier_run(root: Path, *, study: str, experiment: str, site: str) -> str | None:
+    """The token of the run that left state here, or None."""
+    return _owner(_folder(root, study, experiment, site))
+
+
+def _folder(root: Path, study: str, experiment: str, site: str) -> Path:
+    return root / study / experiment[:16] / site
+
+
+def _owner(folder: Path) -> str | None:
+    try:
+        run = json.loads((folder / OWNER).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return run if isinstance(run, str) else None

@@ -1,0 +1,175 @@
+"""All that ever crosses the wire: names, shapes, types, direction and sender. What is not declared here is not sent.
+
+| direction | sender | content |
+|---|---|---|
+| server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
+| site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
+| site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedmedseg.core.errors import FedMedSegError, Reason
+
+
+class Header:
+    """Header names of tasks and replies."""
+
+    RUN = "fedmedseg.run"
+    STAGE = "fedmedseg.stage"
+    ROUND = "fedmedseg.round"
+    ROUNDS = "fedmedseg.rounds"
+    BASE = "fedmedseg.base"
+    """SHA-256 of the shared tensors a task was sent with; a reply names the base it was trained from."""
+    NONCE = "fedmedseg.nonce"
+    """Drawn per task and echoed once: a reply that was seen before is refused."""
+    SCHEMA = "fedmedseg.schema"
+    EXPERIMENT = "fedmedseg.experiment"
+    REASON = "fedmedseg.reason"
+    DECLINED = "fedmedseg.declined"
+    """The site takes no part in this stage (no cases for it): neither an error nor counted to the quorum."""
+
+
+class Meta:
+    """Entries of a reply's DXO meta."""
+
+    EXAMPLES = "examples"
+    STEPS = "steps"
+    TRAIN_SECONDS = "train_seconds"
+    METRICS = "metrics"
+
+
+@dataclass(frozen=True)
+class StageContract:
+    """What a stage sends, what its replies carry and so what they are judged by."""
+
+    sends: Literal["shared", "nothing"]
+    returns: Literal["shared", "metrics"]
+    metrics: tuple[str, ...] = ()
+    """fnmatch patterns of the metric names that may leave a site."""
+
+    def check_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Raise unless every metric is declared and a finite number.
+
+        Raises:
+            FedMedSegError: reason SCHEMA, naming the metric.
+        """
+        for name, value in metrics.items():
+            if not isinstance(name, str) or not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.metrics):
+                raise FedMedSegError(
+                    "metric",
+                    got=repr(name)[:80],
+                    expected=f"one of {', '.join(self.metrics)}",
+                    remedy="declare it in the system's plan",
+                    reason=Reason.SCHEMA,
+                )
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise FedMedSegError(
+                    f"metric {name}", got=repr(value)[:40], expected="a finite number", reason=Reason.SCHEMA
+                )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of one shared tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Schema:
+    """The exact set of shared tensors of one experiment. Server and sites derive it from the same settings."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.specs = {name: TensorSpec(tuple(tensors[name].shape), tensors[name].dtype) for name in sorted(tensors)}
+        for name, spec in self.specs.items():
+            if not spec.dtype.is_floating_point:
+                raise FedMedSegError(
+                    name,
+                    got=str(spec.dtype),
+                    expected="a floating-point tensor",
+                    remedy="keep integer buffers off the wire",
+                    reason=Reason.SCHEMA,
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shared tensors."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and types."""
+        lines = "\n".join(f"{name}|{spec.shape}|{spec.dtype}" for name, spec in self.specs.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def problem(self, tensors: object) -> tuple[Reason, str] | None:
+        """The first reason why ``tensors`` may not be used, or None.
+
+        One pass: the number of keys, then names, types, shapes, and finiteness by one reduction per tensor.
+        Nothing is changed and nothing is raised, whatever the object is.
+        """
+        if not isinstance(tensors, Mapping):
+            return Reason.TENSOR_TYPE, f"a {type(tensors).__name__} instead of a mapping of tensors"
+        if not tensors:
+            return Reason.EMPTY, "no tensors"
+        if len(tensors) > 2 * len(self.specs):
+            return Reason.OVERSIZE, f"{len(tensors)} tensors, {len(self.specs)} declared"
+        if tensors.keys() != self.specs.keys():
+            unknown = [name for name in tensors if name not in self.specs]
+            if unknown:
+                return Reason.UNKNOWN_TENSORS, f"{len(unknown)} undeclared tensor(s)"
+            return Reason.MISSING_TENSORS, f"{len(self.specs) - len(tensors)} declared tensor(s) missing"
+        for name, spec in self.specs.items():
+            tensor = tensors[name]
+            if not isinstance(tensor, torch.Tensor):
+                return Reason.TENSOR_TYPE, f"{name} is a {type(tensor).__name__}, not a torch tensor"
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype != spec.dtype:
+                return Reason.TENSOR_TYPE, f"{name} is {tensor.dtype}, declared {spec.dtype}"
+            if tuple(tensor.shape) != spec.shape:
+                return Reason.TENSOR_SHAPE, f"{name} is {tuple(tensor.shape)}, declared {spec.shape}"
+        for name in self.specs:
+            if not is_finite(tensors[name]):
+                return Reason.NOT_FINITE, f"{name} holds NaN or infinity"
+        return None
+
+    def require(self, tensors: object, *, sender: str) -> None:
+        """Raise where ``problem`` finds one.
+
+        Raises:
+            FedMedSegError: naming the sender and the first problem.
+        """
+        found = self.problem(tensors)
+        if found is not None:
+            raise FedMedSegError(
+                f"tensors from {sender}",
+                got=found[1],
+                expected=f"the {len(self.specs)} tensors this experiment declares",
+                reason=found[0],
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is finite: one sum decides, the exact scan runs only where the sum overflows."""
+    if not tensor.numel() or bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the dense tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,345 @@
+"""The workflow of one stage: FLARE's ScatterAndGather with a quorum, finite patience, and a record of every round."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import Task as FlareTask
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.model import ModelLearnableKey
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.sec.audit import AuditService
+from nvflare.fuel.utils import fobs
+
+from fedmedseg.core.aggregator import GuardedAggregator, Round
+from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.persistor import SharedModelPersistor
+from fedmedseg.core.place import place_of
+from fedmedseg.core.records import RunRecord
+from fedmedseg.core.wire import Header, StageContract
+
+RETRY_SECONDS = 20
+TASK_CHECK_SECONDS = 0.02
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,:;()%+ -]")
+
+
+class QuorumScatterAndGather(ScatterAndGather):
+    """One stage of a study.
+
+    Rounds, quorum and timeouts come from experiment.yaml. A round that stays below its quorum is asked again
+    once, of the sites that failed, for at most 20 s; then the job ends with the reason, as it does when the
+    shared model does not change for ``federation.no_progress_rounds`` rounds.
+
+    Args:
+        stage: name of the stage, a key of ``stages`` in experiment.yaml.
+        experiment_file: path of experiment.yaml.
+        aggregator_id: a ``GuardedAggregator``.
+        persistor_id: the job's ``SharedModelPersistor``.
+        shareable_generator_id: FLARE's ``FullModelShareableGenerator``.
+        record_id: the job's ``RunRecord``.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        experiment_file: str,
+        aggregator_id: str,
+        persistor_id: str,
+        shareable_generator_id: str,
+        record_id: str,
+    ) -> None:
+        self.stage = stage
+        self.experiment_file = experiment_file
+        self.record_id = record_id
+        self.experiment = load_experiment(experiment_file)
+        contracts: dict[str, StageContract] = system_module(self.experiment.system, "plan").STAGES
+        if stage not in contracts:
+            guess = nearest(stage, contracts)
+            raise ConfigurationError(
+                "config_fed_server.json: workflows.stage",
+                got=repr(stage),
+                expected=f"one of {', '.join(contracts)}",
+                remedy=f"write {guess!r}" if guess else "",
+            )
+        self.contract = contracts[stage]
+        self._stages = len(contracts)
+        section = self.experiment.stages[stage]
+        federation = self.experiment.federation
+        timeout = section.timeout or federation.timeout
+        super().__init__(
+            num_rounds=section.rounds,
+            train_task_name=stage,
+            train_timeout=timeout,
+            wait_time_after_min_received=federation.wait_after_quorum or timeout,
+            aggregator_id=aggregator_id,
+            persistor_id=persistor_id,
+            shareable_generator_id=shareable_generator_id,
+            snapshot_every_n_rounds=0,
+            # gc.collect and malloc_trim cost more than a small round; Python's own collector runs anyway
+            memory_gc_rounds=0,
+        )
+        fobs.register(TensorDecomposer)
+        self._declined: dict[str, str] = {}
+        self._replies: dict[str, dict[str, Any]] = {}
+        self._replies_lock = threading.Lock()
+        self._unchanged = 0
+        self._round_facts: dict[str, Any] = {}
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Resolve components, resume, and check the quorum against the sites that are here."""
+        # the base class keeps its check period to itself and never hands it to the communicator
+        self.communicator._task_check_period = TASK_CHECK_SECONDS
+        super().start_controller(fl_ctx)
+        record = self._engine.get_component(self.record_id)
+        if not (
+            isinstance(self.persistor, SharedModelPersistor)
+            and isinstance(self.aggregator, GuardedAggregator)
+            and isinstance(record, RunRecord)
+        ):
+            self.system_panic(f"{self.stage}: persistor, aggregator and record must be fedmedseg's", fl_ctx)
+            return
+        self.record = record
+        sites = self._connected()
+        needed = self.experiment.federation.needed(len(sites))
+        if needed > len(sites):
+            self.system_panic(
+                f"federation.quorum: got {needed}. Expected at most {len(sites)}, the connected sites. "
+                "Remedy: lower federation.quorum or connect more sites.",
+                fl_ctx,
+            )
+            return
+        if len(sites) == 1:
+            self.log_warning(fl_ctx, "only one site takes part: this is local training, nothing is federated")
+        self.record.begin(self.experiment, sites=sites, stages=self._stages, history=self.persistor.history)
+        self._current_round = self.persistor.rounds_done.get(self.stage, 0)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Run the stage's rounds."""
+        if abort_signal.triggered:
+            return
+        super().control_flow(abort_signal, fl_ctx)
+        if not abort_signal.triggered and self._current_round == self._num_rounds:
+            self.record.end_stage()
+
+    def broadcast_and_wait(
+        self,
+        task: FlareTask,
+        fl_ctx: FLContext,
+        targets: list[Client] | list[str] | None = None,
+        min_responses: int = 1,
+        wait_time_after_min_received: int = 0,
+        abort_signal: Signal | None = None,
+    ) -> None:
+        """Ask the sites, once more those that failed, and stop the job below the quorum."""
+        shared = self._global_weights[ModelLearnableKey.WEIGHTS]
+        base = content_sha256(shared)
+        began = time.monotonic()
+        self._replies = {}
+        self._round_facts = {"base": base, "began": began, "attempts": 1}
+        current = Round(
+            run=self.persistor.run,
+            stage=self.stage,
+            number=self._current_round,
+            base=base,
+            nonce=uuid.uuid4().hex,
+            contract=self.contract,
+            schema=self.persistor.schema,
+            shared=shared,
+        )
+        self.aggregator.open_round(current)
+        asked = [site for site in self._connected() if site not in self._declined]
+        needed = self.experiment.federation.needed(len(asked))
+        self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
+        failed = self._failed(asked)
+        needed = self._needed(asked)
+        alive = len(self._answered()) >= needed
+        if self._accepted() < needed and failed and alive and not self._aborted(abort_signal):
+            self.log_warning(fl_ctx, f"round {self._current_round}: asking again: {', '.join(failed)}")
+            self._round_facts["attempts"] = 2
+            current = Round(**{**current.__dict__, "nonce": uuid.uuid4().hex})
+            self.aggregator.renew(current.nonce)
+            again = FlareTask(
+                name=task.name,
+                data=task.data,
+                operator=task.operator,
+                props={},
+                timeout=min(RETRY_SECONDS, self._train_timeout),
+                before_task_sent_cb=self._prepare_train_task_data,
+                result_received_cb=self._process_train_result,
+            )
+            self._send(again, current, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
+            needed = self._needed(asked)
+        self._round_facts.update(needed=needed, asked=asked, waited=time.monotonic() - began)
+        if self._accepted() < needed and not self._aborted(abort_signal):
+            self._write_record(None)
+            self.system_panic(self._shortfall(asked, needed), fl_ctx)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Time the aggregation, judge progress, and close the round's record."""
+        super().handle_event(event_type, fl_ctx)
+        if fl_ctx.get_prop(AppConstants.PHASE) is None or self._phase != AppConstants.PHASE_TRAIN:
+            return
+        if event_type == AppEventType.BEFORE_AGGREGATION:
+            self._round_facts["aggregation_began"] = time.monotonic()
+        elif event_type == AppEventType.AFTER_SHAREABLE_TO_LEARNABLE:
+            self._round_facts["aggregated"] = time.monotonic()
+        elif event_type == AppEventType.ROUND_DONE:
+            self._finish_round(fl_ctx)
+
+    def _finish_round(self, fl_ctx: FLContext) -> None:
+        digest = self._round_facts["base"]
+        if self.contract.returns == "shared":
+            digest = content_sha256(self._global_weights[ModelLearnableKey.WEIGHTS])
+            self._unchanged = self._unchanged + 1 if digest == self._round_facts["base"] else 0
+        record = self._write_record(digest)
+        self.persistor.finish_round(self.stage, self._current_round, record)
+        limit = self.experiment.federation.no_progress_rounds
+        if self._unchanged >= limit:
+            self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)
+
+    def _write_record(self, digest: str | None) -> dict[str, Any]:
+        facts, aggregator = self._round_facts, self.aggregator
+        moved_down = aggregator.round.schema.nbytes if self.contract.sends == "shared" else 0
+        sites = {}
+        for site in facts["asked"]:
+            reply = self._replies.get(site, {"reason": "no reply in time", "seconds": None})
+            contribution = aggregator.contributions.get(site)
+            seconds = contribution.train_seconds if contribution else 0.0
+            sites[site] = {
+                "accepted": contribution is not None,
+                "declined": site in self._declined,
+                "reason": None if contribution else reply["reason"],
+                "bytes_down": moved_down,
+                "bytes_up": contribution.nbytes if contribution else 0,
+                "train_seconds": round(seconds, 3),
+                # the rest of the time between sending and receiving: transport, polling, waiting for a turn
+                "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),
+                "examples": contribution.examples if contribution else None,
+                "weight": aggregator.weights.get(site),
+                "metrics": dict(sorted(contribution.metrics.items())) if contribution else {},
+            }
+        record = {
+            "stage": self.stage,
+            "round": self._current_round,
+            "rounds": self._num_rounds,
+            "attempts": facts["attempts"],
+            "needed": facts["needed"],
+            "accepted": sorted(aggregator.contributions),
+            "rejected": len(aggregator.rejections),
+            "sites": sites,
+            "aggregate_seconds": round(facts.get("aggregated", 0.0) - facts.get("aggregation_began", 0.0), 4),
+            "wall_seconds": round(time.monotonic() - facts["began"], 3),
+            "shared_sha256": digest,
+            "notes": aggregator.notes,
+        }
+        self.record.add_round(record, self._folder)
+        return record
+
+    def _send(
+        self,
+        task: FlareTask,
+        current: Round,
+        fl_ctx: FLContext,
+        targets: list[str],
+        enough: int,
+        patience: int,
+        abort_signal: Signal | None,
+    ) -> None:
+        if self.contract.sends == "nothing":
+            task.data.clear_data() if hasattr(task.data, "clear_data") else task.data.pop("DXO", None)
+        for header, value in (
+            (Header.RUN, current.run),
+            (Header.STAGE, current.stage),
+            (Header.ROUND, current.number),
+            (Header.ROUNDS, self._num_rounds),
+            (Header.BASE, current.base),
+            (Header.NONCE, current.nonce),
+            (Header.SCHEMA, current.schema.digest),
+            (Header.EXPERIMENT, self.experiment.digest),
+        ):
+            task.data.set_header(header, value)
+        self._folder = place_of(fl_ctx).run / "report"
+        self._sent = time.monotonic()
+        super().broadcast_and_wait(
+            task=task,
+            fl_ctx=fl_ctx,
+            targets=targets,
+            min_responses=enough,
+            wait_time_after_min_received=patience,
+            abort_signal=abort_signal,
+        )
+
+    def _accept_train_result(
+        self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
+    ) -> bool:
+        """Judge one reply. A failure is noted with its reason; the quorum decides what it means for the job."""
+        code = result.get_return_code()
+        reason: str | None = None
+        accepted = False
+        declined = result.get_header(Header.DECLINED)
+        if declined:
+            self._declined[client_name] = reason = _clean(declined)
+            self.log_warning(fl_ctx, f"{client_name} takes no part in {self.stage}: {reason}")
+        elif code and code != ReturnCode.OK:
+            reason = _clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
+            self.aggregator.rejections[client_name] = reason
+            self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
+        else:
+            accepted = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+            if not accepted:
+                reason = self.aggregator.rejections.get(client_name, str(Reason.ALREADY_RECEIVED))
+        if reason is not None:
+            AuditService.add_event(user=client_name, action="fedmedseg.rejected", ref=self.stage, msg=reason)
+        with self._replies_lock:
+            if accepted or client_name not in self.aggregator.contributions:
+                self._replies[client_name] = {"reason": reason, "seconds": time.monotonic() - self._sent}
+        return accepted
+
+    def _connected(self) -> list[str]:
+        return sorted(client.name for client in self._engine.get_clients())
+
+    def _accepted(self) -> int:
+        return len(self.aggregator.contributions)
+
+    def _answered(self) -> set[str]:
+        return {site for site in self._replies if site not in self._declined}
+
+    def _failed(self, asked: list[str]) -> list[str]:
+        return [site for site in asked if site not in self.aggregator.contributions and site not in self._declined]
+
+    def _needed(self, asked: list[str]) -> int:
+        taking_part = sum(site not in self._declined for site in asked)
+        return max(1, self.experiment.federation.needed(taking_part))
+
+    def _shortfall(self, asked: list[str], needed: int) -> str:
+        reasons = []
+        for site in asked:
+            if site not in self.aggregator.contributions:
+                reply = self._replies.get(site)
+                reasons.append(f"{site}: {reply['reason'] if reply else 'no reply in time'}")
+        return (
+            f"{self.stage} round {self._current_round}: {self._accepted()} of {needed} needed replies were accepted "
+            f"({'; '.join(reasons)}). The last shared model is kept."
+        )
+
+    @staticmethod
+    def _aborted(abort_signal: Signal | None) -> bool:
+        return abort_signal is not None and bool(abort_signal.triggered)
+
+
+def _clean(reason: object) -> str:
+    """A site's own words, made fit for a log: short, one line, no path separators."""
+    return _UNSAFE.sub("?", str(reason))[:200]

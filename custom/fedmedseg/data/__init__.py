@@ -1,0 +1,1 @@
+"""Site files, data lists, volumes, phantoms and importers of public data sets."""

@@ -1,0 +1,42 @@
+"""Importers of public data sets, by name. A further set adds a module with an ``Importer`` and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.data.importers.base import Collection, Content, FilePair, Importer, SourceCase
+from fedmedseg.data.importers.decathlon import DecathlonImporter
+from fedmedseg.data.importers.sunnybrook import SunnybrookImporter
+
+IMPORTERS: dict[str, Callable[..., Importer]] = {
+    "decathlon": DecathlonImporter,
+    "sunnybrook": SunnybrookImporter,
+}
+
+
+def create(name: str, **options: Any) -> Importer:
+    """The importer called ``name``; options that are None or False were not given.
+
+    Raises:
+        ConfigurationError: an unknown name, or an option that this importer does not have.
+    """
+    if name not in IMPORTERS:
+        guess = nearest(name, IMPORTERS)
+        raise ConfigurationError(
+            "importer",
+            got=repr(name),
+            expected=f"one of {', '.join(sorted(IMPORTERS))}",
+            remedy=f"write {guess!r}" if guess else "",
+        )
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    known = inspect.signature(IMPORTERS[name]).parameters
+    for key in given:
+        if key not in known:
+            raise ConfigurationError(f"--{key}", got=f"importer {name!r}", expected="an importer that has this option")
+    return IMPORTERS[name](**given)
+
+
+__all__ = ["IMPORTERS", "Collection", "Content", "FilePair", "Importer", "SourceCase", "create"]

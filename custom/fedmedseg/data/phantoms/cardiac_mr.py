@@ -1,0 +1,266 @@
+"""Short-axis cardiac MR phantoms: ventricles from apex to base in a thorax full of look-alikes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedmedseg.data.phantoms.geometry import (
+    Array,
+    Phantom,
+    Points,
+    cover,
+    ellipsoid,
+    grid,
+    paint,
+    rotate,
+    smooth_noise,
+    through_plane_mean,
+    warp,
+)
+from fedmedseg.data.phantoms.style import SiteStyle
+
+SUBSLICES = 3
+"""Samples inside a slice; odd, so that the middle one gives the label."""
+CAVITY, MYOCARDIUM, RIGHT, INFARCT, NO_REFLOW = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heart:
+    """One patient's heart; lengths in mm, angles in degrees, in the short-axis frame (x right, y anterior, z base)."""
+
+    kind: str
+    centre: tuple[float, float]
+    turn: float
+    radius: float
+    """Left-ventricular cavity at the base."""
+    wall: float
+    septal_extra: float
+    length: float
+    base: float
+    """z of the valve plane."""
+    lean: tuple[float, float]
+    """In-plane drift of the axis per mm of z."""
+    right_reach: float
+    right_height: float
+    right_length: float
+    ripple: tuple[tuple[int, float, float], ...]
+    """(waves around, relative height, phase) of the contour."""
+
+
+def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float) -> Heart:
+    """Sample a heart whose long axis suits a stack of ``depth`` mm."""
+    kinds = list(style.anatomy)
+    kind = str(rng.choice(kinds, p=np.array(list(style.anatomy.values())) / sum(style.anatomy.values())))
+    contraction = rng.choice([1.0, 0.8])  # about half the cases are near end-systole
+    radius, wall = rng.uniform(21, 25), rng.uniform(8, 10)
+    septal = 0.0
+    right = rng.uniform(32, 37)
+    if kind == "dilated":
+        radius, wall, contraction = radius * 1.25, wall * 0.8, max(float(contraction), 0.92)
+    elif kind == "hypertrophic":
+        radius, wall, septal = radius * 0.85, wall * 1.35, rng.uniform(1, 5)
+    elif kind == "right_load":
+        radius, right = radius * 0.9, right * 1.3
+    thick = wall * (1 + 0.9 * (1 - contraction))
+    return Heart(
+        kind=kind,
+        centre=(rng.uniform(-17, -7), rng.uniform(-6, 6)),
+        turn=style.turn + rng.normal(0, 8),
+        radius=float(radius * contraction),
+        wall=float(thick),
+        septal_extra=float(septal),
+        length=float(depth * rng.uniform(0.88, 1.05)),
+        base=float(depth * rng.uniform(0.40, 0.54)),
+        lean=(float(rng.normal(0, 0.06)), float(rng.normal(0, 0.06))),
+        right_reach=float(right * (0.6 + 0.4 * contraction)),
+        right_height=float(rng.uniform(33, 40)),
+        right_length=float(rng.uniform(0.78, 0.95)),
+        ripple=tuple((k, float(rng.normal(0, 0.06 / k)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surfaces:
+    """Signed distances in mm of one heart, (X, Y, Z * SUBSLICES); negative inside.
+
+    ``angle`` is the direction around the cavity's centre in radians (0 towards the right ventricle),
+    ``depth`` goes from 0 at the cavity to 1 at the outer wall.
+    """
+
+    cavity: Array
+    epicardium: Array
+    right: Array
+    right_wall: Array
+    above_base: Array
+    angle: Array
+    depth: Array
+    local: Points
+
+
+def surfaces(points: Points, heart: Heart, rng: np.random.Generator) -> Surfaces:
+    """The heart's implicit surfaces on a grid."""
+    bent = warp(points, rng, amplitude=1.6, wavelength=75)
+    x = bent[0] - heart.centre[0] - heart.lean[0] * bent[2]
+    y = bent[1] - heart.centre[1] - heart.lean[1] * bent[2]
+    x, y = rotate(x, y, heart.turn)
+    height = heart.base - points[2]  # mm below the valve plane
+    radial, angle = np.hypot(x, y), np.arctan2(y, x)
+    ripple = 1 + sum(a * np.cos(k * angle + phase) for k, a, phase in heart.ripple)
+
+    def profile(length: float) -> Array:
+        return np.sqrt(np.clip(1 - (np.clip(height, 0, None) / length) ** 2, 0, 1))
+
+    inner = heart.radius * ripple * profile(heart.length - heart.wall)
+    thickness = heart.wall + heart.septal_extra * np.clip(np.cos(angle), 0, 1) ** 2
+    outer = (heart.radius * ripple + thickness) * profile(heart.length)
+    # below the apex a profile of 0 would leave a line of zero distance
+    cavity = np.where(inner > 1.0, radial - inner, radial + 5).astype(np.float32)
+    epicardium = np.where(outer > 1.0, radial - outer, radial + 5).astype(np.float32)
+    reach = profile(heart.length * heart.right_length)
+    shrink = np.clip(reach, 0.05, 1)
+    centre = heart.radius + heart.wall * 0.2
+    right = (
+        np.sqrt(
+            ((x - centre * shrink) / (heart.right_reach * shrink)) ** 2
+            + ((y - 4 * shrink) / (heart.right_height * shrink)) ** 2
+        )
+        - 1
+    ) * (heart.right_reach * shrink)
+    right = np.where(reach > 0.1, right, 20)
+    bare = right.astype(np.float32)
+    right = np.maximum(right, -(epicardium - 1.0)).astype(np.float32)
+    depth = np.clip((radial - inner) / np.maximum(outer - inner, 1e-3), 0, 1).astype(np.float32)
+    return Surfaces(
+        cavity=cavity,
+        epicardium=epicardium,
+        right=right,
+        right_wall=(bare - 3.2).astype(np.float32),
+        above_base=(-height).astype(np.float32),
+        angle=angle.astype(np.float32),
+        depth=depth,
+        local=(x, y, points[2]),
+    )
+
+
+def heart_label(s: Surfaces) -> np.ndarray:
+    """Label volume (X, Y, Z) from the middle sample of each slice; papillary muscles belong to the cavity."""
+    middle = slice(SUBSLICES // 2, None, SUBSLICES)
+    below = s.above_base[..., middle] <= 0
+    label = np.zeros(below.shape, dtype=np.uint8)
+    label[(s.right[..., middle] <= 0) & below] = RIGHT
+    label[(s.epicardium[..., middle] <= 0) & below] = MYOCARDIUM
+    label[(s.cavity[..., middle] <= 0) & below] = CAVITY
+    return label
+
+
+def paint_thorax(image: Array, points: Points, rng: np.random.Generator, value: dict[str, float], soft: float) -> None:
+    """Everything around the heart: chest wall, lungs with vessels, liver, spleen, stomach, aorta, spine."""
+
+    def near(*centre: float, jitter: float = 5.0) -> tuple[float, float, float]:
+        moved = np.array(centre) + rng.normal(0, jitter, size=3)
+        return float(moved[0]), float(moved[1]), float(moved[2])
+
+    wide = warp(points, rng, amplitude=4, wavelength=110)
+    image[:] = value["air"]
+    body = ellipsoid(wide, near(5, -28, 0, jitter=4), (128, 108, 400))
+    paint(image, cover(body, soft), value["fat"])
+    paint(image, cover(body + rng.uniform(7, 14), soft), value["muscle"])
+    lungs = np.minimum(
+        ellipsoid(wide, near(-82, -2, 10), (50, 62, 160)),
+        ellipsoid(wide, near(96, 0, 20), (48, 66, 160)),
+    )
+    paint(image, cover(lungs, soft), value["lung"])
+    for _ in range(14):
+        centre = (rng.choice([-1, 1]) * rng.uniform(48, 84), rng.uniform(-50, 45), rng.uniform(-40, 40))
+        vessel = ellipsoid(points, centre, (rng.uniform(1.5, 4), rng.uniform(1.5, 4), rng.uniform(5, 25)))
+        paint(image, cover(np.maximum(vessel, lungs), soft), value["blood"])
+    liver = ellipsoid(wide, near(42, -62, -18), (58, 34, 52), turn=rng.normal(-15, 8))
+    paint(image, cover(liver, soft), value["liver"])
+    for _ in range(5):
+        centre = near(35, -58, -15, jitter=14)
+        vessel = ellipsoid(points, centre, (rng.uniform(2, 5), rng.uniform(2, 4), 12), turn=rng.uniform(0, 180))
+        paint(image, cover(np.maximum(vessel, liver), soft), value["blood"])
+    spleen = ellipsoid(wide, near(-68, -48, -20), (20, 17, 40), turn=rng.normal(20, 10))
+    paint(image, cover(spleen, soft), value["spleen"])
+    # a stomach with a wall and bright contents looks like a ventricle in cross-section
+    stomach = ellipsoid(wide, near(-38, -58, -22), (24, 16, 26), turn=rng.normal(0, 15))
+    paint(image, cover(stomach, soft), value["myocardium"])
+    paint(image, cover(stomach + rng.uniform(4, 7), soft), value["stomach"])
+    spine = ellipsoid(wide, near(8, -92, 0, jitter=3), (20, 18, 300))
+    paint(image, cover(spine, soft), value["bone"])
+    aorta = ellipsoid(points, near(-20, -66, 0, jitter=4), (rng.uniform(10, 13), rng.uniform(10, 13), 300))
+    paint(image, cover(aorta - 2.0, soft), value["myocardium"])
+    paint(image, cover(aorta, soft), value["blood"])
+
+
+def paint_heart(image: Array, s: Surfaces, heart: Heart, rng: np.random.Generator, v: dict[str, float], soft: float) -> None:
+    """Epicardial fat, ventricles, trabeculae and papillary muscles, atria above the valve plane."""
+    below = cover(s.above_base, 2.0)
+    envelope = np.minimum(s.epicardium, s.right_wall)
+    patchy = rng.uniform(0.5, 3) + 3.0 * np.cos(s.angle + rng.uniform(0, 6)) * np.cos(2 * s.angle + rng.uniform(0, 6))
+    paint(image, cover(envelope - patchy, soft), v["fat"])
+    paint(image, cover(s.right_wall, soft), v["myocardium"])
+    right = cover(s.right, soft)
+    paint(image, right, v["blood"])
+    x, y, z = s.local
+    for _ in range(7):
+        at = (heart.radius * 0.4 + rng.uniform(0.5, 1.1) * heart.right_reach, rng.uniform(-24, 26), rng.uniform(-40, 20))
+        trabecula = ellipsoid((x, y, z), at, (rng.uniform(1.5, 4), rng.uniform(1.5, 3), 16), turn=rng.uniform(0, 180))
+        paint(image, cover(trabecula, soft) * right * below, v["myocardium"])
+    paint(image, cover(s.epicardium, soft), v["myocardium"])
+    cavity = cover(s.cavity, soft)
+    paint(image, cavity, v["blood"])
+    for side in (rng.uniform(35, 70), rng.uniform(-75, -40), rng.uniform(150, 200)):
+        if side > 100 and rng.uniform() < 0.6:
+            continue  # a third papillary muscle is the exception
+        angle, far = np.deg2rad(side + 180), heart.radius * rng.uniform(0.52, 0.72)
+        at = (far * np.cos(angle), far * np.sin(angle), heart.base - heart.length * rng.uniform(0.45, 0.62))
+        size = heart.radius * rng.uniform(0.16, 0.26)
+        muscle = ellipsoid((x, y, z), at, (size, size * rng.uniform(0.8, 1.3), heart.length * 0.27))
+        paint(image, cover(muscle, soft) * cavity * below, v["myocardium"])
+    # above the valves: atrial blood with a thin wall, unlabelled
+    above = 1 - below
+    atrium = ellipsoid((x, y, z), (6, -4, heart.base + 12), (heart.radius * 1.35, heart.radius * 1.1, 24))
+    paint(image, cover(atrium - 3, soft) * above, v["myocardium"])
+    paint(image, cover(atrium, soft) * above, v["blood"])
+
+
+def acquire(image: Array, rng: np.random.Generator, style: SiteStyle) -> Array:
+    """The scanner: thick slices, point spread, contrast curve, coil sensitivity, Rician noise and gain.
+
+    Args:
+        image: (X, Y, Z * SUBSLICES) in relative units.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    volume = through_plane_mean(image, SUBSLICES)
+    volume = gaussian_filter(volume, [style.blur / style.spacing[0], style.blur / style.spacing[1], 0])
+    volume = np.clip(volume, 0, None) ** style.gamma
+    sensitivity = np.exp(style.bias * smooth_noise(rng, volume.shape, (3, 3, 2)))
+    volume = gaussian_filter(sensitivity, [6, 6, 1]) * volume
+    sigma = style.noise * rng.uniform(0.8, 1.25)
+    real = volume + rng.normal(0, sigma, size=volume.shape)
+    imaginary = rng.normal(0, sigma, size=volume.shape)
+    return (np.hypot(real, imaginary) * style.gain * rng.uniform(0.85, 1.2)).astype(np.float32)
+
+
+def tissue_values(rng: np.random.Generator, style: SiteStyle) -> dict[str, float]:
+    """This patient's mean intensity per tissue."""
+    return {name: max(0.0, mean + float(rng.normal(0, style.spread))) for name, mean in style.tissue.items()}
+
+
+def draw_cine(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
+    """One cine frame: 1 left-ventricular cavity, 2 myocardium, 3 right-ventricular cavity."""
+    points = grid(size, style.spacing, subslices=SUBSLICES)
+    depth = size[2] * style.spacing[2]
+    heart = draw_heart(rng, style, depth)
+    value = tissue_values(rng, style)
+    soft = 0.5 * max(style.spacing[:2])
+    s = surfaces(points, heart, rng)
+    image = np.zeros(points[0].shape, dtype=np.float32)
+    paint_thorax(image, points, rng, value, soft)
+    paint_heart(image, s, heart, rng, value, soft)
+    image *= 1 + 0.06 * smooth_noise(rng, image.shape, (28, 28, 8)) + 0.05 * smooth_noise(rng, image.shape, (60, 60, 16))
+    return Phantom(image=acquire(image, rng, style), label=heart_label(s), spacing=style.spacing)

@@ -1,0 +1,171 @@
+"""How hospitals differ: scanner, protocol, file orientation, patients and what they annotate, by site number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.seeding import generator
+
+LABELS: dict[str, dict[int, str]] = {
+    "cine_mr": {1: "left_ventricle", 2: "myocardium", 3: "right_ventricle"},
+    "late_enhancement_mr": {
+        1: "left_ventricle",
+        2: "myocardium",
+        3: "right_ventricle",
+        4: "infarct",
+        5: "no_reflow",
+    },
+    "abdominal_ct": {1: "liver", 2: "spleen", 3: "pancreas", 4: "kidneys"},
+    "cardiac_ct": {1: "calcification"},
+}
+LANDMARKS: tuple[str, ...] = ("RCC", "LCC", "NCC", "RCA", "LCA", "MS1", "MS2")
+"""Hinge points of the three cusps, the two coronary ostia, and the two ends of the membranous septum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteStyle:
+    """What one hospital does to its images.
+
+    Attributes:
+        size: Default voxels per axis of the canonical (right, anterior, superior) grid.
+        spacing: mm per axis of that grid.
+        axcodes: Orientation of the stored array; the slice axis stays last.
+        oblique: Tilt of the image plane in degrees; 0 for CT.
+        tissue: Mean intensity per tissue, relative units for MR and HU for CT.
+        spread: Standard deviation between patients of each tissue's intensity, same units.
+        gain: Scale of stored MR numbers; unused for CT.
+        gamma: Exponent of the MR contrast curve on the 0..1 range.
+        bias: Spread of the MR coil's log sensitivity, or of CT cupping in units of 100 HU.
+        noise: Standard deviation of the noise, relative units or HU.
+        blur: In-plane point spread, mm.
+        turn: Mean in-plane rotation of the anatomy in degrees (planning habit).
+        anatomy: Probability per kind of patient.
+        annotated_labels: Label numbers this site annotates; None for all.
+        annotated_landmarks: Landmarks this site annotates.
+    """
+
+    index: int
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    axcodes: str
+    oblique: tuple[float, float, float]
+    tissue: Mapping[str, float]
+    spread: float
+    gain: float = 1.0
+    gamma: float = 1.0
+    bias: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    turn: float = 0.0
+    anatomy: Mapping[str, float] = field(default_factory=dict)
+    annotated_labels: tuple[int, ...] | None = None
+    annotated_landmarks: tuple[str, ...] = ()
+
+
+AXCODES = ("LPS", "RAS", "PLI", "ALS", "RPS", "LAI")
+
+_CINE: tuple[dict[str, Any], ...] = (
+    {
+        "size": (80, 80, 8),
+        "spacing": (1.8, 1.8, 8.0),
+        "oblique": (20.0, -15.0, 5.0),
+        "tissue": {
+            "air": 0.02, "lung": 0.07, "muscle": 0.30, "fat": 0.78, "liver": 0.40, "spleen": 0.46,
+            "stomach": 0.80, "blood": 0.82, "myocardium": 0.34, "bone": 0.45,
+        },
+        "gain": 900.0, "gamma": 1.0, "bias": 0.15, "noise": 0.035, "blur": 1.0, "turn": 0.0,
+        "anatomy": {"normal": 0.7, "dilated": 0.1, "hypertrophic": 0.1, "right_load": 0.1},
+    },
+    {
+        "size": (84, 80, 9),
+        "spacing": (1.7, 1.7, 8.0),
+        "oblique": (-10.0, 25.0, -8.0),
+        "tissue": {
+            "air": 0.03, "lung": 0.16, "muscle": 0.52, "fat": 0.92, "liver": 0.72, "spleen": 0.60,
+            "stomach": 0.40, "blood": 0.70, "myocardium": 0.46, "bone": 0.80,
+        },
+        "gain": 210.0, "gamma": 1.2, "bias": 0.25, "noise": 0.06, "blur": 1.5, "turn": 24.0,
+        "anatomy": {"normal": 0.2, "dilated": 0.7, "hypertrophic": 0.0, "right_load": 0.1},
+    },
+    {
+        "size": (80, 88, 8),
+        "spacing": (1.9, 1.9, 8.0),
+        "oblique": (12.0, 18.0, 12.0),
+        "tissue": {
+            "air": 0.02, "lung": 0.05, "muscle": 0.58, "fat": 0.14, "liver": 0.62, "spleen": 0.82,
+            "stomach": 0.20, "blood": 0.80, "myocardium": 0.56, "bone": 0.15,
+        },
+        "gain": 2600.0, "gamma": 0.8, "bias": 0.32, "noise": 0.05, "blur": 0.6, "turn": -22.0,
+        "anatomy": {"normal": 0.2, "dilated": 0.0, "hypertrophic": 0.7, "right_load": 0.1},
+    },
+    {
+        "size": (80, 80, 10),
+        "spacing": (2.0, 2.0, 8.0),
+        "oblique": (-22.0, -8.0, 0.0),
+        "tissue": {
+            "air": 0.02, "lung": 0.22, "muscle": 0.20, "fat": 0.95, "liver": 0.24, "spleen": 0.36,
+            "stomach": 0.55, "blood": 0.50, "myocardium": 0.22, "bone": 0.70,
+        },
+        "gain": 450.0, "gamma": 1.0, "bias": 0.25, "noise": 0.045, "blur": 1.9, "turn": 40.0,
+        "anatomy": {"normal": 0.2, "dilated": 0.1, "hypertrophic": 0.1, "right_load": 0.6},
+    },
+)  # fmt: skip
+
+_STYLES: dict[str, tuple[dict[str, Any], ...]] = {"cine_mr": _CINE}
+_SPREAD = {"cine_mr": 0.03, "late_enhancement_mr": 0.03, "abdominal_ct": 6.0, "cardiac_ct": 15.0}
+
+
+def families() -> tuple[str, ...]:
+    """Names of the families that can be written."""
+    return tuple(_STYLES)
+
+
+def check_family(family: str) -> None:
+    """Refuse a family nobody can draw.
+
+    Raises:
+        ConfigurationError: names the nearest family.
+    """
+    if family not in _STYLES:
+        guess = nearest(str(family), _STYLES)
+        raise ConfigurationError(
+            "data.phantom.family",
+            got=repr(family),
+            expected=f"one of {', '.join(_STYLES)}",
+            remedy=f"write {guess!r}" if guess else "choose one of these",
+        )
+
+
+def site_style(family: str, index: int) -> SiteStyle:
+    """The style of site ``index`` (0, 1, 2, ...): four distinct hospitals, then blends of two of them.
+
+    Raises:
+        ConfigurationError: unknown family or negative index.
+    """
+    check_family(family)
+    if index < 0:
+        raise ConfigurationError("site_index", got=index, expected="0 or more")
+    known = _STYLES[family]
+    settings = known[index] if index < len(known) else _blend(family, index)
+    return SiteStyle(index=index, axcodes=AXCODES[index % len(AXCODES)], spread=_SPREAD[family], **settings)
+
+
+def _blend(family: str, index: int) -> dict[str, Any]:
+    """A further hospital between two of the first ones, with its own mixture per setting."""
+    rng = generator(0, "phantom style", family, index)
+    known = _STYLES[family]
+    first, second = (known[i] for i in rng.choice(len(known), size=2, replace=False))
+
+    def mix(a: Any, b: Any) -> Any:
+        if isinstance(a, Mapping):
+            share = rng.uniform(0, 1)
+            return {name: (1 - share) * a[name] + share * b[name] for name in a}
+        if isinstance(a, float):
+            share = rng.uniform(0, 1)
+            return (1 - share) * a + share * b
+        return a if rng.uniform() < 0.5 else b
+
+    return {name: mix(first[name], second[name]) for name in first}

@@ -1,0 +1,22 @@
+"""FLARE executor of FedATA's pretraining: binds the masked self-distillation learner."""
+
+from __future__ import annotations
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.executor import TrainingExecutor
+from fedmedseg.core.learner import Learner
+from fedmedseg.core.place import Place
+from fedmedseg.data.site import open_site
+
+
+class MaskedDistillationExecutor(TrainingExecutor):
+    """Runs `pretraining` tasks (Dai et al. 2024, FedATA)."""
+
+    def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+        """The learner at this site."""
+        from fedmedseg.fedata.learner import MaskedDistillationLearner
+
+        site = open_site(
+            experiment, name=place.name, local=place.local, workspace=place.workspace, simulated=place.simulated
+        )
+        return MaskedDistillationLearner(experiment=experiment, site=site)

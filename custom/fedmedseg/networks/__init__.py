@@ -1,0 +1,1 @@
+"""Backbones and segmentation networks, built from MONAI, and the views on them that pretraining needs."""

@@ -1,0 +1,104 @@
+"""One way to build a study's segmentation network, and to name the encoder tensors that pretraining trains."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from fedmedseg.core.config import Experiment, SwinUNETRSection, UNETRSection
+from fedmedseg.core.errors import ConfigurationError
+
+ENCODERS = {"swin_unetr": "swinViT", "unetr": "vit"}
+"""Where each network keeps its encoder; the first part of every encoder tensor's name."""
+
+# Not on the way from the image to the distilled tokens: Swin's last merging comes after them, and MONAI's
+# ViT blocks carry a norm for cross-attention even where they have none.
+_UNTRAINED = {
+    "swin_unetr": re.compile(r"^swinViT\.layers4\.0\.downsample\."),
+    "unetr": re.compile(r"^vit\.blocks\.\d+\.norm_cross_attn\."),
+}
+
+
+def build_segmentation(experiment: Experiment) -> nn.Module:
+    """The study's network: ``(B, 1, *crop)`` images to ``(B, classes, *crop)`` logits.
+
+    Weights come from torch's global generator as the caller seeded it, and from nothing else.
+
+    Raises:
+        ConfigurationError: see ``check_network``.
+    """
+    from monai.networks.nets import UNETR, SwinUNETR
+
+    check_network(experiment)
+    data, network = experiment.data, experiment.network
+    if isinstance(network, SwinUNETRSection):
+        return SwinUNETR(
+            in_channels=1,
+            out_channels=data.classes,
+            feature_size=network.feature_size,
+            depths=network.depths,
+            num_heads=network.heads,
+            window_size=network.window,
+            dropout_path_rate=network.drop_path,
+            spatial_dims=data.spatial_dims,
+            # MONAI uses it where no gradient is recorded: the teacher, validation and inference
+            use_flash_attention=True,
+        )
+    model = UNETR(
+        in_channels=1,
+        out_channels=data.classes,
+        img_size=data.crop,
+        feature_size=network.feature_size,
+        hidden_size=network.hidden_size,
+        mlp_dim=network.mlp_dim,
+        num_heads=network.heads,
+        spatial_dims=data.spatial_dims,
+    )
+    for block in model.vit.blocks:
+        # UNETR does not pass the option on; without dropout it is the same sum in one kernel
+        block.attn.use_flash_attention = True
+    return model
+
+
+def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
+    """State-dict names of the encoder tensors that pretraining trains and a site shares.
+
+    SwinUNETR: ``swinViT.*`` without the patch merging after the last stage. UNETR: ``vit.*`` without the norms of
+    a cross-attention it does not have. Parameters only: integer buffers follow from the settings.
+    """
+    kind = experiment.network.name
+    prefix = ENCODERS[kind] + "."
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(prefix) and not _UNTRAINED[kind].match(name)
+    ]
+
+
+def check_network(experiment: Experiment) -> None:
+    """Refuse settings that MONAI would accept and then fail on in the middle of a step.
+
+    Raises:
+        ConfigurationError: heads that do not divide a stage's channels, or a crop whose deepest
+            feature map is a single voxel, which instance normalisation cannot train on.
+    """
+    network, crop = experiment.network, experiment.data.crop
+    if isinstance(network, UNETRSection):
+        return
+    for stage, heads in enumerate(network.heads):
+        channels = network.feature_size * 2**stage
+        if channels % heads:
+            raise ConfigurationError(
+                f"network.heads[{stage}]",
+                got=heads,
+                expected=f"a divisor of the stage's {channels} channels",
+                remedy="change network.heads or network.feature_size",
+            )
+    if all(edge == network.input_multiple for edge in crop):
+        raise ConfigurationError(
+            "data.crop",
+            got=list(crop),
+            expected=f"at least one edge above {network.input_multiple} for swin_unetr",
+            remedy=f"use {2 * network.input_multiple} on at least one axis",
+        )

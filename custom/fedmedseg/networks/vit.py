@@ -1,0 +1,52 @@
+"""MONAI's ViT encoder read at its last blocks, with optional masking of patch embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+STRIDE = 16
+"""Voxels per token and axis in MONAI's UNETR."""
+DEPTH = 12
+"""Blocks of the ViT in MONAI's UNETR."""
+
+
+def token_width(encoder: nn.Module) -> int:
+    """Channels of a token."""
+    return int(encoder.norm.normalized_shape[0])
+
+
+def mask_width(encoder: nn.Module) -> int:
+    """Channels of a patch embedding, which is what a mask token replaces."""
+    return token_width(encoder)
+
+
+def block_tokens(
+    encoder: nn.Module,
+    images: torch.Tensor,
+    *,
+    top: int,
+    mask: torch.Tensor | None = None,
+    mask_token: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
+    """Outputs of the last ``top`` blocks, as they are before the encoder's final norm.
+
+    ``images`` is (B, 1, *crop); ``mask`` (B, *crop / 16), true where hidden; ``mask_token`` (hidden_size,) replaces
+    hidden patch embeddings and keeps their position embedding. Each output is (B, tokens, hidden_size).
+    """
+    embedding = encoder.patch_embedding
+    x = embedding.patch_embeddings(images).flatten(2).transpose(-1, -2)
+    if mask is not None and mask_token is not None:
+        hidden = mask.flatten(1).unsqueeze(-1).to(x.dtype)
+        x = x * (1 - hidden) + mask_token.to(x.dtype) * hidden
+    x = embedding.dropout(x + embedding.position_embeddings)
+    outputs = []
+    for block in encoder.blocks:
+        x = block(x)
+        outputs.append(x)
+    return outputs[-top:]
+
+
+def output(encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """What the encoder hands on from its last block: normalised, as UNETR's decoder reads it, so the norm is trained."""
+    return encoder.norm(tokens)

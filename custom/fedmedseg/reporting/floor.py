@@ -1,0 +1,79 @@
+"""The floor under a run: fine-tuning from the trained encoder must clearly beat no training and not lose to scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedmedseg.core.errors import ConfigurationError
+
+ABOVE_UNTRAINED = 0.25
+"""Mean Dice by which the trained model must exceed the untrained one."""
+BELOW_SCRATCH = 0.05
+"""Mean Dice by which it may fall short of the same training from scratch."""
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class FloorRow:
+    """One site's mean test Dice under the three models, and whether the floor holds there."""
+
+    site: str
+    trained: float
+    untrained: float
+    scratch: float
+    structures: int
+    """Number of structures the means stand on."""
+
+    @property
+    def holds(self) -> bool:
+        """trained >= untrained + 0.25 and trained >= scratch - 0.05; a bound that is met exactly holds."""
+        return (
+            self.trained >= self.untrained + ABOVE_UNTRAINED - _ROUNDING
+            and self.trained >= self.scratch - BELOW_SCRATCH - _ROUNDING
+        )
+
+
+def floor(
+    results: Mapping[str, Mapping[str, float]],
+    *,
+    trained: str = "personal",
+    untrained: str = "untrained",
+    scratch: str = "scratch",
+) -> list[FloorRow]:
+    """One row per site, sites in alphabetical order.
+
+    ``results`` maps a site to the flat figures of its evaluation (``dice/<model>/<structure>`` among them;
+    others are ignored). Each mean is taken over the structures for which all three models have a Dice:
+    a structure that one model invents where the site's truth has none tells nothing about learning it.
+
+    Raises:
+        ConfigurationError: no site, or a site without one Dice that all three models share.
+    """
+    if not results:
+        raise ConfigurationError("floor", got="no site", expected="the evaluation of at least one site")
+    return [_row(site, results[site], (trained, untrained, scratch)) for site in sorted(results)]
+
+
+def _row(site: str, figures: Mapping[str, float], models: tuple[str, str, str]) -> FloorRow:
+    found = [_dice_of(figures, model) for model in models]
+    shared = [name for name in found[0] if name in found[1] and name in found[2]]
+    if not shared:
+        raise ConfigurationError(
+            f"floor: {site}",
+            got=", ".join(f"{model}: {len(dice)} structures" for model, dice in zip(models, found, strict=True)),
+            expected=f"a Dice of the same structure for each of {', '.join(models)}",
+            remedy="list these models in the study's starts and run the evaluation stage",
+        )
+    means = [math.fsum(dice[name] for name in shared) / len(shared) for dice in found]
+    return FloorRow(site=site, trained=means[0], untrained=means[1], scratch=means[2], structures=len(shared))
+
+
+def _dice_of(figures: Mapping[str, float], model: str) -> dict[str, float]:
+    prefix = f"dice/{model}/"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in figures.items()
+        if name.startswith(prefix) and math.isfinite(value)
+    }

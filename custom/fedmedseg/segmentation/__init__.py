@@ -1,0 +1,1 @@
+"""Supervised training, validation, test and inference: shared by every system."""

@@ -1,0 +1,110 @@
+"""Validation on the network's grid while training, and the one test on each file's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from torch import nn
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import DataError
+from fedmedseg.core.training import Aborted
+from fedmedseg.data.volumes import Volumes
+from fedmedseg.reporting.metrics import CaseScore, mean_dice, per_patient, score_structures
+from fedmedseg.segmentation.inference import label_map, predict
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    volumes: Volumes,
+    experiment: Experiment,
+    device: str,
+    patient_key: Callable[[str], str],
+    aborted: Callable[[], bool] = lambda: False,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CaseScore]:
+    """Score every volume of ``volumes`` on its file's own grid, in mm.
+
+    Probabilities are resampled, not labels: a resampled label map would show steps that the network did not
+    make. One score per volume; ``reporting.metrics.per_patient`` merges those of one patient, and every
+    mean a site reports is taken over patients. ``patient_key`` turns a patient's name into the salted hash
+    the scores carry; ``on_case`` hears (volumes done, volumes in all).
+
+    Raises:
+        Aborted: ``aborted()`` became true between two volumes.
+    """
+    scores = []
+    for index in _unless_aborted(len(volumes), aborted):
+        probabilities = predict(
+            model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device
+        )
+        case = volumes.cases[index]
+        scores.append(
+            CaseScore(
+                key=case.key,
+                patient=patient_key(case.patient),
+                structures=score_structures(
+                    label_map(volumes.to_native(index, probabilities)),
+                    volumes.native_label(index),
+                    spacing=volumes.native_spacing(index),
+                    labels=experiment.data.labels,
+                    annotated=case.annotated_labels,
+                ),
+            )
+        )
+        on_case(index + 1, len(volumes))
+    return scores
+
+
+def validate(
+    model: nn.Module,
+    *,
+    volumes: Volumes,
+    experiment: Experiment,
+    device: str,
+    aborted: Callable[[], bool] = lambda: False,
+) -> float:
+    """Mean foreground Dice on the preprocessed grid: over patients first, then over structures.
+
+    nan where no structure is in any truth or prediction.
+
+    Raises:
+        Aborted: ``aborted()`` became true between two volumes.
+    """
+    scores = []
+    for index in _unless_aborted(len(volumes), aborted):
+        case = volumes.cases[index]
+        probabilities = predict(
+            model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device
+        )
+        structures = score_structures(
+            label_map(probabilities),
+            label_of(volumes, index),
+            spacing=volumes.spacing(index),
+            labels=experiment.data.labels,
+            annotated=case.annotated_labels,
+            distances=False,
+        )
+        scores.append(CaseScore(key=case.key, patient=case.patient, structures=structures))
+    return mean_dice(per_patient(scores))
+
+
+def label_of(volumes: Volumes, index: int) -> np.ndarray:
+    """The preprocessed label map (X, Y, Z).
+
+    Raises:
+        DataError: the case has none, which a labelled section must not let in.
+    """
+    label = volumes.label(index)
+    if label is None:
+        raise DataError("label", got="a case without a label", expected="labelled cases only")
+    return label
+
+
+def _unless_aborted(count: int, aborted: Callable[[], bool]) -> Iterator[int]:
+    for index in range(count):
+        if aborted():
+            raise Aborted
+        yield index

@@ -1,0 +1,66 @@
+"""Sliding-window prediction of a whole volume, the same in 2D (slice by slice) and 3D."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedmedseg.core.config import DataSection
+from fedmedseg.core.errors import DataError
+
+WINDOWS_PER_FORWARD_2D = 8
+WINDOWS_PER_FORWARD_3D = 1
+
+
+def predict(
+    model: nn.Module,
+    image: np.ndarray | torch.Tensor,
+    data: DataSection,
+    overlap: float,
+    device: str | torch.device,
+) -> torch.Tensor:
+    """Class probabilities of one preprocessed volume.
+
+    ``image`` is (1, X, Y, Z), normalised. A 2D network sees the Z slices as a batch. Windows of
+    ``data.crop`` overlap by ``overlap`` (0..1) and are blended with Gaussian weights; probabilities, not
+    logits, are blended, so they sum to 1 everywhere. A volume smaller than the crop is padded with its
+    own lowest value (air) and cut back. Only windows go to ``device``: the result, float32
+    (classes, X, Y, Z), lies on the CPU. The model's training mode is restored afterwards.
+
+    Raises:
+        DataError: ``image`` is not (1, X, Y, Z).
+    """
+    from monai.inferers import sliding_window_inference
+
+    volume = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image, dtype=torch.float32).cpu()
+    if volume.ndim != 4 or volume.shape[0] != 1:
+        raise DataError("image", got=tuple(volume.shape), expected="one channel and three axes, (1, X, Y, Z)")
+    flat = data.spatial_dims == 2
+    batch = volume.permute(3, 0, 1, 2) if flat else volume[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            result = sliding_window_inference(
+                batch.contiguous(),
+                roi_size=data.crop,
+                sw_batch_size=WINDOWS_PER_FORWARD_2D if flat else WINDOWS_PER_FORWARD_3D,
+                predictor=lambda windows: torch.softmax(model(windows).float(), dim=1),
+                overlap=overlap,
+                mode="gaussian",
+                cval=float(volume.min()),
+                sw_device=torch.device(device),
+                device=torch.device("cpu"),
+            )
+    finally:
+        model.train(was_training)
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(f"the network must return one tensor, not {type(result).__name__}")
+    probabilities = result.permute(1, 2, 3, 0) if flat else result[0]
+    return probabilities.contiguous().clone()
+
+
+def label_map(probabilities: torch.Tensor) -> np.ndarray:
+    """The most probable class of every voxel: (classes, X, Y, Z) -> uint8 (X, Y, Z)."""
+    return probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()

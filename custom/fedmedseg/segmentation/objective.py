@@ -1,0 +1,160 @@
+"""Supervised training of one network: Dice and cross-entropy, AdamW, validation that keeps the best weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.data.volumes import Volumes
+from fedmedseg.segmentation.batches import LabelledBatches
+from fedmedseg.segmentation.evaluation import validate
+from fedmedseg.segmentation.loss import SegmentationLoss
+
+logger = logging.getLogger(__name__)
+
+SLOW_ENCODER_SHARE = 0.1
+"""Share of the steps in which a pretrained encoder learns at the reduced rate, so that the still random
+decoder does not spoil it."""
+
+
+class SupervisedObjective:
+    """Trains ``model`` on labelled crops for ``experiment.segmentation.steps`` steps.
+
+    ``pretrained`` are the state-dict names of tensors that come from pretraining (empty from scratch).
+    ``validation`` None, or a validation set in which no structure can be scored: the last weights count as
+    the best, and the log says so once.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        training: Volumes,
+        validation: Volumes | None,
+        experiment: Experiment,
+        pretrained: Collection[str],
+        device: str,
+        aborted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model = model.to(device)
+        self.training = training
+        self.validation = validation
+        self.experiment = experiment
+        self.pretrained = frozenset(pretrained)
+        self.device = device
+        self.aborted = aborted
+        self.best_dice: float | None = None
+        """Highest validation Dice so far (mean over structures), or None."""
+        self._best: dict[str, torch.Tensor] | None = None
+        self._section = experiment.segmentation
+        self._batches = LabelledBatches(volumes=training, data=experiment.data, segmentation=experiment.segmentation)
+        self._loss = SegmentationLoss()
+        self._optimizer = build_optimizer(_groups(self.model, self.pretrained), self._section.optimizer)
+
+    def step(self, index: int) -> Mapping[str, float]:
+        """One optimiser step on one batch, and validation where it is due.
+
+        Raises:
+            FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
+            Aborted: the federation asked to stop during a validation.
+        """
+        steps, section = self._section.steps, self._section
+        self._set_rates(index)
+        # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
+        images, labels, annotated = self._batches.draw(rng)
+        self.model.train()
+        loss = self._loss(self.model(images.to(self.device)), labels.to(self.device), annotated)
+        value = float(loss.detach())
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.optimizer.clip_norm)
+        if math.isfinite(value):
+            _require_finite(float(norm))
+            self._optimizer.step()
+        if (index + 1) % section.validate_every == 0 or index + 1 == steps:
+            self._validate(index + 1)
+        return {"loss": value}
+
+    def finish(self) -> None:
+        """Give the model its best weights; without any validation Dice it keeps the last ones."""
+        if self._best is None:
+            logger.info("no structure could be validated: the last weights are kept")
+            return
+        self.model.load_state_dict(self._best)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser, and the best weights with their Dice."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self._best,
+            "best_dice": self.best_dice,
+        }
+
+    def restore(self, tree: Any) -> None:
+        """Continue exactly from what ``state`` returned."""
+        self.model.load_state_dict(tree["model"])
+        self._optimizer.load_state_dict(tree["optimizer"])
+        self._best = tree["best"]
+        self.best_dice = tree["best_dice"]
+
+    def _set_rates(self, index: int) -> None:
+        factor = encoder_rate_factor(self._section.encoder_rate_factor, index, self._section.steps)
+        for group in self._optimizer.param_groups:
+            if group["pretrained"]:
+                group["rate_factor"] = factor
+        set_learning_rate(self._optimizer, learning_rate(self._section.optimizer, index, self._section.steps))
+
+    def _validate(self, done: int) -> None:
+        if self.validation is None:
+            return
+        dice = validate(
+            self.model,
+            volumes=self.validation,
+            experiment=self.experiment,
+            device=self.device,
+            aborted=self.aborted,
+        )
+        logger.debug("validation Dice after %d steps: %.4f", done, dice)
+        # of equals the longer trained, so that a flat start at 0 does not win
+        if not math.isnan(dice) and (self.best_dice is None or dice >= self.best_dice):
+            self.best_dice = dice
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+
+
+def encoder_rate_factor(factor: float, index: int, steps: int) -> float:
+    """``factor`` during the first tenth of ``steps`` (0-based ``index``), then 1."""
+    return factor if index < math.ceil(SLOW_ENCODER_SHARE * steps) else 1.0
+
+
+def _groups(model: nn.Module, pretrained: Collection[str]) -> Sequence[dict[str, object]]:
+    named = dict(model.named_parameters())
+    unknown = sorted(set(pretrained) - set(model.state_dict()))
+    if unknown:
+        raise ConfigurationError(
+            "pretrained", got=f"{len(unknown)} unknown, first {unknown[0]}", expected="tensors of the network"
+        )
+    sides = ((False, [p for n, p in named.items() if n not in pretrained]),
+             (True, [p for n, p in named.items() if n in pretrained]))
+    return [{"params": parameters, "pretrained": side} for side, parameters in sides if parameters]
+
+
+def _require_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise FedMedSegError(
+            "gradient norm",
+            got=norm,
+            expected="a finite number",
+            remedy="lower the learning rate or check the intensities of this site's images",
+            reason=Reason.LOCAL_DIVERGED,
+        )
