@@ -17,33 +17,45 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-
 from fedmedseg.core.seeding import generator, seed_everything
-from fedmedseg.data.phantoms.style import LABELS
+from fedmedseg.data.phantoms.style import LABELS, LANDMARKS
 from fedmedseg.data.phantoms.writer import write_site
 
 SITES = 4
-COUNTS = {"training": 6, "test": 4}
-STEPS = {"cine_mr": 300, "late_enhancement_mr": 450, "abdominal_ct": 250, "cardiac_ct": 300}
+COUNTS = {
+    "cine_mr": {"training": 6, "test": 4},
+    "late_enhancement_mr": {"training": 10, "test": 4},
+    "abdominal_ct": {"training": 6, "test": 4},
+    "cardiac_ct": {"training": 8, "test": 4},
+}
+STEPS = {"cine_mr": 300, "late_enhancement_mr": 600, "abdominal_ct": 250, "cardiac_ct": 300}
 """Steps of a single-site training; pooled training takes POOLED_FACTOR times as many."""
-POOLED_FACTOR = 2
+POOLED_FACTOR = 2.5
 RESULTS = Path(__file__).parent / "results" / "phantom_difficulty"
 BOUNDS = {"threshold_below": 0.5, "loss_elsewhere_at_least": 0.1, "pooled_at_least": 0.8}
+LANDMARK_BOUNDS = {"pooled_error_below_mm": 4.0, "error_ratio_elsewhere_at_least": 1.5}
+WINDOWS = {"abdominal_ct": (-175.0, 250.0), "cardiac_ct": (-200.0, 1200.0)}
 BANDS = ((2.5, 97.5), (5.0, 95.0), (10.0, 90.0), (25.0, 75.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """A case on the canonical grid: normalised image (X, Y, Z) float32 and label (X, Y, Z) uint8."""
+    """A case on the canonical grid: normalised image (X, Y, Z) float32, label (X, Y, Z) uint8, landmarks.
+
+    ``points`` is (landmarks, 3) in voxels, empty for families without; ``spacing`` in mm.
+    """
 
     image: np.ndarray
     label: np.ndarray
+    points: np.ndarray
+    spacing: np.ndarray
 
 
 def normalise(image: np.ndarray, family: str) -> np.ndarray:
-    """MR: z-score over the voxels above the volume's mean; CT: -175..250 HU to 0..1."""
-    if family.endswith("_ct"):
-        return np.clip((image + 175) / 425, 0, 1).astype(np.float32)
+    """MR: z-score over the voxels above the volume's mean; CT: the family's HU window to 0..1."""
+    if family in WINDOWS:
+        low, high = WINDOWS[family]
+        return np.clip((image - low) / (high - low), 0, 1).astype(np.float32)
     tissue = image[image > image.mean()]
     return ((image - tissue.mean()) / tissue.std()).astype(np.float32)
 
@@ -51,23 +63,26 @@ def normalise(image: np.ndarray, family: str) -> np.ndarray:
 def load(family: str, folder: Path, site: int, *, seed: int = 1) -> dict[str, list[Volume]]:
     """Write one site, fully annotated, and read it back in canonical orientation."""
     path = write_site(
-        family, site_index=site, out=folder / str(site), seed=seed, counts=COUNTS, full_annotation=True
+        family, site_index=site, out=folder / str(site), seed=seed, counts=COUNTS[family], full_annotation=True
     )
     content = json.loads(path.read_text(encoding="utf-8"))
 
-    def canonical(relative: str) -> np.ndarray:
-        return np.asarray(nib.as_closest_canonical(nib.load(path.parent / relative)).dataobj)
+    return {section: [_read(path.parent, entry, family) for entry in content[section]] for section in COUNTS[family]}
 
-    return {
-        section: [
-            Volume(
-                image=normalise(canonical(entry["image"]).astype(np.float32), family),
-                label=canonical(entry["label"]).astype(np.uint8),
-            )
-            for entry in content[section]
-        ]
-        for section in ("training", "test")
-    }
+
+def _read(folder: Path, entry: dict[str, str], family: str) -> Volume:
+    image = nib.as_closest_canonical(nib.load(folder / entry["image"]))
+    label = nib.as_closest_canonical(nib.load(folder / entry["label"]))
+    points = np.zeros((0, 3))
+    if "landmarks" in entry:
+        world = json.loads((folder / entry["landmarks"]).read_text(encoding="utf-8"))
+        points = nib.affines.apply_affine(np.linalg.inv(image.affine), [world[name] for name in LANDMARKS])
+    return Volume(
+        image=normalise(np.asarray(image.dataobj).astype(np.float32), family),
+        label=np.asarray(label.dataobj).astype(np.uint8),
+        points=points,
+        spacing=np.array(image.header.get_zooms()[:3], dtype=np.float64),
+    )
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -88,7 +103,9 @@ def _best_band(site: dict[str, list[Volume]], structure: int) -> float:
         return 0.0
 
     def score(volumes: list[Volume], low: float, high: float) -> float:
-        return float(np.mean([dice(_largest((v.image >= low) & (v.image <= high)), v.label == structure) for v in volumes]))
+        present = [v for v in volumes if (v.label == structure).any()]
+        found = [_largest((v.image >= low) & (v.image <= high)) for v in present]
+        return float(np.mean([dice(f, v.label == structure) for f, v in zip(found, present, strict=True)] or [0.0]))
 
     bands = [np.percentile(values, band) for band in BANDS]
     low, high = max(bands, key=lambda band: score(site["training"], *band))
@@ -121,11 +138,13 @@ def network(family: str, classes: int) -> torch.nn.Module:
 
 
 def crop_of(family: str) -> tuple[int, ...]:
-    """Edges of a training crop in voxels."""
-    return (64, 64) if family.endswith("_mr") else (48, 48, 32)
+    """Edges of a training crop in voxels; in CT nearly the volume, where position tells the organs apart."""
+    return (64, 64) if family.endswith("_mr") else (64, 56, 40)
 
 
-def sample(volumes: list[Volume], family: str, rng: np.random.Generator, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    volumes: list[Volume], family: str, rng: np.random.Generator, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of crops, two in three centred near a labelled voxel: images (B, 1, *crop), labels (B, 1, *crop)."""
     crop = crop_of(family)
     images, labels = [], []
@@ -160,7 +179,7 @@ def train(volumes: list[Volume], family: str, *, steps: int, seed: int = 1, rate
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=0.1)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-    batch = 8 if family.endswith("_mr") else 2
+    batch = 8 if family.endswith("_mr") else 1
     model.train()
     for _ in range(steps):
         image, label = sample(volumes, family, rng, batch)
@@ -202,13 +221,17 @@ def mean(scores: dict[int, float]) -> float:
     return float(np.mean(list(scores.values())))
 
 
+def _row(scores: dict[int, float], names: dict[int, str]) -> dict[str, float]:
+    return {names[c]: round(score, 3) for c, score in scores.items()} | {"mean": round(mean(scores), 3)}
+
+
 def measure_threshold(family: str, folder: Path) -> dict[str, Any]:
     """Threshold baseline at every site; fast."""
     names = LABELS[family]
     table = {}
     for site in range(SITES):
         scores = threshold_dice(load(family, folder, site), len(names) + 1)
-        table[f"site-{site + 1}"] = {names[c]: round(s, 3) for c, s in scores.items()} | {"mean": round(mean(scores), 3)}
+        table[f"site-{site + 1}"] = _row(scores, names)
     return table
 
 
@@ -217,13 +240,13 @@ def measure_segmentation(family: str, folder: Path, *, steps: int, home: int = 0
     sites = [load(family, folder, site) for site in range(SITES)]
     names = LABELS[family]
     local = train(sites[home]["training"], family, steps=steps)
-    pooled = train([v for site in sites for v in site["training"]], family, steps=steps * POOLED_FACTOR)
+    pooled = train([v for site in sites for v in site["training"]], family, steps=round(steps * POOLED_FACTOR))
 
     def table(model: torch.nn.Module) -> dict[str, dict[str, float]]:
         rows = {}
         for index, site in enumerate(sites):
             scores = network_dice(model, site["test"], family)
-            rows[f"site-{index + 1}"] = {names[c]: round(s, 3) for c, s in scores.items()} | {"mean": round(mean(scores), 3)}
+            rows[f"site-{index + 1}"] = _row(scores, names)
         return rows
 
     local_table, pooled_table = table(local), table(pooled)
@@ -246,18 +269,126 @@ def measure_segmentation(family: str, folder: Path, *, steps: int, home: int = 0
     }
 
 
+LANDMARK_CROP = (64, 64, 48)
+LANDMARK_STEPS = 300
+
+
+def landmark_input(volume: Volume, shift: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Central crop moved by ``shift`` voxels, halved: image (1, 32, 32, 24) and points (7, 3) in halved voxels."""
+    edges = np.array(LANDMARK_CROP)
+    corner = (np.array(volume.image.shape) - edges) // 2 + shift
+    pad = 8
+    padded = np.pad(volume.image, pad, mode="edge")
+    window = tuple(slice(c + pad, c + pad + e) for c, e in zip(corner, edges, strict=True))
+    image = torch.from_numpy(padded[window].copy())[None]
+    points = (torch.from_numpy(volume.points - corner) - 0.5) / 2
+    return torch.nn.functional.avg_pool3d(image, 2), points.float()
+
+
+def expected_place(scores: torch.Tensor) -> torch.Tensor:
+    """Mean position under the spatial softmax: (B, P, X, Y, Z) to (B, P, 3) in voxels."""
+    share = scores.flatten(2).softmax(dim=2).reshape(scores.shape)
+    axes = []
+    for dim in range(3):
+        others = tuple(2 + d for d in range(3) if d != dim)
+        axes.append((share.sum(dim=others) * torch.arange(scores.shape[2 + dim])).sum(dim=2))
+    return torch.stack(axes, dim=2)
+
+
+def heat_maps(points: torch.Tensor, size: tuple[int, ...], sigma: float = 1.2) -> torch.Tensor:
+    """Gaussians that sum to 1: (B, P, 3) in voxels to (B, P, X * Y * Z)."""
+    mesh = torch.stack(torch.meshgrid(*[torch.arange(n) for n in size], indexing="ij"), dim=-1).reshape(-1, 3)
+    squared = ((points[:, :, None] - mesh) ** 2).sum(dim=3)
+    return torch.softmax(-squared / (2 * sigma**2), dim=2)
+
+
+def train_landmarks(volumes: list[Volume], *, steps: int, seed: int = 1, rate: float = 3e-3) -> torch.nn.Module:
+    """Heat-map regression at half resolution with a small MONAI U-Net: cross-entropy and distance."""
+    from monai.networks.nets import UNet
+
+    seed_everything(seed)
+    rng = generator(seed, "phantom difficulty", "landmarks")
+    model = UNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=len(LANDMARKS),
+        channels=(16, 32, 64, 96),
+        strides=(2, 2, 2),
+        num_res_units=1,
+        norm="instance",
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    for _ in range(steps):
+        chosen = rng.integers(len(volumes), size=4)
+        pairs = [landmark_input(volumes[i], rng.integers(-4, 5, size=3)) for i in chosen]
+        image, points = (torch.stack(part) for part in zip(*pairs, strict=True))
+        scores = model(image * float(rng.uniform(0.9, 1.1)))
+        target = heat_maps(points, tuple(scores.shape[2:]))
+        entropy = -(target * scores.flatten(2).log_softmax(dim=2)).sum(dim=2).mean()
+        loss = entropy + 0.3 * (expected_place(scores) - points).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def landmark_errors(model: torch.nn.Module, volumes: list[Volume]) -> dict[str, float]:
+    """Mean distance in mm per landmark and over all."""
+    errors = []
+    for volume in volumes:
+        image, points = landmark_input(volume, np.zeros(3, dtype=int))
+        offset = (expected_place(model(image[None]))[0] - points).numpy() * 2 * volume.spacing
+        errors.append(np.linalg.norm(offset, axis=1))
+    per = np.mean(errors, axis=0)
+    return {name: round(float(e), 2) for name, e in zip(LANDMARKS, per, strict=True)} | {
+        "mean": round(float(per.mean()), 2)
+    }
+
+
+def measure_landmarks(family: str, folder: Path, *, home: int = 0) -> dict[str, Any]:
+    """Errors in mm of one site's model everywhere and of pooled training."""
+    sites = [load(family, folder, site) for site in range(SITES)]
+    local = train_landmarks(sites[home]["training"], steps=LANDMARK_STEPS)
+    pooled = train_landmarks(
+        [v for site in sites for v in site["training"]], steps=round(LANDMARK_STEPS * POOLED_FACTOR)
+    )
+    local_table = {f"site-{i + 1}": landmark_errors(local, site["test"]) for i, site in enumerate(sites)}
+    pooled_table = {f"site-{i + 1}": landmark_errors(pooled, site["test"]) for i, site in enumerate(sites)}
+    own = local_table[f"site-{home + 1}"]["mean"]
+    elsewhere = float(np.mean([row["mean"] for i, row in enumerate(local_table.values()) if i != home]))
+    return {
+        "landmarks_one_site": local_table,
+        "landmarks_pooled": pooled_table,
+        "landmark_summary": {
+            "own_site_mm": own,
+            "elsewhere_mm": round(elsewhere, 2),
+            "ratio": round(elsewhere / own, 2),
+            "pooled_mm": round(float(np.mean([row["mean"] for row in pooled_table.values()])), 2),
+        },
+    }
+
+
 def measure(family: str, folder: Path, *, steps: int | None = None) -> dict[str, Any]:
     """Everything that is measured for a family, with the settings and the seconds it took."""
     torch.set_num_threads(1)
     start = time.perf_counter()
     steps = steps or STEPS[family]
     result = measure_segmentation(family, folder, steps=steps)
+    bounds = dict(BOUNDS)
+    if family == "cardiac_ct":
+        result |= measure_landmarks(family, folder)
+        bounds |= LANDMARK_BOUNDS
     return {
         "family": family,
         "steps": steps,
-        "pooled_steps": steps * POOLED_FACTOR,
-        "counts": COUNTS,
-        "bounds": BOUNDS,
+        "pooled_steps": round(steps * POOLED_FACTOR),
+        "counts": COUNTS[family],
+        "bounds": bounds,
         **result,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -272,10 +403,11 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(chosen.family, Path(folder), steps=chosen.steps)
-    for part in ("threshold", "one_site", "pooled"):
-        for site, row in result[part].items():
-            sys.stdout.write(f"{part:10s} {site:8s} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + "\n")
-    sys.stdout.write(json.dumps(result["summary"]) + f"  {result['seconds']} s\n")
+    for part in ("threshold", "one_site", "pooled", "landmarks_one_site", "landmarks_pooled"):
+        for site, row in result.get(part, {}).items():
+            sys.stdout.write(f"{part:18s} {site:8s} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + "\n")
+    summary = result["summary"] | result.get("landmark_summary", {})
+    sys.stdout.write(json.dumps(summary) + f"  {result['seconds']} s\n")
     out = chosen.out or RESULTS / f"{chosen.family}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -25,6 +25,8 @@ class PhantomSection(Strict):
     """What the simulator writes for a site that has no site file. Never used in a real federation."""
 
     family: Literal["cine_mr", "late_enhancement_mr", "abdominal_ct", "cardiac_ct"]
+    sites: Positive = 3
+    """How many sites `fedmedseg simulate` makes."""
     unlabeled: int = Field(12, ge=0)
     training: int = Field(6, ge=0)
     validation: int = Field(2, ge=0)

@@ -59,43 +59,76 @@ def read_yaml(path: Path) -> Any:
 def _explain(model: type[BaseModel], error: ValidationError, source: str) -> ConfigurationError:
     problems = error.errors(include_url=False)
     first = problems[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    field = ".".join(str(part) for part in location) or source
-    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    location = _keys_only(model, list(first["loc"]))
+    same = [problem for problem in problems if _keys_only(model, list(problem["loc"])) == location]
+    more = f" ({len(problems) - len(same)} more after this one)" if len(problems) > len(same) else ""
+    field = f"{source}: {'.'.join(map(str, location))}" if location else source
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
-        guess = nearest(str(location[-1]), known)
-        remedy = f"write {guess!r}" if guess else f"remove it; valid keys here are {', '.join(sorted(known))}"
-        return ConfigurationError(
-            f"{source}: {field}", got=f"an unknown key {location[-1]!r}", expected="a known key", remedy=remedy + more
+        return _unlisted(field, location[-1], known, "key", more)
+    if first["type"] == "union_tag_invalid":
+        tags = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
+        return _unlisted(
+            f"{field}.{first['ctx']['discriminator'].strip(chr(39))}", first["ctx"]["tag"], tags, "name", more
         )
-    got = None if first["type"] == "missing" else repr(first["input"])[:120]
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return ConfigurationError(f"{source}: {field}", got=got, expected=expected[:1].lower() + expected[1:] + more)
+    expected = "; or ".join(dict.fromkeys(_plain(problem["msg"]) for problem in same))
+    # a whole section says nothing: the message of a check over several fields names them itself
+    got = None if first["type"] == "missing" or isinstance(first["input"], dict) else repr(first["input"])[:120]
+    return ConfigurationError(field, got=got, expected=expected + more)
+
+
+def _unlisted(field: str, name: object, known: list[str], kind: str, more: str) -> ConfigurationError:
+    guess = nearest(str(name), known)
+    remedy = f"write {guess!r}" if guess else f"remove or replace it; valid here: {', '.join(sorted(known))}"
+    return ConfigurationError(
+        field, got=f"an unknown {kind} {name!r}", expected=f"one of {', '.join(sorted(known))}", remedy=remedy + more
+    )
+
+
+def _plain(message: str) -> str:
+    text = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return text[:1].lower() + text[1:]
+
+
+def _keys_only(model: type[BaseModel], location: list[Any]) -> list[Any]:
+    """The location without the tags that pydantic adds for the alternatives of a union."""
+    kept: list[Any] = []
+    candidates: list[Any] = [model]
+    for part in location:
+        sections = [candidate for candidate in candidates if _is_model(candidate)]
+        containers = [candidate for candidate in candidates if typing.get_origin(candidate) in (dict, list, tuple)]
+        is_key = any(part in section.model_fields for section in sections)
+        is_last = part is location[-1]
+        if is_key or containers or (sections and is_last):
+            kept.append(part)
+            candidates = _below(candidates, part)
+    return kept
 
 
 def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The valid keys of the section at ``location``, following nested models, lists, mappings and unions."""
+    """The valid keys of the section at ``location``."""
     candidates: list[Any] = [model]
     for part in location:
-        following: list[Any] = []
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                if isinstance(part, str) and part in candidate.model_fields:
-                    following += _alternatives(candidate.model_fields[part].annotation)
-                else:
-                    # a union's tag stands in the location without being a key
-                    following.append(candidate)
-            elif typing.get_origin(candidate) is dict:
-                following += _alternatives(typing.get_args(candidate)[1])
-            elif typing.get_origin(candidate) in (list, tuple):
-                following += _alternatives(typing.get_args(candidate)[0])
-        candidates = following
-    keys: list[str] = []
+        candidates = _below(candidates, part)
+    return sorted({key for candidate in candidates if _is_model(candidate) for key in candidate.model_fields})
+
+
+def _below(candidates: list[Any], part: Any) -> list[Any]:
+    """The types that may stand under ``part``, following models, lists, mappings and unions."""
+    following: list[Any] = []
     for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            keys += list(candidate.model_fields)
-    return keys
+        if _is_model(candidate):
+            if part in candidate.model_fields:
+                following += _alternatives(candidate.model_fields[part].annotation)
+        elif typing.get_origin(candidate) is dict:
+            following += _alternatives(typing.get_args(candidate)[1])
+        elif typing.get_origin(candidate) in (list, tuple):
+            following += _alternatives(typing.get_args(candidate)[0])
+    return following
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
 
 
 def _alternatives(annotation: Any) -> list[Any]:

@@ -52,25 +52,26 @@ def attention_weights(distances: Mapping[str, float], counts: Mapping[str, float
     return {site: weights[site] / total for site in sites}
 
 
-def attend(
-    differences: Mapping[str, Mapping[str, torch.Tensor]],
+def layer_attention(
     shared: Mapping[str, torch.Tensor],
+    differences: Mapping[str, Mapping[str, torch.Tensor]],
     counts: Mapping[str, float],
     *,
     kappa: float,
-    step: float = 1.0,
+    server_step: float = 1.0,
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, float]]]:
     """Aggregate ``differences`` (site to tensors w_c - w_g) into one difference to add to ``shared``.
 
-    ``counts`` holds each site's number of cases, above 0. Sums run in float32 over sites in sorted order, so the
-    result does not depend on who answered first. Returns the difference and the weights {group: {site: alpha}}.
+    ``counts`` holds each site's number of cases, or any positive multiple of it. Sums run in float32 over sites in
+    sorted order, so the result does not depend on who answered first. Returns the difference and the weights
+    {group: {site: alpha}}.
 
     Raises:
-        ValueError: no sites, sites without a positive count, or tensors that differ from ``shared``.
+        ValueError: no sites, a site without a positive count, or tensors that differ from ``shared``.
     """
     sites = sorted(differences)
     if not sites or any(not counts.get(site, 0) > 0 for site in sites):
-        raise ValueError("every site of an aggregation needs a positive number of cases")
+        raise ValueError("an aggregation needs sites, each with a positive count")
     if any(differences[site].keys() != shared.keys() for site in sites):
         raise ValueError("every site's differences name exactly the shared tensors")
     result: dict[str, torch.Tensor] = {}
@@ -82,7 +83,7 @@ def attend(
         for name in names:
             total = torch.zeros_like(shared[name], dtype=torch.float32)
             for site in sites:
-                total.add_(differences[site][name].float(), alpha=step * table[group][site])
+                total.add_(differences[site][name].float(), alpha=server_step * table[group][site])
             result[name] = total.to(shared[name].dtype)
     return result, table
 

@@ -19,8 +19,8 @@ Start = Literal["personal", "shared", "scratch"]
 class EMASection(Strict):
     """Momentum of the teacher: a cosine from ``start`` to ``end`` over all steps of all rounds."""
 
-    start: float = Field(0.996, ge=0.0, le=1.0)
-    end: float = Field(1.0, ge=0.0, le=1.0)
+    start: float = Field(default=0.996, ge=0.0, le=1.0)
+    end: float = Field(default=1.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _rises(self) -> EMASection:
@@ -32,20 +32,20 @@ class EMASection(Strict):
 class ALASection(Strict):
     """How a site learns which share of the server's attention tensors it takes."""
 
-    step: float = Field(1.0, gt=0.0)
+    step: float = Field(default=1.0, gt=0.0)
     """Step size of the mixing weights."""
     sample_share: Fraction = 0.2
     """Share of the site's volumes one pass looks at, rounded up to a volume."""
     first_passes_max: Positive = 10
     """Most passes of the first use; every later use is one pass."""
-    threshold: float = Field(0.01, ge=0.0, lt=1.0)
+    threshold: float = Field(default=0.01, ge=0.0, lt=1.0)
     """The first use ends when the loss of a pass changed by less than this share."""
 
 
 class CollapseSection(Strict):
     """When the targets are called collapsed."""
 
-    alarm: float = Field(0.1, gt=0.0, lt=1.0)
+    alarm: float = Field(default=0.1, gt=0.0, lt=1.0)
     """Alarm below this share of the teacher's spread over tokens at the site's first step."""
 
 
@@ -63,7 +63,7 @@ class Section(Strict):
     """How many of the last blocks the teacher's target averages; unset: 2 for swin_unetr, 6 for unetr."""
     predictor_hidden: Positive | None = None
     """Hidden width of the predictor; unset: the width of a token."""
-    smooth_l1_beta: float = Field(2.0, gt=0.0)
+    smooth_l1_beta: float = Field(default=2.0, gt=0.0)
     ema: EMASection = EMASection()
     teacher_sync: Literal["keep"] = "keep"
     """``keep``: a site continues its own teacher from round to round."""
@@ -71,9 +71,9 @@ class Section(Strict):
     """``ala_attn``: attention tensors are mixed with learned weights; ``replace``: everything from the server."""
     ala: ALASection = ALASection()
     server_aggregation: Literal["layer_att", "fedavg"] = "layer_att"
-    kappa: float = Field(1.0, ge=0.0)
+    kappa: float = Field(default=1.0, ge=0.0)
     """How strongly a site far from the shared model loses weight; 0 is FedAvg."""
-    server_step: float = Field(1.0, gt=0.0)
+    server_step: float = Field(default=1.0, gt=0.0)
     collapse: CollapseSection = CollapseSection()
     optimizer: OptimizerSection
     starts: Annotated[tuple[Start, ...], Field(min_length=1)] = ("personal", "shared", "scratch")
@@ -85,11 +85,6 @@ class Section(Strict):
         if len(set(starts)) != len(starts):
             raise ValueError("each start once")
         return starts
-
-    @property
-    def server_kappa(self) -> float:
-        """The kappa the server's rule runs with: FedAvg is the same rule at 0."""
-        return 0.0 if self.server_aggregation == "fedavg" else self.kappa
 
     def top(self, experiment: Experiment) -> int:
         """Number of last blocks the target averages."""
@@ -103,6 +98,13 @@ class Section(Strict):
             ConfigurationError: naming the field, what came, what was expected and how to mend it.
         """
         check_network(experiment)
+        if self.server_aggregation == "fedavg" and self.server_step != 1.0:
+            raise ConfigurationError(
+                "fedata.server_step",
+                got=self.server_step,
+                expected="1.0 with server_aggregation fedavg, which takes the mean as it is",
+                remedy="remove server_step, or use layer_att with kappa 0",
+            )
         crop = experiment.data.crop
         stride = swin.STRIDE if isinstance(experiment.network, SwinUNETRSection) else vit.STRIDE
         if any(edge % self.mask_unit for edge in crop):

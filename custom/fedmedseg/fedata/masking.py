@@ -12,14 +12,16 @@ def masked_units(units: int, ratio: float) -> int:
     return math.ceil(ratio * units)
 
 
-def random_masks(crops: int, crop: tuple[int, ...], *, unit: int, ratio: float) -> torch.Tensor:
+def random_masks(
+    crops: int, crop: tuple[int, ...], *, unit: int, ratio: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Independent masks, (crops, *crop / unit), true where hidden; every crop hides equally many units.
 
-    ``crop`` and ``unit`` are in voxels. Drawn from torch's global CPU generator.
+    ``crop`` and ``unit`` are in voxels. Drawn from ``generator``, or from torch's global CPU generator.
     """
     grid = tuple(edge // unit for edge in crop)
     units = math.prod(grid)
-    hidden = torch.rand(crops, units).argsort(dim=1)[:, : masked_units(units, ratio)]
+    hidden = torch.rand(crops, units, generator=generator).argsort(dim=1)[:, : masked_units(units, ratio)]
     masks = torch.zeros(crops, units, dtype=torch.bool)
     masks.scatter_(1, hidden, True)
     return masks.reshape(crops, *grid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -55,7 +57,7 @@ class MaskedEncoder(nn.Module):
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trained().items()}
 
     @torch.no_grad()
-    def load_shared(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Overwrite trained parameters that ``tensors`` names."""
         trained = self.trained()
         for name, tensor in tensors.items():

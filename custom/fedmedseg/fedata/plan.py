@@ -14,7 +14,9 @@ STAGES: dict[str, StageContract] = {
         returns="shared",
         metrics=("loss", "teacher_std", "student_teacher_gap", "collapse_alarm", "mixing/*"),
     ),
-    "fine_tuning": StageContract(sends="shared", returns="metrics", metrics=("loss/*", "validation_dice/*")),
+    "fine_tuning": StageContract(
+        sends="shared", returns="metrics", metrics=("loss/*", "validation_dice/*", "personal_missing")
+    ),
     "evaluation": StageContract(
         sends="nothing", returns="metrics", metrics=("dice/*", "hd95/*", "failures/*", "cases")
     ),
@@ -33,3 +35,16 @@ def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(experiment.seed, "initial_shared"))
         return MaskedEncoder(experiment=experiment).shared()
+
+
+def work(experiment: Experiment) -> dict[str, int]:
+    """Steps one site does in one round of each stage, for the share of a run that is done."""
+    section, segmentation = experiment.wing, experiment.segmentation
+    starts = len(section.starts)
+    phantom = experiment.data.phantom
+    cases = phantom.test if phantom is not None else 1
+    return {
+        "pretraining": section.local_steps,
+        "fine_tuning": starts * segmentation.steps,
+        "evaluation": (starts + 1) * cases,
+    }

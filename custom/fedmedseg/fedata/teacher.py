@@ -29,9 +29,9 @@ def make_teacher(encoder: nn.Module) -> nn.Module:
 def update_teacher(teacher: Mapping[str, torch.Tensor], student: Mapping[str, torch.Tensor], m: float) -> None:
     """phi_T <- m phi_T + (1 - m) phi_S, in place, for every tensor of ``teacher``."""
     names = sorted(teacher)
-    if names:
-        torch._foreach_mul_([teacher[name] for name in names], m)
-        torch._foreach_add_([teacher[name] for name in names], [student[name].detach() for name in names], alpha=1.0 - m)
+    followed = [teacher[name] for name in names]
+    torch._foreach_mul_(followed, m)
+    torch._foreach_add_(followed, [student[name].detach() for name in names], alpha=1.0 - m)
 
 
 @torch.no_grad()

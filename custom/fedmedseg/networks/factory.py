@@ -57,7 +57,7 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
     )
     for block in model.vit.blocks:
         # UNETR does not pass the option on; without dropout it is the same sum in one kernel
-        block.attn.use_flash_attention = True
+        block.attn.use_flash_attention = True  # type: ignore[union-attr]
     return model
 
 
@@ -70,9 +70,7 @@ def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
     kind = experiment.network.name
     prefix = ENCODERS[kind] + "."
     return [
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith(prefix) and not _UNTRAINED[kind].match(name)
+        name for name, _ in model.named_parameters() if name.startswith(prefix) and not _UNTRAINED[kind].match(name)
     ]
 
 

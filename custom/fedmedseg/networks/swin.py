@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from monai.networks.nets.swin_unetr import SwinTransformer
 
 STRIDE = 16
 """Voxels per distilled token and axis: patches of 2, halved by three mergings."""
 
 
-def token_width(encoder: nn.Module) -> int:
+def token_width(encoder: SwinTransformer) -> int:
     """Channels of a distilled token: 8 times the feature size."""
     return int(encoder.embed_dim) * 8
 
 
-def mask_width(encoder: nn.Module) -> int:
+def mask_width(encoder: SwinTransformer) -> int:
     """Channels of a patch embedding, which is what a mask token replaces."""
     return int(encoder.embed_dim)
 
 
 def block_tokens(
-    encoder: nn.Module,
+    encoder: SwinTransformer,
     images: torch.Tensor,
     *,
     top: int,
@@ -46,7 +50,7 @@ def block_tokens(
     return _last_stage(encoder.layers4[0], x.contiguous())[-top:]
 
 
-def output(encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def output(encoder: SwinTransformer, tokens: torch.Tensor) -> torch.Tensor:
     """What the encoder hands on from its last block: the tokens as they are."""
     return tokens
 
@@ -58,7 +62,7 @@ def expand(mask: torch.Tensor, grid: torch.Size | tuple[int, ...]) -> torch.Tens
     return mask
 
 
-def _last_stage(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+def _last_stage(layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
     """Every block of a MONAI ``BasicLayer`` on (B, C, *grid), each output as (B, tokens, C); no merging."""
     from monai.networks.nets.swin_unetr import compute_mask, get_window_size
 

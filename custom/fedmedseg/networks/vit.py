@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from monai.networks.nets.vit import ViT
 
 STRIDE = 16
 """Voxels per token and axis in MONAI's UNETR."""
@@ -11,18 +15,18 @@ DEPTH = 12
 """Blocks of the ViT in MONAI's UNETR."""
 
 
-def token_width(encoder: nn.Module) -> int:
+def token_width(encoder: ViT) -> int:
     """Channels of a token."""
     return int(encoder.norm.normalized_shape[0])
 
 
-def mask_width(encoder: nn.Module) -> int:
+def mask_width(encoder: ViT) -> int:
     """Channels of a patch embedding, which is what a mask token replaces."""
     return token_width(encoder)
 
 
 def block_tokens(
-    encoder: nn.Module,
+    encoder: ViT,
     images: torch.Tensor,
     *,
     top: int,
@@ -47,6 +51,6 @@ def block_tokens(
     return outputs[-top:]
 
 
-def output(encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What the encoder hands on from its last block: normalised, as UNETR's decoder reads it, so the norm is trained."""
+def output(encoder: ViT, tokens: torch.Tensor) -> torch.Tensor:
+    """What the encoder hands on from its last block: normalised, as UNETR's decoder reads it."""
     return encoder.norm(tokens)

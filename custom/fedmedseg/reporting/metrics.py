@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -124,13 +125,16 @@ def hausdorff95(predicted: NDArray[np.bool_], true: NDArray[np.bool_], *, spacin
     from monai.metrics import compute_hausdorff_distance
 
     box = _common_box(predicted | true)
-    distance = compute_hausdorff_distance(
-        _batched(predicted[box]),
-        _batched(true[box]),
-        include_background=True,
-        percentile=95,
-        spacing=[float(step) for step in spacing],
-    )
+    with warnings.catch_warnings():
+        # MONAI warns of an option that it passes to itself
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        distance = compute_hausdorff_distance(
+            _batched(predicted[box]),
+            _batched(true[box]),
+            include_background=True,
+            percentile=95,
+            spacing=[float(step) for step in spacing],
+        )
     return float(distance)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from torch import nn
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import DataError
+from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.training import Aborted
+from fedmedseg.data.datalist import case_key
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.reporting.metrics import CaseScore, mean_dice, per_patient, score_structures
 from fedmedseg.segmentation.inference import label_map, predict
@@ -21,30 +22,30 @@ def evaluate(
     volumes: Volumes,
     experiment: Experiment,
     device: str,
-    patient_key: Callable[[str], str],
+    salt: str,
     aborted: Callable[[], bool] = lambda: False,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[CaseScore]:
-    """Score every volume of ``volumes`` on its file's own grid, in mm.
+    """Score every labelled volume of ``volumes`` on its file's own grid, in mm.
 
     Probabilities are resampled, not labels: a resampled label map would show steps that the network did not
     make. One score per volume; ``reporting.metrics.per_patient`` merges those of one patient, and every
-    mean a site reports is taken over patients. ``patient_key`` turns a patient's name into the salted hash
-    the scores carry; ``on_case`` hears (volumes done, volumes in all).
+    mean a site reports is taken over patients. Scores carry hashes made with the site's
+    ``salt``, never a name; ``on_case`` hears (volumes done, volumes in all).
 
     Raises:
         Aborted: ``aborted()`` became true between two volumes.
+        DataError: reason NO_CASES, where no volume has a label.
     """
-    scores = []
-    for index in _unless_aborted(len(volumes), aborted):
-        probabilities = predict(
-            model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device
-        )
+    scores: list[CaseScore] = []
+    indices = labelled(volumes)
+    for index in _unless_aborted(indices, aborted):
+        probabilities = predict(model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device)
         case = volumes.cases[index]
         scores.append(
             CaseScore(
                 key=case.key,
-                patient=patient_key(case.patient),
+                patient=case_key(salt, case.patient),
                 structures=score_structures(
                     label_map(volumes.to_native(index, probabilities)),
                     volumes.native_label(index),
@@ -54,7 +55,7 @@ def evaluate(
                 ),
             )
         )
-        on_case(index + 1, len(volumes))
+        on_case(len(scores), len(indices))
     return scores
 
 
@@ -74,11 +75,9 @@ def validate(
         Aborted: ``aborted()`` became true between two volumes.
     """
     scores = []
-    for index in _unless_aborted(len(volumes), aborted):
+    for index in _unless_aborted(labelled(volumes), aborted):
         case = volumes.cases[index]
-        probabilities = predict(
-            model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device
-        )
+        probabilities = predict(model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device)
         structures = score_structures(
             label_map(probabilities),
             label_of(volumes, index),
@@ -91,11 +90,29 @@ def validate(
     return mean_dice(per_patient(scores))
 
 
+def labelled(volumes: Volumes) -> list[int]:
+    """Indices of the volumes that have a label: public test sets often list images without one.
+
+    Raises:
+        DataError: reason NO_CASES, where none has.
+    """
+    found = [index for index, case in enumerate(volumes.cases) if case.label is not None]
+    if not found:
+        raise DataError(
+            f"section {volumes.section}",
+            got=f"{len(volumes)} volumes without a label",
+            expected="at least one labelled volume to score",
+            remedy="add labels to the section in the data list",
+            reason=Reason.NO_CASES,
+        )
+    return found
+
+
 def label_of(volumes: Volumes, index: int) -> np.ndarray:
     """The preprocessed label map (X, Y, Z).
 
     Raises:
-        DataError: the case has none, which a labelled section must not let in.
+        DataError: the case has none.
     """
     label = volumes.label(index)
     if label is None:
@@ -103,8 +120,8 @@ def label_of(volumes: Volumes, index: int) -> np.ndarray:
     return label
 
 
-def _unless_aborted(count: int, aborted: Callable[[], bool]) -> Iterator[int]:
-    for index in range(count):
+def _unless_aborted(indices: Iterable[int], aborted: Callable[[], bool]) -> Iterator[int]:
+    for index in indices:
         if aborted():
             raise Aborted
         yield index

@@ -145,9 +145,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
     model.load_state_dict(dict(tensors))
 
 
-def check_tensors(
-    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, source: str
-) -> None:
+def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, source: str) -> None:
     """Compare shape and type with the tensors of the same name in ``expected``, and look for NaN and infinity.
 
     Raises:
@@ -157,10 +155,12 @@ def check_tensors(
         own = expected[name]
         if tensor.shape != own.shape:
             raise FedMedSegError(
-                f"{source}: {name}", got=tuple(tensor.shape), expected=tuple(own.shape), reason=Reason.TENSOR_SHAPE
+                f"{source}: {name}", got=tuple(tensor.shape), expected=str(tuple(own.shape)), reason=Reason.TENSOR_SHAPE
             )
         if tensor.dtype != own.dtype:
-            raise FedMedSegError(f"{source}: {name}", got=tensor.dtype, expected=own.dtype, reason=Reason.TENSOR_TYPE)
+            raise FedMedSegError(
+                f"{source}: {name}", got=tensor.dtype, expected=str(own.dtype), reason=Reason.TENSOR_TYPE
+            )
         if not is_finite(tensor):
             raise FedMedSegError(
                 f"{source}: {name}", got="NaN or infinity", expected="finite numbers", reason=Reason.NOT_FINITE
@@ -186,8 +186,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _as_experiment(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The least experiment that builds the file's network. What training alone needs is filled in and unused."""
     fields = ("role", "modality", "labels", "spatial_dims", "crop", "spacing", "window")
-    missing = [name for name in (*fields, "network", "system", "study", "start", "experiment", "overlap")
-               if name not in tree]
+    missing = [
+        name for name in (*fields, "network", "system", "study", "start", "experiment", "overlap") if name not in tree
+    ]
     if missing:
         raise ConfigurationError("model file", got=f"no {', '.join(missing)}", expected="all settings of a model")
     return {

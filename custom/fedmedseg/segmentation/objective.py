@@ -30,8 +30,8 @@ class SupervisedObjective:
     """Trains ``model`` on labelled crops for ``experiment.segmentation.steps`` steps.
 
     ``pretrained`` are the state-dict names of tensors that come from pretraining (empty from scratch).
-    ``validation`` None, or a validation set in which no structure can be scored: the last weights count as
-    the best, and the log says so once.
+    ``validation`` None (whoever passes it says so), or a validation set in which no structure can be scored
+    (told at the end): the last weights count as the best.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SupervisedObjective:
             FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
             Aborted: the federation asked to stop during a validation.
         """
-        steps, section = self._section.steps, self._section
+        section = self._section
         self._set_rates(index)
         # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
         rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
@@ -75,20 +75,23 @@ class SupervisedObjective:
         self.model.train()
         loss = self._loss(self.model(images.to(self.device)), labels.to(self.device), annotated)
         value = float(loss.detach())
+        if not math.isfinite(value):
+            # the training loop raises on it; the weights must not take it in before
+            return {"loss": value}
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.optimizer.clip_norm)
-        if math.isfinite(value):
-            _require_finite(float(norm))
-            self._optimizer.step()
-        if (index + 1) % section.validate_every == 0 or index + 1 == steps:
+        _require_finite(float(norm))
+        self._optimizer.step()
+        if (index + 1) % section.validate_every == 0 or index + 1 == section.steps:
             self._validate(index + 1)
         return {"loss": value}
 
     def finish(self) -> None:
         """Give the model its best weights; without any validation Dice it keeps the last ones."""
         if self._best is None:
-            logger.info("no structure could be validated: the last weights are kept")
+            if self.validation is not None:
+                logger.info("no structure could be validated: the last weights are kept")
             return
         self.model.load_state_dict(self._best)
 
@@ -144,9 +147,8 @@ def _groups(model: nn.Module, pretrained: Collection[str]) -> Sequence[dict[str,
         raise ConfigurationError(
             "pretrained", got=f"{len(unknown)} unknown, first {unknown[0]}", expected="tensors of the network"
         )
-    sides = ((False, [p for n, p in named.items() if n not in pretrained]),
-             (True, [p for n, p in named.items() if n in pretrained]))
-    return [{"params": parameters, "pretrained": side} for side, parameters in sides if parameters]
+    sides = {side: [tensor for name, tensor in named.items() if (name in pretrained) is side] for side in (False, True)}
+    return [{"params": tensors, "pretrained": side} for side, tensors in sides.items() if tensors]
 
 
 def _require_finite(norm: float) -> None:

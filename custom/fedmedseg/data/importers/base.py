@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 
@@ -21,7 +21,10 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii")
 class Content(Protocol):
     """Where the voxels of a case come from."""
 
-    has_label: bool
+    @property
+    def has_label(self) -> bool:
+        """Whether a label belongs to the image."""
+        ...
 
     def write(self, image: Path, label: Path | None, *, link: bool) -> None:
         """Write the image, and the label where ``label`` names a file.
@@ -67,9 +70,15 @@ class Collection:
 class Importer(Protocol):
     """Reads one public data set in the layouts in which it is handed out."""
 
-    name: str
-    role: str | None
-    """The role its data lists serve unless the user names another; None takes it from the set itself."""
+    @property
+    def name(self) -> str:
+        """What the user types."""
+        ...
+
+    @property
+    def role(self) -> str | None:
+        """The role its data lists serve unless the user names another; None takes it from the set itself."""
+        ...
 
     def read(self, source: Path, *, tick: Tick) -> Collection:
         """Find every case below ``source`` without copying a voxel.
@@ -107,18 +116,15 @@ class FilePair:
 
     def volume_mm3(self) -> float:
         """Read from the header alone."""
-        import nibabel as nib
         import numpy as np
 
         with reading(self.image):
-            header = nib.load(self.image).header
+            header = nifti(self.image).header
             return float(np.prod(header.get_data_shape()[:3]) * np.prod(header.get_zooms()[:3]))
 
     def _write_channel(self, target: Path, channel: int) -> None:
-        import nibabel as nib
-
         with reading(self.image):
-            source = nib.load(self.image)
+            source = nifti(self.image)
             shape = source.shape
             if len(shape) != 4 or channel >= shape[3]:
                 raise DataError("channel", got=f"{channel} of shape {shape}", expected="a channel the images have")
@@ -143,6 +149,13 @@ class reading:
                 remedy="download it again or remove it from the source folder",
                 reason=Reason.UNREADABLE,
             ) from error
+
+
+def nifti(path: Path) -> Any:
+    """The NIfTI file at ``path``, voxels still on the disk."""
+    import nibabel as nib
+
+    return nib.Nifti1Image.from_filename(path)
 
 
 def place(source: Path, target: Path, *, link: bool) -> None:
@@ -185,7 +198,7 @@ def suffix_of(path: Path) -> str | None:
 
 
 def slug(text: str, *, joint: str = "-") -> str:
-    """Lower-case letters and digits with ``joint`` between: ``HF-I`` -> ``hf-i``, ``Task04 Brain`` -> ``task04-brain``."""
+    """Lower-case letters and digits with ``joint`` between: ``HF-I`` -> ``hf-i``."""
     return re.sub(r"[^a-z0-9]+", joint, text.lower()).strip(joint)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmedseg.core.errors import DataError, Reason
+from fedmedseg.core.errors import DataError
 from fedmedseg.data.importers.base import reading
 
 
@@ -24,7 +24,6 @@ def read_contour(path: Path) -> np.ndarray:
             "contour",
             got=f"{len(points)} point(s) in {path}",
             expected="three finite points or more",
-            reason=Reason.DATA,
         )
     return points
 

@@ -82,11 +82,6 @@ def read_slice(path: Path) -> Slice:
     return found
 
 
-def gaps(slices: Sequence[Slice]) -> list[float]:
-    """Distances in mm between neighbouring slices, which are sorted by location."""
-    return [after.location - before.location for before, after in zip(slices, slices[1:], strict=False)]
-
-
 def affine(slices: Sequence[Slice]) -> np.ndarray:
     """NIfTI affine (4, 4), mm, of arrays indexed [column, row, slice]; ``slices`` sorted by location.
 

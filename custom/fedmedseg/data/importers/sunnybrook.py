@@ -28,7 +28,7 @@ from fedmedseg.data.importers.base import (
 from fedmedseg.data.importers.sunnybrook_dicom import CONTOURS, contour_folders, read_distribution
 
 COLUMNS = ("case", "patient", "group")
-CAVITY, MYOCARDIUM = "lv_cavity", "lv_myocardium"
+CAVITY, MYOCARDIUM = "left_ventricle", "myocardium"
 
 
 @dataclass(frozen=True, kw_only=True)

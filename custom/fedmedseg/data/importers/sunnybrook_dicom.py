@@ -20,6 +20,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,10 @@ _CONTOUR = re.compile(r"IM-\d+-(\d+)-([io])contour-manual\.txt", re.IGNORECASE)
 _IMAGE = re.compile(r"IM-(\d+)-(\d+)\.dcm", re.IGNORECASE)
 
 
+Series = tuple[Path, str]
+"""Folder and series number, as the image files are named."""
+
+
 class Unusable(Exception):
     """A patient or phase that is left out; the text is counted and names nobody."""
 
@@ -45,6 +50,8 @@ class Contoured:
     """One image with an inner contour and, where it was drawn, an outer one."""
 
     geometry: dicom.Slice
+    station: int
+    """Number of its location, counted along the slice normal over all locations of the series."""
     phase: int
     """Place in the heart cycle: the image's rank among those of its location."""
     inner: Path
@@ -148,27 +155,25 @@ def split_phases(contoured: Sequence[Contoured], cycle: int) -> dict[str, list[C
     if len(at) < 2:
         raise Unusable("contours at one heart phase alone")
     main = sorted(at, key=lambda phase: (-len(at[phase]), phase))[:2]
-    slots: dict[int, dict[float, Contoured]] = {phase: {_place(one): one for one in at[phase]} for phase in main}
+    slots = {phase: {one.station: one for one in at[phase]} for phase in main}
     for phase in sorted(set(at) - set(main)):
         nearer = min(main, key=lambda other: min((phase - other) % cycle, (other - phase) % cycle))
         for one in at[phase]:
-            slots[nearer].setdefault(_place(one), one)
+            slots[nearer].setdefault(one.station, one)
     first, second = (slots[phase] for phase in main)
-    shared = [_match(place, second) for place in first]
-    pairs = [(one.cavity, other.cavity) for one, other in zip(first.values(), shared, strict=True) if other is not None]
-    if not pairs:
+    shared = sorted(set(first) & set(second))
+    if not shared:
         raise Unusable("no slice contoured at both heart phases")
-    larger = sum(one for one, _ in pairs) >= sum(other for _, other in pairs)
+    larger = sum(first[place].cavity - second[place].cavity for place in shared) >= 0
     diastole, systole = (first, second) if larger else (second, first)
     return {name: [slot[place] for place in sorted(slot)] for name, slot in (("ED", diastole), ("ES", systole))}
 
 
-def longest_run(stack: Sequence[Contoured], step: float) -> list[Contoured]:
-    """The longest run of slices ``step`` mm apart: a slice without contours between two others is no background."""
+def longest_run(stack: Sequence[Contoured]) -> list[Contoured]:
+    """The longest run of neighbouring slices: one without contours between two others is not background."""
     runs: list[list[Contoured]] = [[stack[0]]]
-    for before, after in zip(stack, stack[1:], strict=False):
-        gap = after.geometry.location - before.geometry.location
-        if abs(gap - step) <= dicom.SAME_LOCATION_MM:
+    for before, after in pairwise(stack):
+        if after.station == before.station + 1:
             runs[-1].append(after)
         else:
             runs.append([after])
@@ -178,7 +183,7 @@ def longest_run(stack: Sequence[Contoured], step: float) -> list[Contoured]:
 def _patient_cases(
     patient: str,
     folder: Path,
-    series: Mapping[tuple[Path, str], Mapping[int, Path]],
+    series: Mapping[Series, Mapping[int, Path]],
     myocardium: bool,
     skipped: list[str],
 ) -> list[SourceCase]:
@@ -191,11 +196,14 @@ def _patient_cases(
         raise Unusable("no inner contour")
     images = _short_axis(series, set(files["i"]))
     geometry = {number: dicom.read_slice(path) for number, path in sorted(images.items())}
-    ranks, step, cycle = _ranks(geometry)
+    places = stations(geometry)
+    station_of = {number: index for index, place in enumerate(places) for number in place}
+    phase_of = {number: phase for place in places for phase, number in enumerate(place)}
     contoured = [
         Contoured(
             geometry=geometry[number],
-            phase=ranks[number],
+            station=station_of[number],
+            phase=phase_of[number],
             inner=inner,
             outer=files["o"].get(number),
             cavity=area(read_contour(inner)),
@@ -203,8 +211,8 @@ def _patient_cases(
         for number, inner in sorted(files["i"].items())
     ]
     cases = []
-    for phase, stack in split_phases(contoured, cycle).items():
-        run = longest_run(stack, step)
+    for phase, stack in split_phases(contoured, max(map(len, places))).items():
+        run = longest_run(stack)
         if len(run) < len(stack):
             skipped.extend(["slice beyond a gap in the contours"] * (len(stack) - len(run)))
         dicom.affine([one.geometry for one in run])
@@ -221,8 +229,8 @@ def _patient_cases(
     return cases
 
 
-def _ranks(geometry: Mapping[int, dicom.Slice]) -> tuple[dict[int, int], float, int]:
-    """Each image's rank in the cycle at its location, the distance between locations (mm), images a cycle."""
+def stations(geometry: Mapping[int, dicom.Slice]) -> list[list[int]]:
+    """Image numbers per slice location, locations along the normal, numbers in the order of the heart cycle."""
     places: list[list[int]] = []
     for number in sorted(geometry, key=lambda number: (geometry[number].location, number)):
         location = geometry[number].location
@@ -230,16 +238,13 @@ def _ranks(geometry: Mapping[int, dicom.Slice]) -> tuple[dict[int, int], float, 
             places[-1].append(number)
         else:
             places.append([number])
-    ranks = {number: rank for place in places for rank, number in enumerate(sorted(place))}
-    stations = [geometry[place[0]].location for place in places]
-    step = float(np.median(np.diff(stations))) if len(stations) > 1 else geometry[places[0][0]].thickness
-    return ranks, step, max(len(place) for place in places)
+    return [sorted(place) for place in places]
 
 
-def _series(source: Path) -> dict[str, dict[tuple[Path, str], dict[int, Path]]]:
+def _series(source: Path) -> dict[str, dict[Series, dict[int, Path]]]:
     """Original patient name -> series (folder, series number in the file names) -> image number -> file."""
     original = _patient_table(source)
-    found: dict[str, dict[tuple[Path, str], dict[int, Path]]] = {}
+    found: dict[str, dict[Series, dict[int, Path]]] = {}
     for path in sorted(source.rglob("*.[dD][cC][mM]")):
         match = _IMAGE.fullmatch(path.name)
         if not match:
@@ -268,7 +273,7 @@ def _patient_table(source: Path) -> dict[str, str]:
     return {patient: name for patient, name in pairs if name}
 
 
-def _short_axis(series: Mapping[tuple[Path, str], Mapping[int, Path]], wanted: set[int]) -> Mapping[int, Path]:
+def _short_axis(series: Mapping[Series, Mapping[int, Path]], wanted: set[int]) -> Mapping[int, Path]:
     """The one series that the contours' numbers belong to.
 
     Raises:
@@ -291,11 +296,3 @@ def _says_short_axis(folder: Path, images: Mapping[int, Path]) -> bool:
     header = dicom.read_header(images[min(images)], ["SeriesDescription"])
     described = str(header.get("SeriesDescription", ""))
     return "CINESAX" in f"{described} {folder.name}".upper().replace(" ", "")
-
-
-def _place(one: Contoured) -> float:
-    return round(one.geometry.location / dicom.SAME_LOCATION_MM) * dicom.SAME_LOCATION_MM
-
-
-def _match(place: float, others: Mapping[float, Contoured]) -> Contoured | None:
-    return next((one for key, one in others.items() if abs(key - place) <= dicom.SAME_LOCATION_MM), None)

@@ -19,6 +19,7 @@ from fedmedseg.data.phantoms.geometry import (
     through_plane_mean,
     warp,
 )
+from fedmedseg.data.phantoms.scanner import acquire_mr, tissue_values
 from fedmedseg.data.phantoms.style import SiteStyle
 
 SUBSLICES = 3
@@ -49,12 +50,12 @@ class Heart:
     """(waves around, relative height, phase) of the contour."""
 
 
-def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float) -> Heart:
-    """Sample a heart whose long axis suits a stack of ``depth`` mm."""
+def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float, *, wall_scale: float = 1.0) -> Heart:
+    """Sample a heart whose long axis suits a stack of ``depth`` mm; ``wall_scale`` thickens the wall."""
     kinds = list(style.anatomy)
     kind = str(rng.choice(kinds, p=np.array(list(style.anatomy.values())) / sum(style.anatomy.values())))
     contraction = rng.choice([1.0, 0.8])  # about half the cases are near end-systole
-    radius, wall = rng.uniform(21, 25), rng.uniform(8, 10)
+    radius, wall = rng.uniform(21, 25), rng.uniform(8, 10) * wall_scale
     septal = 0.0
     right = rng.uniform(32, 37)
     if kind == "dilated":
@@ -195,7 +196,9 @@ def paint_thorax(image: Array, points: Points, rng: np.random.Generator, value: 
     paint(image, cover(aorta, soft), value["blood"])
 
 
-def paint_heart(image: Array, s: Surfaces, heart: Heart, rng: np.random.Generator, v: dict[str, float], soft: float) -> None:
+def paint_heart(
+    image: Array, s: Surfaces, heart: Heart, rng: np.random.Generator, v: dict[str, float], soft: float
+) -> None:
     """Epicardial fat, ventricles, trabeculae and papillary muscles, atria above the valve plane."""
     below = cover(s.above_base, 2.0)
     envelope = np.minimum(s.epicardium, s.right_wall)
@@ -206,7 +209,8 @@ def paint_heart(image: Array, s: Surfaces, heart: Heart, rng: np.random.Generato
     paint(image, right, v["blood"])
     x, y, z = s.local
     for _ in range(7):
-        at = (heart.radius * 0.4 + rng.uniform(0.5, 1.1) * heart.right_reach, rng.uniform(-24, 26), rng.uniform(-40, 20))
+        away = heart.radius * 0.4 + rng.uniform(0.5, 1.1) * heart.right_reach
+        at = (away, rng.uniform(-24, 26), rng.uniform(-40, 20))
         trabecula = ellipsoid((x, y, z), at, (rng.uniform(1.5, 4), rng.uniform(1.5, 3), 16), turn=rng.uniform(0, 180))
         paint(image, cover(trabecula, soft) * right * below, v["myocardium"])
     paint(image, cover(s.epicardium, soft), v["myocardium"])
@@ -227,40 +231,75 @@ def paint_heart(image: Array, s: Surfaces, heart: Heart, rng: np.random.Generato
     paint(image, cover(atrium, soft) * above, v["blood"])
 
 
-def acquire(image: Array, rng: np.random.Generator, style: SiteStyle) -> Array:
-    """The scanner: thick slices, point spread, contrast curve, coil sensitivity, Rician noise and gain.
+@dataclass(frozen=True, kw_only=True)
+class Scar:
+    """Infarct and no-reflow core as signed functions, negative inside; both cut to the myocardium when used."""
 
-    Args:
-        image: (X, Y, Z * SUBSLICES) in relative units.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    volume = through_plane_mean(image, SUBSLICES)
-    volume = gaussian_filter(volume, [style.blur / style.spacing[0], style.blur / style.spacing[1], 0])
-    volume = np.clip(volume, 0, None) ** style.gamma
-    sensitivity = np.exp(style.bias * smooth_noise(rng, volume.shape, (3, 3, 2)))
-    volume = gaussian_filter(sensitivity, [6, 6, 1]) * volume
-    sigma = style.noise * rng.uniform(0.8, 1.25)
-    real = volume + rng.normal(0, sigma, size=volume.shape)
-    imaginary = rng.normal(0, sigma, size=volume.shape)
-    return (np.hypot(real, imaginary) * style.gain * rng.uniform(0.85, 1.2)).astype(np.float32)
+    infarct: Array
+    no_reflow: Array
 
 
-def tissue_values(rng: np.random.Generator, style: SiteStyle) -> dict[str, float]:
-    """This patient's mean intensity per tissue."""
-    return {name: max(0.0, mean + float(rng.normal(0, style.spread))) for name, mean in style.tissue.items()}
+def draw_scar(s: Surfaces, heart: Heart, rng: np.random.Generator) -> Scar | None:
+    """One infarct that starts at the endocardium, with a dark core in most patients; None in a healthy one."""
+    if rng.uniform() < 0.08:
+        return None
+    around = np.abs(np.angle(np.exp(1j * (s.angle - rng.uniform(0, 2 * np.pi)))))
+    along = np.abs(s.above_base + heart.length * rng.uniform(0.35, 0.6))
+    width, reach = np.deg2rad(rng.uniform(60, 95)), heart.length * rng.uniform(0.4, 0.6)
+    transmural = rng.uniform(0.85, 1.15)
+    edge = (around / width) ** 2 + (along / reach) ** 2
+    ragged = 0.12 * np.sin(5 * s.angle + rng.uniform(0, 6))
+    infarct = np.maximum(s.depth - transmural * np.sqrt(np.clip(1 - edge, 0, 1)) - ragged * 0.5, edge + ragged - 1)
+    core = np.ones_like(infarct)
+    if rng.uniform() < 0.8:
+        share = rng.uniform(0.65, 0.8)
+        inner = (around / (width * share)) ** 2 + (along / (reach * share)) ** 2
+        core = np.maximum(np.abs(s.depth - 0.42 * transmural) - 0.28 * transmural, inner - 1)
+        core = np.maximum(core, infarct)
+    return Scar(infarct=infarct.astype(np.float32), no_reflow=core.astype(np.float32))
+
+
+def label_scar(label: np.ndarray, scar: Scar) -> None:
+    """Put infarct and no-reflow into the myocardium of a label volume, in place."""
+    middle = slice(SUBSLICES // 2, None, SUBSLICES)
+    muscle = label == MYOCARDIUM
+    label[muscle & (scar.infarct[..., middle] <= 0)] = INFARCT
+    label[muscle & (scar.no_reflow[..., middle] <= 0)] = NO_REFLOW
+
+
+def paint_scar(image: Array, s: Surfaces, scar: Scar, v: dict[str, float], soft: float) -> None:
+    """Bright scar and dark core inside the wall; edges are a tenth of the wall wide."""
+    wall = cover(s.epicardium, soft) * (1 - cover(s.cavity, soft)) * cover(s.above_base, 2.0)
+    paint(image, cover(scar.infarct, 0.1) * wall, v["infarct"])
+    paint(image, cover(scar.no_reflow, 0.1) * wall, v["no_reflow"])
 
 
 def draw_cine(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
     """One cine frame: 1 left-ventricular cavity, 2 myocardium, 3 right-ventricular cavity."""
+    return _draw(rng, style, size, late=False)
+
+
+def draw_late_enhancement(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
+    """Late enhancement: labels of cine, and inside the wall 4 infarct and 5 no-reflow."""
+    return _draw(rng, style, size, late=True)
+
+
+def _draw(rng: np.random.Generator, style: SiteStyle, size: tuple[int, int, int], *, late: bool) -> Phantom:
     points = grid(size, style.spacing, subslices=SUBSLICES)
-    depth = size[2] * style.spacing[2]
-    heart = draw_heart(rng, style, depth)
+    # scar is imaged when the wall is thick: every late-enhancement frame lies near the end of systole
+    heart = draw_heart(rng, style, size[2] * style.spacing[2], wall_scale=1.3 if late else 1.0)
     value = tissue_values(rng, style)
     soft = 0.5 * max(style.spacing[:2])
     s = surfaces(points, heart, rng)
     image = np.zeros(points[0].shape, dtype=np.float32)
     paint_thorax(image, points, rng, value, soft)
     paint_heart(image, s, heart, rng, value, soft)
-    image *= 1 + 0.06 * smooth_noise(rng, image.shape, (28, 28, 8)) + 0.05 * smooth_noise(rng, image.shape, (60, 60, 16))
-    return Phantom(image=acquire(image, rng, style), label=heart_label(s), spacing=style.spacing)
+    label = heart_label(s)
+    scar = draw_scar(s, heart, rng) if late else None
+    if scar is not None:
+        paint_scar(image, s, scar, value, soft)
+        label_scar(label, scar)
+    coarse, fine = smooth_noise(rng, image.shape, (28, 28, 8)), smooth_noise(rng, image.shape, (60, 60, 16))
+    image *= 1 + 0.06 * coarse + 0.05 * fine
+    measured = acquire_mr(through_plane_mean(image, SUBSLICES), rng, style)
+    return Phantom(image=measured, label=label, spacing=style.spacing)

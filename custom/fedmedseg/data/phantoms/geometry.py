@@ -29,6 +29,21 @@ class Phantom:
     landmarks: dict[str, Point] = field(default_factory=dict)
 
 
+class Canvas:
+    """An image and its label, painted tissue by tissue; what comes later lies on top of both."""
+
+    def __init__(self, *, points: Points, background: float, softness: float) -> None:
+        self.points = points
+        self.softness = softness
+        self.image = np.full(points[0].shape, background, dtype=np.float32)
+        self.label = np.zeros(points[0].shape, dtype=np.uint8)
+
+    def add(self, distance: Array, value: Array | float, *, label: int = 0) -> None:
+        """Paint the inside of a surface; ``label`` 0 takes earlier labels away there."""
+        paint(self.image, cover(distance, self.softness), value)
+        self.label[distance <= 0] = label
+
+
 def axis(count: int, step: float) -> Array:
     """Voxel centres of one axis in mm, symmetric about 0."""
     return ((np.arange(count) - (count - 1) / 2) * step).astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.seeding import generator
-from fedmedseg.data.phantoms.geometry import Phantom
+from fedmedseg.data.phantoms.geometry import Phantom, Point
 from fedmedseg.data.phantoms.style import LABELS, SiteStyle, check_family, site_style
 
 SECTIONS = ("training", "validation", "test", "unlabeled")
@@ -65,7 +65,7 @@ def write_site(
     if target.is_file() and _written_before(target, identity):
         return target
     target.unlink(missing_ok=True)
-    for folder in ("images", "labels"):
+    for folder in ("images", "labels", *(("landmarks",) if family == "cardiac_ct" else ())):
         (out / folder).mkdir(parents=True, exist_ok=True)
     draw = _drawer(family)
     content: dict[str, Any] = {
@@ -81,9 +81,9 @@ def write_site(
             rng = generator(seed, "phantom", family, site_index, section, index)
             phantom = draw(rng, style=style, size=shape)
             full = full_annotation or section == "test"
-            content[section].append(
-                _write_case(phantom, style, out, f"phantom-{patient:03d}", rng, labelled=section != "unlabeled", full=full)
-            )
+            labelled = section != "unlabeled"
+            entry = _write_case(phantom, style, out, f"phantom-{patient:03d}", rng, labelled=labelled, full=full)
+            content[section].append(entry)
     _replace(target, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
     return target
 
@@ -121,13 +121,29 @@ def _write_case(
     _save_nifti(image, affine, style.axcodes, out / entry["image"])
     if not labelled:
         return entry
+    if phantom.landmarks:
+        names = tuple(phantom.landmarks) if full else style.annotated_landmarks
+        entry["landmarks"] = f"landmarks/{patient}.json"
+        _save_landmarks({n: phantom.landmarks[n] for n in names}, affine, phantom, out / entry["landmarks"])
     label = phantom.label
     if style.annotated_labels is not None and not full:
-        label = np.where(np.isin(label, style.annotated_labels), label, 0).astype(np.uint8)
         entry["annotated_labels"] = list(style.annotated_labels)
+        if not style.annotated_labels:
+            return entry
+        label = np.where(np.isin(label, style.annotated_labels), label, 0).astype(np.uint8)
     entry["label"] = f"labels/{patient}.nii.gz"
     _save_nifti(label, affine, style.axcodes, out / entry["label"])
     return entry
+
+
+def _save_landmarks(points: Mapping[str, Point], affine: np.ndarray, phantom: Phantom, path: Path) -> None:
+    """Name to world coordinates (x, y, z) in mm, RAS; a landmark this site does not annotate is not in the file."""
+    centre = (np.array(phantom.image.shape) - 1) / 2
+    world = {}
+    for name, place in points.items():
+        voxel = np.array(place) / np.array(phantom.spacing) + centre
+        world[name] = [round(float(value), 4) for value in affine[:3, :3] @ voxel + affine[:3, 3]]
+    _replace(path, lambda temporary: temporary.write_text(json.dumps(world, indent=1), encoding="utf-8"))
 
 
 def _save_nifti(array: np.ndarray, affine: np.ndarray, axcodes: str, path: Path) -> None:
@@ -156,9 +172,14 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _drawer(family: str) -> Draw:
-    from fedmedseg.data.phantoms import cardiac_mr
+    from fedmedseg.data.phantoms import abdominal_ct, cardiac_ct, cardiac_mr
 
-    return {"cine_mr": cardiac_mr.draw_cine}[family]
+    return {
+        "cine_mr": cardiac_mr.draw_cine,
+        "late_enhancement_mr": cardiac_mr.draw_late_enhancement,
+        "abdominal_ct": abdominal_ct.draw_abdomen,
+        "cardiac_ct": cardiac_ct.draw_aortic_root,
+    }[family]
 
 
 def _identity(

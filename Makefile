@@ -1,0 +1,43 @@
+# make simulate   the FedATA study on embedded phantoms, from nothing: environment, install, run, report
+# make test       fast tests
+# make ci         what gates a change: lint, types, fast tests, packaging, smallest simulator runs
+# make nightly    everything else: full runs, faults, phantom difficulty
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGE := custom tests benchmarks setup.py
+
+.PHONY: simulate test ci nightly format lint type-check test-integration clean
+
+$(VENV)/installed: pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+simulate: $(VENV)/installed
+	$(BIN)/fedmedseg simulate fedata -n 3 -t 1 -w simulator_workspace
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not integration and not slow" -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check $(PACKAGE)
+	$(BIN)/ruff format --check $(PACKAGE)
+
+type-check: $(VENV)/installed
+	$(BIN)/mypy custom/fedmedseg
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix $(PACKAGE)
+	$(BIN)/ruff format $(PACKAGE)
+
+test-integration: $(VENV)/installed
+	$(BIN)/python -m pytest -m "integration and not slow" -q
+
+ci: lint type-check test test-integration
+
+nightly: ci
+	$(BIN)/python -m pytest -m slow -q
+
+clean:
+	rm -rf $(VENV) build dist simulator_workspace.fedmedseg

@@ -1,0 +1,219 @@
+"""`fedmedseg data`: import public data sets, check a site's data, write phantoms."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.errors import ConfigurationError
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+ROLES = {
+    "cine_mr": "cmr",
+    "late_enhancement_mr": "cmr",
+    "abdominal_ct": "abdominal_ct",
+    "cardiac_ct": "cardiac_ct",
+}
+"""Family of phantoms -> the role their data lists serve."""
+DEFAULT_SITES = 4
+
+
+@data_app.command("import")
+def import_set(
+    importer: Annotated[str, typer.Argument(help="sunnybrook or decathlon.")],
+    source: Annotated[Path, typer.Argument(help="The unpacked data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sites", help="A number of sites, or site=group,group; may be repeated. Default: the set's groups."
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option("--by", help="With a number of sites: random, or volume so that image sizes differ by site.")
+    ] = "random",
+    split: Annotated[
+        str, typer.Option("--split", help="Shares of training,validation,test[,unlabeled] patients.")
+    ] = "0.6,0.2,0.2",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of sites and split.")] = 1,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Role the data lists serve. Default: the set's own.")
+    ] = None,
+    myocardium: Annotated[
+        bool, typer.Option("--myocardium", help="sunnybrook with contours: label 2 between inner and outer contour.")
+    ] = False,
+    channel: Annotated[
+        int | None, typer.Option("--channel", help="decathlon: which channel of multi-channel images, from 0.")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Hard-link image files instead of copying them.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier import wrote to --out.")] = False,
+) -> None:
+    """Split a public data set by patient into sites that `fedmedseg simulate --sites` reads."""
+    # what reads and writes volumes is imported only when it is needed: the command line stays quick
+    from fedmedseg.data.importers import create
+    from fedmedseg.data.importers.assignment import assign_by_group, assign_by_number, parse_sites, parse_split
+    from fedmedseg.data.importers.sites import write_sites
+
+    with friendly_errors():
+        wanted, shares = parse_sites(sites or []), parse_split(split)
+        _apart(source, out)
+        with _bar() as bar:
+            reader = create(importer, myocardium=myocardium, channel=channel)
+            task = bar.add_task("reading")
+            collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
+            if isinstance(wanted, int) or (wanted is None and not collection.groups):
+                plan = assign_by_number(collection, wanted or DEFAULT_SITES, by=by, seed=seed)
+            elif by != "random":
+                raise ConfigurationError("--by", got=by, expected="a number of sites with it", remedy="add --sites N")
+            else:
+                plan = assign_by_group(collection, wanted)
+            writing = {site: bar.add_task(site, total=len(cases)) for site, cases in plan.items()}
+            summaries = write_sites(
+                plan,
+                out=out,
+                role=role or collection.role or reader.role or reader.name,
+                name=reader.name,
+                labels=collection.labels,
+                shares=shares,
+                seed=seed,
+                link=link,
+                force=force,
+                tick=lambda site, done, of: bar.update(writing[site], completed=done, total=of),
+            )
+    table = Table("site", title=f"{reader.name}: {out}")
+    for column in ("patients", "training", "validation", "test", "unlabeled"):
+        table.add_column(column, justify="right")
+    table.add_column("labels (voxels)")
+    for one in summaries:
+        labels = (f"{number} {collection.labels.get(number, '')}".strip() for number in one.voxels)
+        voxels = ", ".join(f"{text}: {count}" for text, count in zip(labels, one.voxels.values(), strict=True))
+        counts = (str(number) for number in one.volumes.values())
+        table.add_row(one.site, str(one.patients), *counts, voxels or "none")
+    console.print(table)
+    for reason, number in collection.skipped.items():
+        console.print(f"[yellow]left out:[/yellow] {number} x {reason}", highlight=False)
+    withheld = sum(one.withheld for one in summaries)
+    if withheld:
+        console.print(f"withheld: {withheld} unlabelled volumes of validation and test patients", highlight=False)
+    console.print(f"next: fedmedseg simulate fedata --sites {out / 'sites'}", highlight=False, soft_wrap=True)
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A data list (JSON) or a site file (YAML).")],
+    job: Annotated[
+        str | None, typer.Option("--job", help="Check against this job's data section. Default: the list's own labels.")
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option("--labels", help="Number of structures, where the list does not name them.")
+    ] = None,
+) -> None:
+    """Say which cases of a site would be used and which set aside, and why.
+
+    File names appear on this screen, nowhere else. Ends with code 1 when a case would be set aside.
+    """
+    from fedmedseg.data.survey import lists_in, survey
+
+    with friendly_errors(), _bar() as bar:
+        found = []
+        for role, list_, budget_mb in lists_in(path, job=job):
+            task = bar.add_task(f"checking {role}")
+            found += survey(
+                list_,
+                role=role,
+                job=job,
+                labels=labels,
+                budget_mb=budget_mb,
+                tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
+            )
+    table = Table("role", "section", title=str(path))
+    for column in ("patients", "admitted", "set aside"):
+        table.add_column(column, justify="right")
+    for one in found:
+        table.add_row(one.role, one.section, str(one.patients), str(one.admitted), str(len(one.set_aside)))
+    console.print(table)
+    bad = [(one, file, reason) for one in found for file, reason in one.set_aside.items()]
+    if bad:
+        faults = Table("role", "section", "file", "reason", title="set aside")
+        for one, file, reason in bad:
+            faults.add_row(one.role, one.section, file, reason)
+        console.print(faults)
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def phantoms(
+    family: Annotated[str, typer.Argument(help="cine_mr, late_enhancement_mr, abdominal_ct or cardiac_ct.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
+    sites: Annotated[int, typer.Option("--sites", min=1, help="Number of sites, each with a style of its own.")] = 2,
+    training: Annotated[int, typer.Option("--training", min=0, help="Labelled patients a site.")] = 6,
+    validation: Annotated[int, typer.Option("--validation", min=0)] = 2,
+    test: Annotated[int, typer.Option("--test", min=0)] = 4,
+    unlabeled: Annotated[int, typer.Option("--unlabeled", min=0)] = 12,
+    size: Annotated[str | None, typer.Option("--size", help="Voxels as 96,96,10. Default: the style's own.")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    role: Annotated[str | None, typer.Option("--role", help="Role the data lists serve. Default: by family.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier call wrote to --out.")] = False,
+) -> None:
+    """Write synthetic hospitals that `fedmedseg simulate --sites` reads."""
+    from fedmedseg.data.importers.sites import claim, write_manifest, write_site_file
+    from fedmedseg.data.phantoms import write_site
+
+    counts = {"training": training, "validation": validation, "test": test, "unlabeled": unlabeled}
+    with friendly_errors():
+        voxels = _size(size)
+        claim(out, force=force)
+        names = [f"site-{index + 1}" for index in range(sites)]
+        serves = role or ROLES.get(family, family)
+        with _bar() as bar:
+            task = bar.add_task("writing", total=sites)
+            for index, name in enumerate(names):
+                partial, final = out / f".{name}.partial", out / name
+                shutil.rmtree(partial, ignore_errors=True)
+                try:
+                    write_site(family, site_index=index, out=partial, seed=seed, counts=counts, size=voxels)
+                    if final.exists():
+                        shutil.rmtree(final)
+                    os.replace(partial, final)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+                write_site_file(out, name, {serves: final / "datalist.json"})
+                bar.update(task, completed=index + 1)
+        write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
+    per_site = ", ".join(f"{number} {section}" for section, number in counts.items())
+    console.print(f"{sites} sites of {family}, each {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress display that is silent where nobody watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+def _apart(source: Path, out: Path) -> None:
+    """Never write into the data set itself, nor over it."""
+    inside, around = out.resolve().is_relative_to(source.resolve()), source.resolve().is_relative_to(out.resolve())
+    if inside or around:
+        raise ConfigurationError("--out", got=str(out), expected="a folder apart from the data set's own")
+
+
+def _size(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        x, y, z = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError("--size", got=repr(text), expected="three whole numbers, such as 96,96,10") from None
+    return x, y, z

@@ -1,0 +1,36 @@
+"""The `fedmedseg` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import fedmedseg
+from fedmedseg.cli.console import console
+from fedmedseg.cli.data import data_app
+from fedmedseg.cli.simulate import simulate
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(simulate)
+app.add_typer(data_app, name="data", help="Import, check and generate data.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(fedmedseg.__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Federated medical image segmentation on NVIDIA FLARE."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,205 @@
+"""`fedmedseg simulate`: a study in FLARE's simulator, with the site policy in place, progress and a verdict."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.config import Experiment, system_module
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting, write_job
+from fedmedseg.core.place import HOME_SUFFIX
+from fedmedseg.core.progress import clock
+from fedmedseg.core.schema import read_yaml
+from fedmedseg.privacy.policy import simulator_resources
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def simulate(
+    job: Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")],
+    workspace: Annotated[Path, typer.Option("-w", "--workspace", help="Simulator workspace; emptied by FLARE.")] = Path(
+        "simulator_workspace"
+    ),
+    number: Annotated[int | None, typer.Option("-n", "--sites-number", help="Number of sites, site-1, ...")] = None,
+    clients: Annotated[str | None, typer.Option("-c", "--clients", help="Names of the sites, comma-separated.")] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Sites that run at once.")] = None,
+    sites: Annotated[
+        Path | None, typer.Option("--sites", help="Folder of site files (<site>.yaml): real data instead of phantoms.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Settings laid over the job's: a name or a file.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as stages.pretraining.rounds=2; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the earlier run of this study.")] = False,
+) -> None:
+    """Run a study in FLARE's simulator and say how it went."""
+    with friendly_errors():
+        folder = find_job(job)
+        layers = [read_yaml(find_preset(_system(folder), preset))] if preset else []
+        layers += [setting(text) for text in changes or []]
+        if resume:
+            layers.append({"resume": True})
+        settings, experiment = read_settings(folder, layers)
+        names = _site_names(number, clients, sites, experiment)
+        at_once = _threads(threads, len(names))
+        _check_quorum(experiment, len(names))
+        workspace = workspace.resolve()
+        _run(folder, settings if layers else None, experiment, workspace, names, at_once, sites)
+
+
+def _run(
+    folder: Path,
+    settings: dict[str, Any] | None,
+    experiment: Experiment,
+    workspace: Path,
+    names: tuple[str, ...],
+    threads: int,
+    sites: Path | None,
+) -> None:
+    # FLARE is imported only once there is something to run
+    from fedmedseg.core import simulation
+    from fedmedseg.reporting.tables import plain_text_summary
+
+    simulation.prepare_workspace(workspace, simulator_resources())
+    _place_site_files(sites, workspace, names)
+    home = workspace.with_name(workspace.name + HOME_SUFFIX)
+    if settings is not None:
+        folder = write_job(folder, settings, home / "jobs" / folder.name)
+    call = simulation.Simulation(
+        job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
+    )
+    console.print(f"{experiment.study}: {len(names)} sites, {threads} at once; log: {call.log}", highlight=False)
+    with _Display(experiment, len(names)) as display:
+        record = simulation.run(call, display.show)
+    if record is None:
+        raise ConfigurationError(
+            "simulator",
+            got="an end before the first round",
+            expected="a run with a record",
+            remedy=f"see the last lines of {call.log}",
+        )
+    console.print(plain_text_summary(record), highlight=False, soft_wrap=True)
+    console.print(f"report: {call.record_file.parent / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"shared model: {call.record_file.parents[1] / 'models'}", highlight=False, soft_wrap=True)
+    console.print(f"site models: {home / '<site>' / 'models' / experiment.study}", highlight=False, soft_wrap=True)
+    if record["outcome"] != "finished":
+        console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _system(folder: Path) -> str:
+    return read_settings(folder, [])[1].system
+
+
+def _site_names(number: int | None, clients: str | None, sites: Path | None, experiment: Experiment) -> tuple[str, ...]:
+    if number is not None and clients:
+        raise ConfigurationError("-n and -c", got="both", expected="one of them")
+    if clients:
+        names = tuple(name.strip() for name in clients.split(",") if name.strip())
+        if len(set(names)) != len(names) or not names:
+            raise ConfigurationError("-c", got=clients, expected="different site names, comma-separated")
+        return names
+    if number is not None:
+        if number < 1:
+            raise ConfigurationError("-n", got=number, expected="at least 1 site")
+        return tuple(f"site-{index + 1}" for index in range(number))
+    if sites is not None:
+        found = tuple(sorted(file.stem for file in sites.glob("*.yaml")))
+        if not found:
+            raise ConfigurationError(
+                "--sites", got=f"no .yaml file in {sites}", expected="a folder of <site>.yaml files"
+            )
+        return found
+    planned = experiment.data.phantom.sites if experiment.data.phantom else 2
+    return tuple(f"site-{index + 1}" for index in range(planned))
+
+
+def _threads(threads: int | None, sites: int) -> int:
+    if threads is None:
+        # a site that waits for a turn costs a new process per task: up to two sites share a core
+        return sites if sites <= 2 * (os.cpu_count() or 1) else (os.cpu_count() or 1)
+    if not 1 <= threads <= sites:
+        raise ConfigurationError("-t", got=threads, expected=f"1 to {sites}, the number of sites")
+    return threads
+
+
+def _check_quorum(experiment: Experiment, sites: int) -> None:
+    needed = experiment.federation.needed(sites)
+    if needed > sites:
+        raise ConfigurationError(
+            "federation.quorum",
+            got=needed,
+            expected=f"at most {sites}, the number of sites",
+            remedy="lower it or add sites",
+        )
+
+
+def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...]) -> None:
+    """Copy site files to where every simulated site looks, with paths that no longer depend on the folder."""
+    target = workspace / "local" / "sites"
+    if sites is None:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        source = sites / f"{name}.yaml"
+        content = read_yaml(source)
+        for data_set in (content or {}).get("datasets", {}).values():
+            data_set["list"] = str((source.parent / data_set["list"]).resolve())
+        for key in ("state_dir", "cache_dir", "models_dir"):
+            if content.get(key):
+                content[key] = str((source.parent / content[key]).resolve())
+        (target / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+class _Display:
+    """A bar on a terminal; a line at most every five seconds anywhere else."""
+
+    def __init__(self, experiment: Experiment, sites: int) -> None:
+        work: dict[str, int] = system_module(experiment.system, "plan").work(experiment)
+        rounds = {stage: section.rounds for stage, section in experiment.stages.items()}
+        self._total = sites * sum(rounds[stage] * steps for stage, steps in work.items())
+        self._done: dict[tuple[str, str, int, str], int] = {}
+        self._began = time.monotonic()
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting", total=self._total, left="")
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take one progress record into account."""
+        key = (event["site"], event["stage"], event["round"], event["work"])
+        self._done[key] = max(self._done.get(key, 0), event["step"])
+        done = min(self._total, sum(self._done.values()))
+        elapsed = time.monotonic() - self._began
+        left = f"{clock(elapsed / done * (self._total - done))} left" if done else ""
+        what = "" if event["work"] == event["stage"] else f" {event['work']}"
+        loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
+        text = (
+            f"{event['site']} {event['stage']} round {event['round'] + 1}/{event['rounds']}{what} "
+            f"step {event['step']}/{event['steps']}{loss}"
+        )
+        self._bar.update(self._task, completed=done, description=text, left=left)
+        if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            console.print(
+                f"{clock(elapsed)}  {text}  ({done / self._total:.0%}, {left})", highlight=False, soft_wrap=True
+            )

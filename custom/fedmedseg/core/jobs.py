@@ -1,0 +1,129 @@
+"""Job folders: where they are found, and copies with other settings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import fedmedseg
+from fedmedseg.core.config import Experiment, parse_experiment
+from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.schema import read_yaml
+
+CONFIG = Path("app") / "config"
+EXPERIMENT = CONFIG / "experiment.yaml"
+
+
+def bundle_roots() -> list[Path]:
+    """Where jobs and presets may lie: the current folder, the source tree, the installed package."""
+    package = Path(fedmedseg.__file__).resolve().parent
+    return [Path.cwd(), package.parents[1], package / "bundle"]
+
+
+def find_job(name: str) -> Path:
+    """The folder of a job given by name or by path.
+
+    Raises:
+        ConfigurationError: no such job.
+    """
+    if (Path(name) / "meta.json").is_file():
+        return Path(name).resolve()
+    known: dict[str, Path] = {}
+    for root in reversed(bundle_roots()):
+        known.update({meta.parent.name: meta.parent for meta in sorted(root.glob("jobs/*/meta.json"))})
+    if name not in known:
+        guess = nearest(name, known)
+        raise ConfigurationError(
+            "job",
+            got=repr(name),
+            expected=f"a job folder, or one of {', '.join(sorted(known)) or '(no jobs found)'}",
+            remedy=f"write {guess!r}" if guess else "",
+        )
+    return known[name].resolve()
+
+
+def find_preset(system: str, name: str) -> Path:
+    """The file of a preset given by name or by path.
+
+    Raises:
+        ConfigurationError: no such preset.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known: dict[str, Path] = {}
+    for root in reversed(bundle_roots()):
+        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+    if name not in known:
+        guess = nearest(name, known)
+        raise ConfigurationError(
+            "preset",
+            got=repr(name),
+            expected=f"a file, or one of {', '.join(sorted(known)) or '(none)'}",
+            remedy=f"write {guess!r}" if guess else "",
+        )
+    return known[name]
+
+
+def merged(settings: Any, changes: Any) -> Any:
+    """``settings`` with the sections of ``changes`` laid over it; null removes a key, other values replace."""
+    if not isinstance(settings, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    # a section that names another kind of thing (network.name, say) replaces the old one whole
+    if "name" in changes and changes["name"] != settings.get("name", changes["name"]):
+        return dict(changes)
+    result = dict(settings)
+    for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def setting(text: str) -> dict[str, Any]:
+    """``a.b=value`` as nested sections; the value is read as YAML.
+
+    Raises:
+        ConfigurationError: not of that form.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key or not all(key.split(".")):
+        raise ConfigurationError(
+            "--set", got=repr(text), expected="section.key=value, as in stages.pretraining.rounds=2"
+        )
+    try:
+        content: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigurationError("--set", got=repr(text), expected="a YAML value after the equals sign") from None
+    for part in reversed(key.split(".")):
+        content = {int(part) if part.isdigit() else part: content}
+    return dict(content)
+
+
+def read_settings(job: Path, changes: list[Mapping[str, Any]]) -> tuple[dict[str, Any], Experiment]:
+    """The job's settings with ``changes`` laid over, and the study they describe.
+
+    A preset of labels replaces the job's label map rather than adding to it.
+
+    Raises:
+        ConfigurationError: names the wrong setting.
+    """
+    content = read_yaml(job / EXPERIMENT)
+    for change in changes:
+        if isinstance(change, Mapping) and isinstance(change.get("data"), Mapping) and "labels" in change["data"]:
+            content = merged(content, {"data": {"labels": None}})
+        content = merged(content, change)
+    return content, parse_experiment(content)
+
+
+def write_job(job: Path, settings: Mapping[str, Any], out: Path) -> Path:
+    """Copy ``job`` to ``out`` with ``settings`` as its experiment.yaml."""
+    if out.exists():
+        shutil.rmtree(out)
+    shutil.copytree(job, out)
+    (out / EXPERIMENT).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return out

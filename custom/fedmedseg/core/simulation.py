@@ -1,0 +1,156 @@
+"""Runs `nvflare simulator` as a process of its own, follows its progress, and judges it by its record."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.place import HOME_SUFFIX
+from fedmedseg.core.records import RECORD_FILE
+
+JOB_ID = "simulate_job"
+POLL_SECONDS = 0.5
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One call of the simulator."""
+
+    job: Path
+    workspace: Path
+    sites: tuple[str, ...]
+    threads: int
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def record_file(self) -> Path:
+        """Where the server writes the run's record."""
+        return self.workspace / "server" / JOB_ID / "report" / RECORD_FILE
+
+    def command(self) -> list[str]:
+        """The simulator's command line."""
+        default = tuple(f"site-{index + 1}" for index in range(len(self.sites)))
+        names = ["-n", str(len(self.sites))] if self.sites == default else ["-c", ",".join(self.sites)]
+        # the interpreter runs FLARE's command module itself, so that no PATH decides which FLARE it is
+        call = [sys.executable, "-m", "nvflare.cli", "simulator", str(self.job), "-w", str(self.workspace)]
+        return [*call, *names, "-t", str(self.threads)]
+
+
+def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
+    """Put the site policy into a simulator workspace.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    try:
+        for folder in (workspace, workspace.with_name(workspace.name + HOME_SUFFIX)):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        content = json.dumps(resources, indent=2).encode() + b"\n"
+        write_atomic(workspace / "local" / "resources.json", content)
+    except OSError as error:
+        raise ConfigurationError(
+            "workspace",
+            got=f"{workspace} ({type(error).__name__})",
+            expected="a folder that can be written, and one of the same name with .fedmedseg beside it",
+            remedy="choose another with -w",
+        ) from None
+
+
+def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """Run to the end and return the run's record, or None where the server never wrote one.
+
+    The simulator gets a process group of its own, which is stopped as a whole when this call is interrupted:
+    a signal to the parent alone would leave its workers behind.
+    """
+    simulation.log.parent.mkdir(parents=True, exist_ok=True)
+    simulation.record_file.unlink(missing_ok=True)
+    _forget_progress(simulation.workspace)
+    with open(simulation.log, "wb") as log:
+        process = subprocess.Popen(
+            simulation.command(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **simulation.environment},
+            start_new_session=True,
+        )
+        try:
+            follower = Follower(simulation.workspace)
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                for event in follower.events():
+                    on_progress(event)
+            for event in follower.events():
+                on_progress(event)
+        finally:
+            stop_group(process)
+    return read_record(simulation.record_file)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the process group: ask first, then insist."""
+    for how, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            break
+        except PermissionError:
+            break
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            process.poll()
+            try:
+                os.killpg(process.pid, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            time.sleep(0.1)
+    process.wait()
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """A run's record, or None where there is none that can be read."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class Follower:
+    """Reads what sites append to their progress files."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self._read: dict[Path, int] = {}
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Whatever was written since the last call."""
+        for file in sorted(self.workspace.glob(f"*/{JOB_ID}/progress.jsonl")):
+            with open(file, "rb") as stream:
+                stream.seek(self._read.get(file, 0))
+                content = stream.read()
+            # a line that is still being written waits for the next call
+            whole = content[: content.rfind(b"\n") + 1]
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            for line in whole.splitlines():
+                yield json.loads(line)
+
+
+def _forget_progress(workspace: Path) -> None:
+    for file in workspace.glob(f"*/{JOB_ID}/progress.jsonl"):
+        file.unlink()

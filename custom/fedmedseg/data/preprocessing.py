@@ -1,0 +1,188 @@
+"""From a checked file to a normalised volume on the study's grid: orientation, spacing, intensity, padding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmedseg.core.config import DataSection
+from fedmedseg.core.seeding import generator
+from fedmedseg.data import geometry
+from fedmedseg.data.checks import CaseRejected, open_nifti, read_voxels
+from fedmedseg.data.datalist import Case
+from fedmedseg.data.geometry import Grid
+
+VERSION = 1
+"""Part of every cache key: raise it when a preprocessed volume would change."""
+CLIP = 5.0
+"""Standard deviations beyond which MR intensities are clipped."""
+MR_TISSUE_SHARE = 0.1
+CT_TISSUE_HU = -500.0
+POINTS_PER_CLASS = 1024
+TOO_SMALL = "smaller than the crop"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Arrays by name, and JSON figures that belong to them."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def prepare_image(case: Case, data: DataSection) -> Prepared:
+    """Read, turn, resample, normalise and pad the image of a case that passed the checks.
+
+    Returns ``image`` float32 (X, Y, Z), and figures that lead back to the file's grid.
+
+    Raises:
+        CaseRejected: smaller than three quarters of the crop along an axis, or not readable.
+    """
+    native = native_grid(case.image)
+    orientation = geometry.canonical_orientation(native.affine, data.spatial_dims)
+    oriented = geometry.oriented_grid(native, orientation)
+    target = geometry.resampled_grid(oriented, data.spacing)
+    widths = geometry.padding(target.shape, data.crop)
+    if widths is None:
+        raise CaseRejected(TOO_SMALL, shape=target.shape)
+    voxels = torch.from_numpy(geometry.orient(read_voxels(case.image), orientation))[None]
+    image, tissue = normalise(geometry.resample(voxels, oriented, target, mode="bilinear")[0].numpy(), data)
+    # what lies outside the scan looks like the darkest voxel, usually air
+    image = np.ascontiguousarray(np.pad(image, widths, constant_values=float(image.min())))
+    meta: dict[str, Any] = {
+        "native_shape": list(native.shape),
+        "native_affine": native.affine.tolist(),
+        "orientation": orientation.tolist(),
+        "target_shape": list(target.shape),
+        "target_affine": target.affine.tolist(),
+        "padding": [list(pair) for pair in widths],
+        "spacing": list(target.spacing),
+        "tissue": tissue,
+        "slice_tissue": (image > tissue).mean(axis=(0, 1)).tolist(),
+    }
+    return Prepared({"image": image}, meta)
+
+
+def prepare_label(case: Case, meta: dict[str, Any]) -> Prepared:
+    """The label of a case on the grid of its prepared image, whose figures are ``meta``.
+
+    Returns ``label`` uint8 (X, Y, Z) and ``points`` int32 (N, 3), with the rows of ``label_points``.
+
+    Raises:
+        CaseRejected: not readable.
+    """
+    if case.label is None:
+        raise ValueError("a case without a label has none to prepare")
+    steps = Steps.of(meta)
+    voxels = torch.from_numpy(geometry.orient(read_voxels(case.label), steps.orientation))[None]
+    label = geometry.resample(voxels, steps.oriented, steps.target, mode="nearest")[0].round().to(torch.uint8).numpy()
+    label = np.ascontiguousarray(np.pad(label, steps.widths))
+    points, rows = label_points(label)
+    return Prepared({"label": label, "points": points}, {"points": rows})
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What was done to a file's grid, read back from the figures of a prepared image."""
+
+    native: Grid
+    orientation: np.ndarray
+    oriented: Grid
+    target: Grid
+    widths: geometry.Widths
+
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> Steps:
+        """From the figures ``prepare_image`` returned."""
+        native = Grid(tuple(meta["native_shape"]), np.array(meta["native_affine"]))
+        orientation = np.array(meta["orientation"])
+        target = Grid(tuple(meta["target_shape"]), np.array(meta["target_affine"]))
+        first, second, third = ((int(before), int(after)) for before, after in meta["padding"])
+        oriented = geometry.oriented_grid(native, orientation)
+        return cls(native, orientation, oriented, target, (first, second, third))
+
+
+def back_to_native(probabilities: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+    """``probabilities`` (C, X, Y, Z) of the prepared grid on the file's own grid (C, X', Y', Z'), float32.
+
+    Padding is cut off, then values are interpolated linearly (copied exactly where nothing was resampled),
+    then axes are turned back.
+    """
+    steps = Steps.of(meta)
+    volume = geometry.undo_padding(probabilities, steps.widths)
+    volume = geometry.resample(volume, steps.target, steps.oriented, mode="bilinear")
+    return geometry.undo_orientation(volume, steps.orientation).contiguous()
+
+
+def native_grid(path: Path) -> Grid:
+    """The grid of a NIfTI file."""
+    image = open_nifti(path)
+    x, y, z = (int(edge) for edge in image.shape)
+    return Grid((x, y, z), np.asarray(image.affine, dtype=np.float64))
+
+
+def normalise(image: np.ndarray, data: DataSection) -> tuple[np.ndarray, float]:
+    """Intensities a network can compare between scanners, and the value above which a voxel is tissue.
+
+    MR: z-score over the foreground, clipped to +-5. Foreground is what lies above a tenth of the way from
+    the 1st to the 99th percentile, which leaves air out and does not depend on a few very bright voxels.
+    CT: the HU window mapped to 0..1. Tissue is what lies above both the window's low end and -500 HU.
+    """
+    from monai.transforms import NormalizeIntensity, ScaleIntensityRange
+
+    if data.modality == "ct":
+        low, high = data.window
+        scaled = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
+        return np.asarray(scaled, dtype=np.float32), max(0.0, (CT_TISSUE_HU - low) / (high - low))
+    dark, bright = (float(value) for value in np.percentile(image, (1.0, 99.0)))
+    if bright == dark:
+        # nearly all voxels are equal: percentiles say nothing
+        dark, bright = float(image.min()), float(image.max())
+    threshold = dark + MR_TISSUE_SHARE * (bright - dark)
+    foreground = image[image > threshold].astype(np.float64)
+    mean, deviation = float(foreground.mean()), float(foreground.std())
+    if deviation == 0.0:
+        raise CaseRejected("image without contrast")
+    scored = NormalizeIntensity(subtrahend=np.array(mean), divisor=np.array(deviation))(image)
+    return np.clip(np.asarray(scored, dtype=np.float32), -CLIP, CLIP), max(-CLIP, (threshold - mean) / deviation)
+
+
+def label_points(label: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+    """Voxels of each structure to centre crops on: (N, 3) indices, and rows ``[label, first, after last]``.
+
+    At most 1024 voxels of a structure, drawn without replacement by a fixed generator.
+    """
+    found: list[np.ndarray] = []
+    rows: list[list[int]] = []
+    start = 0
+    for value in np.unique(label):
+        if value == 0:
+            continue
+        flat = np.flatnonzero(label == value)
+        if flat.size > POINTS_PER_CLASS:
+            flat = np.sort(generator(0, "label points", int(value)).choice(flat, POINTS_PER_CLASS, replace=False))
+        found.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32))
+        rows.append([int(value), start, start + flat.size])
+        start += flat.size
+    return (np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int32)), rows
+
+
+def entry_digest(contents: Sequence[str], data: DataSection) -> str:
+    """Cache key of something prepared: SHA-256 of the files it stands on, and every setting that shapes it."""
+    settings = {
+        "version": VERSION,
+        "contents": list(contents),
+        "modality": data.modality,
+        "spatial_dims": data.spatial_dims,
+        "spacing": data.spacing,
+        "window": data.window if data.modality == "ct" else None,
+        "crop": data.crop,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""FedATA at a site: one round of federated pretraining, from the server's tensors to the site's reply."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.learner import Reply, Task
+from fedmedseg.core.training import run_steps
+from fedmedseg.fedata.monitor import collapsed
+from fedmedseg.fedata.objective import MaskedDistillationObjective
+
+if TYPE_CHECKING:
+    from fedmedseg.data.site import Site
+    from fedmedseg.data.volumes import Volumes
+
+logger = logging.getLogger(__name__)
+STAGE = "pretraining"
+
+
+class OneVolume:
+    """A single volume of a collection, as ``image_crop`` reads it: for several crops of the same one."""
+
+    def __init__(self, *, volumes: Volumes, index: int) -> None:
+        self.volumes, self.index = volumes, index
+
+    def __len__(self) -> int:
+        return 1
+
+    def image(self, index: int) -> np.ndarray:
+        """The volume, (1, X, Y, Z)."""
+        return self.volumes.image(self.index + index)
+
+    def tissue(self, index: int) -> float:
+        """Normalised intensity above which a voxel is tissue."""
+        return self.volumes.tissue(self.index + index)
+
+    def slice_tissue(self, index: int) -> np.ndarray:
+        """Share of tissue in each slice, (Z,)."""
+        return self.volumes.slice_tissue(self.index + index)
+
+
+class MaskedDistillationLearner:
+    """Pretrains a site's encoder; data and network are built once per process, at the first task."""
+
+    def __init__(self, *, experiment: Experiment, site: Site) -> None:
+        self.experiment = experiment
+        self.site = site
+
+    @property
+    def state_root(self) -> Path:
+        """Folder under which this site's state is kept."""
+        return self.site.state_root
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """The site's images, labelled or not; labels are not read."""
+        from fedmedseg.data.volumes import Volumes
+
+        return Volumes(site=self.site, experiment=self.experiment, section="unlabeled")
+
+    @cached_property
+    def objective(self) -> MaskedDistillationObjective:
+        """Student and teacher over this site's volumes."""
+        from fedmedseg.data.sampling import image_crop
+
+        volumes, data = self.volumes, self.experiment.data
+        return MaskedDistillationObjective(
+            experiment=self.experiment,
+            volumes=len(volumes),
+            crop=lambda volume, rng: image_crop(cast("Volumes", OneVolume(volumes=volumes, index=volume)), rng, data),
+            device=torch.device(self.site.device),
+        )
+
+    def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        """One round: personal initialisation, ``local_steps`` steps, reply with exactly the shared tensors.
+
+        What the site must remember is saved as ``personal`` before the reply is handed over: ``round``, ``tensors``
+        (named as the shared ones), ``teacher``, ``mixing`` and ``reference``. A site that missed rounds mixes from
+        the last one it did. Round 0 starts from the server's tensors alone.
+
+        Raises:
+            Aborted: the federation asked to stop; the task can be given again and continues.
+            DataError: this site has no usable volume.
+            FedMedSegError: the loss stopped being finite.
+            ConfigurationError: a stage this learner does not do.
+        """
+        if task.stage != STAGE:
+            raise ConfigurationError("stage", got=repr(task.stage), expected=repr(STAGE))
+        objective = self.objective
+        objective.begin(round=task.round, rounds=task.rounds)
+        steps = self.experiment.wing.local_steps
+
+        def prepare() -> None:
+            personal = task.state.load("personal") if task.round else None
+            objective.initialise(shared, personal, aborted=task.aborted)
+
+        means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)
+        task.state.save("personal", {"round": task.round, **objective.memory()})
+        return Reply(
+            tensors=objective.network.shared(),
+            metrics={**means, **objective.figures, "collapse_alarm": self._alarm(objective, means["teacher_std"])},
+            examples=len(self.volumes),
+            steps=steps,
+        )
+
+    def _alarm(self, objective: MaskedDistillationObjective, spread: float) -> float:
+        assert objective.reference is not None
+        share = self.experiment.wing.collapse.alarm
+        alarm = collapsed(spread, objective.reference, alarm=share)
+        if alarm:
+            logger.warning(
+                "targets have collapsed: spread over tokens %.2e, below %.2g times the %.2e of the first step",
+                spread,
+                share,
+                objective.reference,
+            )
+        return float(alarm)

@@ -1,0 +1,1 @@
+"""What may run at a site and what may leave it."""

@@ -1,0 +1,357 @@
+"""The report's figures as SVG text: drawn without a display, the same bytes for the same record."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedmedseg.reporting.tables import (
+    DiceRow,
+    Record,
+    dice_table,
+    label_of,
+    models_in,
+    number,
+    reply,
+    rounds_of,
+    short,
+    sites_of,
+    structures_in,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MODEL_COLOURS = {"personal": "#0b6e99", "shared": "#5aa9c7", "scratch": "#d98e32", "untrained": "#b8bec6"}
+SITE_COLOURS = ("#0b6e99", "#d98e32", "#4a8f5c", "#a0527a", "#6b6fb3", "#8a7142", "#3d9a9a", "#b5483a")
+"""Told apart in grey print too: lines also differ by marker."""
+MARKERS = "osD^vPX*"
+INK, PALE = "#1d2733", "#e3e7ec"
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "fedmedseg",
+    # names come from sites: a dollar sign in one is no formula
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8a94a0",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": PALE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+def figures(record: Record) -> dict[str, str]:
+    """Name -> SVG of every figure for which the record holds numbers."""
+    import matplotlib
+
+    drawers: dict[str, Callable[[Record], Figure | None]] = {
+        "dice": draw_dice,
+        "hd95": draw_hd95,
+        "loss": draw_loss,
+        "teacher": draw_teacher,
+        "participation": draw_participation,
+        "weights": draw_weights,
+        "attention": draw_attention,
+        "seconds": draw_seconds,
+        "bytes": draw_bytes,
+    }
+    found = {}
+    with matplotlib.rc_context(_STYLE):
+        for name, draw in drawers.items():
+            figure = draw(record)
+            if figure is not None:
+                found[name] = _svg(figure)
+    return found
+
+
+def draw_dice(record: Record) -> Figure | None:
+    """Grouped bars: mean Dice per site and model, and one panel per structure where there are several."""
+    return _scores(record, "Dice", lambda row: row.dice, top=1.0)
+
+
+def draw_hd95(record: Record) -> Figure | None:
+    """As ``draw_dice`` for the 95th-percentile Hausdorff distance in mm."""
+    return _scores(record, "HD95 (mm)", lambda row: row.hd95, top=None)
+
+
+def draw_loss(record: Record) -> Figure | None:
+    """Pretraining loss per round and site."""
+    return _lines(record, "loss", "loss")
+
+
+def draw_teacher(record: Record) -> Figure | None:
+    """Spread of the teacher's targets over tokens per round and site; a ring marks an alarm."""
+    figure = _lines(record, "teacher_std", "teacher's spread")
+    if figure is None:
+        return None
+    axes = figure.axes[0]
+    alarms = [
+        (place, value)
+        for site in sites_of(record)
+        for place, value, metrics in _series(record, "teacher_std", site)
+        if number(metrics.get("collapse_alarm"))
+    ]
+    if alarms:
+        x, y = zip(*alarms, strict=True)
+        axes.scatter(x, y, s=140, facecolors="none", edgecolors="#b3261e", linewidths=1.8, zorder=5, label="alarm")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def draw_participation(record: Record) -> Figure | None:
+    """Matrix of rounds and sites: accepted, not accepted, declined, not asked."""
+    rounds, sites = rounds_of(record), sites_of(record)
+    if not rounds or not sites:
+        return None
+    figure, axes = _canvas(max(3.2, 0.3 * len(rounds) + 1.8), 0.34 * len(sites) + 0.9)
+    axes.grid(False)
+    for x, one in enumerate(rounds):
+        for y, site in enumerate(sites):
+            colour, sign = _standing(reply(one, site))
+            axes.add_patch(_box(x, y, colour))
+            axes.text(x, y, sign, ha="center", va="center", color="white", fontsize=8, fontweight="bold")
+    axes.set(xlim=(-0.6, len(rounds) - 0.4), ylim=(len(sites) - 0.4, -0.6))
+    axes.set_yticks(range(len(sites)), [short(site) for site in sites])
+    axes.set_xticks(*_round_ticks(rounds), fontsize=7.5)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def draw_weights(record: Record) -> Figure | None:
+    """Each site's share in the aggregate, per round."""
+    rounds = [one for one in rounds_of(record) if any(number(a.get("weight")) is not None for a in _answers(one))]
+    if not rounds:
+        return None
+    return _stacks(rounds, sites_of(record), lambda one, site: number(reply(one, site).get("weight")) or 0.0, "weight")
+
+
+def draw_attention(record: Record) -> Figure | None:
+    """Layer-wise aggregation weights of the last round that noted them: layers down, sites across."""
+    noted = [(one.get("notes") or {}).get("attention") for one in rounds_of(record)]
+    tables = [_weights(table) for table in noted if isinstance(table, Mapping)]
+    tables = [table for table in tables if table]
+    if not tables:
+        return None
+    layers = tables[-1]
+    sites = sorted({site for weights in layers.values() for site in weights})
+    grid = [[weights.get(site, float("nan")) for site in sites] for weights in layers.values()]
+    figure, axes = _canvas(1.1 * len(sites) + 3.6, min(9.0, 0.17 * len(layers) + 1.0))
+    axes.grid(False)
+    image = axes.imshow(grid, aspect="auto", cmap="Blues", vmin=0)
+    axes.set_xticks(range(len(sites)), [short(site) for site in sites])
+    step = max(1, -(-len(layers) // 48))
+    axes.set_yticks(range(0, len(layers), step), [short(layer) for layer in layers][::step], fontsize=6.5)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="weight", fraction=0.05, pad=0.02)
+    return figure
+
+
+def draw_seconds(record: Record) -> Figure | None:
+    """Per round: training and moving of the slowest site, and aggregation. Sites work at the same time."""
+    rounds = rounds_of(record)
+    if not rounds:
+        return None
+    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.7)
+    parts = {"training": [], "moving": [], "aggregating": []}  # type: dict[str, list[float]]
+    for one in rounds:
+        slowest = max(_answers(one), key=lambda answer: _both(answer), default={})
+        parts["training"].append(number(slowest.get("train_seconds")) or 0.0)
+        parts["moving"].append(number(slowest.get("move_seconds")) or 0.0)
+        parts["aggregating"].append(number(one.get("aggregate_seconds")) or 0.0)
+    base = [0.0] * len(rounds)
+    for (name, values), colour in zip(parts.items(), ("#0b6e99", "#d98e32", "#4a8f5c"), strict=True):
+        axes.bar(range(len(rounds)), values, bottom=base, color=colour, label=name, width=0.75)
+        base = [low + value for low, value in zip(base, values, strict=True)]
+    axes.set_ylabel("seconds")
+    _round_axis(axes, rounds)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def draw_bytes(record: Record) -> Figure | None:
+    """Per round: bytes from the server to all sites, and from all sites to the server."""
+    rounds = rounds_of(record)
+    down = [sum(number(answer.get("bytes_down")) or 0 for answer in _answers(one)) / 2**20 for one in rounds]
+    up = [sum(number(answer.get("bytes_up")) or 0 for answer in _answers(one)) / 2**20 for one in rounds]
+    if not any(down) and not any(up):
+        return None
+    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.4)
+    places = range(len(rounds))
+    axes.bar([place - 0.19 for place in places], down, width=0.38, color="#0b6e99", label="to the sites")
+    axes.bar([place + 0.19 for place in places], up, width=0.38, color="#d98e32", label="to the server")
+    axes.set_ylabel("MiB")
+    _round_axis(axes, rounds)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def _scores(record: Record, name: str, value: Callable[[DiceRow], float | None], *, top: float | None) -> Figure | None:
+    rows = [row for row in dice_table(record) if value(row) is not None]
+    if not rows:
+        return None
+    models, structures = models_in(rows), structures_in(rows)
+    sites = [site for site in sites_of(record) if any(row.site == site for row in rows)]
+    width = max(3.3, 0.2 * len(sites) * len(models) + 1.0)
+    columns = max(1, min(len(structures), int(10.5 / width)))
+    lines = -(-len(structures) // columns)
+    figure, _ = _canvas(width * columns, 2.35 * lines, lines, columns)
+    panels = list(figure.axes)
+    thickness = 0.8 / len(models)
+    for panel, structure in zip(panels, structures, strict=False):
+        for index, model in enumerate(models):
+            score = {row.site: value(row) for row in rows if row.structure == structure and row.model == model}
+            places = [place + (index - (len(models) - 1) / 2) * thickness for place in range(len(sites))]
+            heights = [score.get(site) or 0.0 for site in sites]
+            colour = MODEL_COLOURS.get(model, "#6b6fb3")
+            panel.bar(places, heights, width=thickness * 0.94, color=colour, label=label_of(model))
+        panel.set_xticks(range(len(sites)), [short(site) for site in sites])
+        panel.tick_params(axis="x", length=0)
+        panel.set_title(short(structure.replace("_", " ")), loc="left", fontsize=9.5, fontweight="bold")
+        panel.set_ylabel(name)
+        if top is not None:
+            panel.set_ylim(0, top)
+    for panel in panels[len(structures) :]:
+        panel.set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(models))
+    return figure
+
+
+def _lines(record: Record, metric: str, name: str) -> Figure | None:
+    series = {site: _series(record, metric, site) for site in sites_of(record)}
+    series = {site: points for site, points in series.items() if points}
+    if not series:
+        return None
+    figure, axes = _canvas(6.4, 2.7)
+    for index, (site, points) in enumerate(series.items()):
+        colour, marker = SITE_COLOURS[index % len(SITE_COLOURS)], MARKERS[index % len(MARKERS)]
+        x, y = [place for place, _, _ in points], [value for _, value, _ in points]
+        axes.plot(
+            x, y, color=colour, marker=marker, markevery=max(1, len(x) // 20), markersize=4.5, linewidth=1.6, label=site
+        )
+    axes.set(xlabel="round", ylabel=name)
+    axes.locator_params(axis="x", integer=True)
+    axes.margins(y=0.12)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def _series(record: Record, metric: str, site: str) -> list[tuple[int, float, Mapping[str, Any]]]:
+    """(round counted from 1, value, all metrics) of the accepted replies that hold ``metric``."""
+    points = []
+    for one in rounds_of(record):
+        answer = reply(one, site)
+        metrics = answer.get("metrics") or {}
+        value = number(metrics.get(metric))
+        if answer.get("accepted") and value is not None:
+            points.append((int(one.get("round") or 0) + 1, value, metrics))
+    return points
+
+
+def _stacks(
+    rounds: Sequence[Mapping[str, Any]],
+    sites: Sequence[str],
+    value: Callable[[Mapping[str, Any], str], float],
+    name: str,
+) -> Figure:
+    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.4)
+    base = [0.0] * len(rounds)
+    for index, site in enumerate(sites):
+        heights = [value(one, site) for one in rounds]
+        colour = SITE_COLOURS[index % len(SITE_COLOURS)]
+        axes.bar(range(len(rounds)), heights, bottom=base, color=colour, label=site, width=0.75)
+        base = [low + height for low, height in zip(base, heights, strict=True)]
+    axes.set_ylabel(name)
+    _round_axis(axes, rounds)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def _weights(table: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Layer -> site -> weight, whatever else a note may hold left out."""
+    found = {}
+    for layer, weights in table.items():
+        if isinstance(weights, Mapping):
+            numbers = {str(site): number(value) for site, value in weights.items()}
+            found[str(layer)] = {site: value for site, value in numbers.items() if value is not None}
+    return {layer: weights for layer, weights in found.items() if weights}
+
+
+def _canvas(width: float, height: float, lines: int = 1, columns: int = 1) -> tuple[Figure, Axes]:
+    # a figure of its own, not pyplot's: no display, no global list of figures, safe in the server's threads
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.subplots(lines, columns)
+    return figure, figure.axes[0]
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _box(x: float, y: float, colour: str) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    return FancyBboxPatch((x - 0.36, y - 0.32), 0.72, 0.64, boxstyle="round,pad=0.04", facecolor=colour, linewidth=0)
+
+
+def _standing(answer: Mapping[str, Any]) -> tuple[str, str]:
+    if answer.get("accepted"):
+        return "#3f8f5f", "✓"
+    if answer.get("declined"):
+        return "#98a2ad", "-"
+    if answer:
+        return "#b3261e", "✕"
+    return PALE, ""
+
+
+def _answers(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [answer for answer in (one.get("sites") or {}).values() if isinstance(answer, Mapping)]
+
+
+def _both(answer: Mapping[str, Any]) -> float:
+    return (number(answer.get("train_seconds")) or 0.0) + (number(answer.get("move_seconds")) or 0.0)
+
+
+def _round_names(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``1``, ``2``, ... within a stage, the stage's name under its first round, each stage one line lower."""
+    names: list[str] = []
+    stages: list[str] = []
+    for one in rounds:
+        stage = str(one.get("stage", "?"))
+        text = str(int(one.get("round") or 0) + 1)
+        if not stages or stage != stages[-1]:
+            stages.append(stage)
+            text += "\n" * len(stages) + short(stage.replace("_", " "))
+        names.append(text)
+    return names
+
+
+def _round_ticks(rounds: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[str]]:
+    """Every round, or in long runs some of them and the first of each stage."""
+    names, step = _round_names(rounds), max(1, -(-len(rounds) // 24))
+    places = [place for place, name in enumerate(names) if place % step == 0 or "\n" in name]
+    return places, [names[place] for place in places]
+
+
+def _round_axis(axes: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_xticks(*_round_ticks(rounds), fontsize=7.5)
+    axes.tick_params(axis="x", length=0)

@@ -1,0 +1,233 @@
+"""The run report: one HTML file that needs nothing else, the record beside it, and the figures as files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.reporting.figures import figures
+from fedmedseg.reporting.tables import (
+    DiceRow,
+    Record,
+    decimal,
+    dice_table,
+    duration,
+    label_of,
+    models_in,
+    number,
+    plain_text_summary,
+    reply,
+    rounds_of,
+    site_means,
+    sites_of,
+    size,
+    stages_of,
+    study_mean,
+    worst_site,
+)
+
+TEMPLATE = "report.html.jinja"
+
+
+class HTMLReporter:
+    """The reporter that a job's server configuration names: HTML for people, text for the log."""
+
+    def write(self, record: Record, folder: Path) -> Path:
+        """See ``write_report``."""
+        return write_report(record, folder)
+
+    def summary(self, record: Record) -> str:
+        """See ``plain_text_summary``."""
+        return plain_text_summary(record)
+
+
+def write_report(record: Record, folder: Path) -> Path:
+    """Write ``report.html``, ``report.json`` and ``figures/*.svg`` below ``folder`` and return the HTML file.
+
+    A record may stop anywhere: a section without numbers is left out, and the report says so.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    drawn = figures(record)
+    for name, svg in drawn.items():
+        write_atomic(folder / "figures" / f"{name}.svg", svg.encode())
+    write_atomic(folder / "report.json", json.dumps(_jsonable(record), indent=1, sort_keys=True).encode())
+    path = folder / "report.html"
+    write_atomic(path, render(record, drawn).encode())
+    return path
+
+
+def render(record: Record, drawn: Mapping[str, str]) -> str:
+    """The HTML text. Every value of the record is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedmedseg.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(**context(record, drawn))
+
+
+def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
+    """What the template shows, as plain text and lists."""
+    rows = dice_table(record)
+    seconds = number(record.get("seconds"))
+    return {
+        "study": str(record.get("study") or "unnamed study"),
+        "system": str(record.get("system") or "?"),
+        "finished": record.get("outcome") == "finished",
+        "outcome": str(record.get("outcome") or "unknown"),
+        "reason": record.get("reason"),
+        "started": str(record.get("started") or "unknown"),
+        "took": "unknown time" if seconds is None else duration(seconds),
+        "sites": sites_of(record),
+        "rounds": len(rounds_of(record)),
+        "stages": stages_of(record),
+        "tiles": _tiles(rows),
+        "score": _scores(rows),
+        "alarms": _alarms(record),
+        "refusals": _refusals(record),
+        "movement": _movement(record),
+        "figures": {name: _data_uri(svg) for name, svg in drawn.items()},
+        "facts": _facts(record),
+    }
+
+
+def _tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
+    """Mean Dice per model in large type, each with its worst site."""
+    tiles = []
+    for model in models_in(rows):
+        value, worst = study_mean(rows, model), worst_site(rows, model)
+        if value is not None:
+            under = f"worst site {worst[0]}: {decimal(worst[1])}" if worst else ""
+            tiles.append({"name": label_of(model), "key": model, "value": decimal(value), "under": under})
+    return tiles
+
+
+def _scores(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    models = models_in(rows)
+    by = {(row.site, row.structure, row.model): row for row in rows}
+    sites = []
+    for site in dict.fromkeys(row.site for row in rows):
+        own = [row for row in rows if row.site == site]
+        lines = []
+        for structure in dict.fromkeys(row.structure for row in own):
+            cells = [_cell(by.get((site, structure, model))) for model in models]
+            best = max((cell["order"] for cell in cells), default=-1.0)
+            for cell in cells:
+                cell["best"] = cell["order"] == best and best >= 0
+            lines.append({"structure": structure.replace("_", " "), "cells": cells})
+        means = [decimal(site_means(own, model).get(site)) for model in models]
+        sites.append({"name": site, "cases": own[0].cases, "lines": lines, "means": means})
+    return {
+        "models": [label_of(model) for model in models],
+        "sites": sites,
+        "means": [decimal(study_mean(rows, model)) for model in models],
+        "failures": any(row.failures for row in rows),
+    }
+
+
+def _cell(row: DiceRow | None) -> dict[str, Any]:
+    if row is None:
+        return {"dice": "-", "hd95": "-", "failures": 0, "order": -1.0}
+    order = -1.0 if row.dice is None else round(row.dice, 3)
+    return {"dice": decimal(row.dice), "hd95": decimal(row.hd95, 1), "failures": row.failures, "order": order}
+
+
+def _alarms(record: Record) -> list[str]:
+    """Which sites reported that their targets collapse, and when."""
+    found = []
+    for one in rounds_of(record):
+        for site in sites_of(record):
+            if number((reply(one, site).get("metrics") or {}).get("collapse_alarm")):
+                found.append(f"{site}, {_stage(one)} round {_round(one)}")
+    return found
+
+
+def _refusals(record: Record) -> list[dict[str, str]]:
+    return [
+        {
+            "stage": _stage(one),
+            "round": _round(one),
+            "site": site,
+            "what": "declined" if answer.get("declined") else "not accepted",
+            "reason": str(answer.get("reason") or "no reason recorded"),
+        }
+        for one in rounds_of(record)
+        for site, answer in (one.get("sites") or {}).items()
+        if not answer.get("accepted")
+    ]
+
+
+def _movement(record: Record) -> list[dict[str, str]]:
+    """Per site: replies, examples, bytes each way, seconds training and moving over the whole run."""
+    lines = []
+    for site in sites_of(record):
+        answers = [reply(one, site) for one in rounds_of(record)]
+        answers = [answer for answer in answers if answer]
+        total = {
+            key: math.fsum(number(answer.get(key)) or 0.0 for answer in answers)
+            for key in ("bytes_down", "bytes_up", "train_seconds", "move_seconds")
+        }
+        examples = [int(value) for answer in answers if (value := number(answer.get("examples"))) is not None]
+        lines.append(
+            {
+                "site": site,
+                "replies": f"{sum(bool(answer.get('accepted')) for answer in answers)} of {len(answers)}",
+                "examples": str(max(examples)) if examples else "-",
+                "down": size(total["bytes_down"]),
+                "up": size(total["bytes_up"]),
+                "train": duration(total["train_seconds"]),
+                "move": duration(total["move_seconds"]),
+            }
+        )
+    return lines
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    labels = record.get("labels") or {}
+    aggregate = math.fsum(number(one.get("aggregate_seconds")) or 0.0 for one in rounds_of(record))
+    facts = [
+        ("seed", record.get("seed")),
+        ("hardware of the server", record.get("hardware")),
+        ("seconds aggregating", f"{aggregate:.2f}"),
+        ("structures", ", ".join(f"{key} {name}" for key, name in labels.items()) or None),
+        ("experiment SHA-256", record.get("experiment_sha256")),
+        ("shared model SHA-256", record.get("shared_sha256")),
+    ]
+    facts += [(str(name), version) for name, version in (record.get("versions") or {}).items()]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _stage(one: Mapping[str, Any]) -> str:
+    return str(one.get("stage", "?")).replace("_", " ")
+
+
+def _round(one: Mapping[str, Any]) -> str:
+    return str(int(one.get("round") or 0) + 1)
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _jsonable(value: Any) -> Any:
+    """The record as strict JSON: a number that is not finite becomes null, as no JSON reader takes NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,254 @@
+"""What a run record says about models, as rows and as plain text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+
+MODELS = {"personal": "personal", "shared": "shared", "scratch": "local", "untrained": "untrained"}
+"""Models in reporting order: their name in the record -> the name people read."""
+_WIDTH = 96
+_MOST_LINES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceRow:
+    """One model on one structure at one site. Dice 0..1, HD95 in mm; None where nothing could be measured."""
+
+    site: str
+    structure: str
+    model: str
+    dice: float | None
+    hd95: float | None
+    failures: int
+    """Test volumes in which only the truth or only the prediction holds the structure."""
+    cases: int | None
+
+
+def rounds_of(record: Record, stage: str | None = None) -> list[Mapping[str, Any]]:
+    """The record's rounds, of one stage or of all, in their order."""
+    return [one for one in record.get("rounds") or [] if stage is None or one.get("stage") == stage]
+
+
+def stages_of(record: Record) -> list[str]:
+    """Stages in the order in which they began."""
+    return list(dict.fromkeys(str(one.get("stage", "?")) for one in rounds_of(record)))
+
+
+def sites_of(record: Record) -> list[str]:
+    """Every site the record knows, also one that only a round mentions."""
+    named = list(record.get("sites") or [])
+    seen = sorted({site for one in rounds_of(record) for site in one.get("sites") or {}} - set(named))
+    return named + seen
+
+
+def reply(one: Mapping[str, Any], site: str) -> Mapping[str, Any]:
+    """What a site's reply to a round is recorded as; empty where the site was not asked."""
+    return (one.get("sites") or {}).get(site) or {}
+
+
+def number(value: object) -> float | None:
+    """``value`` as a finite float, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the numbers among ``values``, or None where there is none."""
+    found = [value for value in values if value is not None]
+    return math.fsum(found) / len(found) if found else None
+
+
+def dice_table(record: Record) -> list[DiceRow]:
+    """One row per site, structure and model of each site's last accepted evaluation.
+
+    Sites in the record's order, structures in the order of its label map, models in that of ``MODELS``.
+    """
+    rows = []
+    for site, metrics in _evaluations(record).items():
+        found: dict[tuple[str, str], dict[str, float | None]] = {}
+        for key, value in metrics.items():
+            parts = key.split("/", 2)
+            if len(parts) == 3 and parts[0] in ("dice", "hd95", "failures"):
+                found.setdefault((parts[2], parts[1]), {})[parts[0]] = number(value)
+        cases = number(metrics.get("cases"))
+        for structure, model in sorted(found, key=_order(record)):
+            scores = found[structure, model]
+            rows.append(
+                DiceRow(
+                    site=site,
+                    structure=structure,
+                    model=model,
+                    dice=scores.get("dice"),
+                    hd95=scores.get("hd95"),
+                    failures=int(scores.get("failures") or 0),
+                    cases=None if cases is None else int(cases),
+                )
+            )
+    return rows
+
+
+def models_in(rows: Sequence[DiceRow]) -> list[str]:
+    """Models that occur, in reporting order."""
+    found = {row.model for row in rows}
+    return [model for model in MODELS if model in found] + sorted(found - set(MODELS))
+
+
+def structures_in(rows: Sequence[DiceRow]) -> list[str]:
+    """Structures that occur, in the order of the rows."""
+    return list(dict.fromkeys(row.structure for row in rows))
+
+
+def site_means(rows: Sequence[DiceRow], model: str) -> dict[str, float]:
+    """Site -> mean Dice over its structures under one model; a site without any measured Dice is left out."""
+    means = {
+        site: mean(row.dice for row in rows if row.site == site and row.model == model)
+        for site in dict.fromkeys(row.site for row in rows)
+    }
+    return {site: value for site, value in means.items() if value is not None}
+
+
+def study_mean(rows: Sequence[DiceRow], model: str) -> float | None:
+    """Mean over sites of the sites' means: every hospital counts alike."""
+    return mean(site_means(rows, model).values())
+
+
+def worst_site(rows: Sequence[DiceRow], model: str) -> tuple[str, float] | None:
+    """The site with the lowest mean Dice under a model, and that mean."""
+    means = site_means(rows, model)
+    return min(means.items(), key=lambda item: (item[1], item[0])) if means else None
+
+
+def label_of(model: str) -> str:
+    """The model's name for people."""
+    return MODELS.get(model, model)
+
+
+def plain_text_summary(record: Record) -> str:
+    """At most 30 lines for the end of a run: outcome, then Dice per site and structure, mean and worst site."""
+    head = [_headline(record)]
+    if record.get("reason"):
+        head.append(f"reason: {short(str(record['reason']), _WIDTH - 8)}")
+    lost = _refused(record)
+    if lost:
+        head.append(
+            short(f"replies not accepted: {', '.join(f'{site} {count}' for site, count in lost.items())}", _WIDTH)
+        )
+    rows = dice_table(record)
+    if not rows:
+        return "\n".join([*head, "no evaluation was recorded"])
+    models = models_in(rows)
+    body, tail = _body(rows, models), _tail(rows, models)
+    room = _MOST_LINES - len(head) - len(tail) - 2
+    if len(body) > room:
+        body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]
+    if len(body) > room:
+        left = len(body) - (room - 1)
+        body = [*body[: room - 1], f"... {left} more sites in the report"]
+    title = f"{'Dice':<40}" + "".join(f"{label_of(model):>12}" for model in models)
+    return "\n".join([*head, "", title.rstrip(), *body, *tail])
+
+
+def _headline(record: Record) -> str:
+    outcome = str(record.get("outcome") or "unknown")
+    seconds = number(record.get("seconds"))
+    parts = [f"{record.get('study', '?')} ({record.get('system', '?')}): {outcome}"]
+    if seconds is not None:
+        parts.append(f"after {duration(seconds)}")
+    parts.append(f"{len(rounds_of(record))} rounds, {len(sites_of(record))} sites")
+    return ", ".join(parts)
+
+
+def _body(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
+    score = {(row.site, row.structure, row.model): row.dice for row in rows}
+    lines = []
+    for site in dict.fromkeys(row.site for row in rows):
+        for structure in dict.fromkeys(row.structure for row in rows if row.site == site):
+            name = f"{short(site, 18):<19}{short(structure, 20):<21}"
+            lines.append(name + "".join(f"{decimal(score.get((site, structure, model))):>12}" for model in models))
+    return lines
+
+
+def _per_site(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
+    means = {model: site_means(rows, model) for model in models}
+    return [
+        f"{short(site, 39):<40}" + "".join(f"{decimal(means[model].get(site)):>12}" for model in models)
+        for site in dict.fromkeys(row.site for row in rows)
+    ]
+
+
+def _tail(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
+    means = "".join(f"{decimal(study_mean(rows, model)):>12}" for model in models)
+    lowest = [worst_site(rows, model) for model in models]
+    lines = [f"{'mean over sites':<40}{means}"]
+    lines.append(f"{'worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest))
+    names = "".join(f"{short(one[0], 11) if one else '-':>12}" for one in lowest)
+    return [*lines, f"{'':<40}{names}"]
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = int(seconds + 0.5)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def decimal(value: float | None, places: int = 3) -> str:
+    """A number with fixed places, or a dash."""
+    return "-" if value is None else f"{value:.{places}f}"
+
+
+def _refused(record: Record) -> dict[str, int]:
+    """Site -> replies that were asked for and not accepted; a site that declined took no part."""
+    counts: dict[str, int] = {}
+    for one in rounds_of(record):
+        for site, answer in (one.get("sites") or {}).items():
+            if not answer.get("accepted") and not answer.get("declined"):
+                counts[site] = counts.get(site, 0) + 1
+    return counts
+
+
+def _evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for one in rounds_of(record):
+        for site in sites_of(record):
+            answer = reply(one, site)
+            metrics = answer.get("metrics") or {}
+            if answer.get("accepted") and any(key.startswith("dice/") for key in metrics):
+                found[site] = metrics
+    return {site: found[site] for site in sites_of(record) if site in found}
+
+
+def _order(record: Record) -> Any:
+    structures = list((record.get("labels") or {}).values())
+    models = list(MODELS)
+
+    def rank(key: tuple[str, str]) -> tuple[int, str, int, str]:
+        structure, model = key
+        place = structures.index(structure) if structure in structures else len(structures)
+        return place, structure, models.index(model) if model in models else len(models), model
+
+    return rank
+
+
+def short(text: str, width: int = 24) -> str:
+    """One line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."

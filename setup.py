@@ -1,0 +1,24 @@
+"""Puts jobs and presets into the wheel, so that an installed package can run a study without the source tree."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithBundle(build_py):
+    """Copies the top-level folders that travel with the package."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        bundle = Path(self.build_lib) / "fedmedseg" / "bundle"
+        for name in ("jobs", "app_configs"):
+            shutil.copytree(ROOT / name, bundle / name, dirs_exist_ok=True)
+
+
+setup(cmdclass={"build_py": BuildWithBundle})

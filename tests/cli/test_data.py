@@ -1,0 +1,180 @@
+"""`fedmedseg data` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+import yaml
+from fedmedseg.cli.console import fail, friendly_errors
+from fedmedseg.cli.data import data_app
+from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.data.datalist import read_datalist
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """Output of one call with both streams, in one line of text."""
+    result = runner.invoke(data_app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, (result.output, result.exception)
+    return " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Ten labelled volumes in images/ and labels/."""
+    root = tmp_path / "raw" / "knees"
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        for folder, voxels in (("images", rng.integers(0, 99, (8, 8, 8))), ("labels", rng.integers(0, 3, (8, 8, 8)))):
+            path = root / folder / f"knee_{index}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.Nifti1Image(voxels.astype(np.int16), np.eye(4)).to_filename(path)
+    return root
+
+
+def test_an_import_makes_sites_that_the_data_list_reader_accepts(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = run("import", "decathlon", plain, "--out", out, "--sites", "2", "--split", "0.6,0.2,0.2")
+    assert "site-1 5 3 1 1 0" in text
+    assert "fedmedseg simulate fedata --sites" in text
+    for site in ("site-1", "site-2"):
+        file = out / "sites" / f"{site}.yaml"
+        list_ = file.parent / yaml.safe_load(file.read_text())["datasets"]["knees"]["list"]
+        sections = read_datalist(list_, salt="for the test")
+        assert {name: len(cases) for name, cases in sections.items()} == {
+            "training": 3,
+            "validation": 1,
+            "test": 1,
+            "unlabeled": 0,
+        }
+
+
+def test_the_same_seed_gives_the_same_sites_and_another_seed_others(plain: Path, tmp_path: Path) -> None:
+    lists = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("import", "decathlon", plain, "--out", tmp_path / name, "--sites", 2, "--seed", seed)
+        lists.append((tmp_path / name / "site-1" / "datalist.json").read_text())
+    assert lists[0] == lists[1] != lists[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("decatlon",), "'decathlon'"),
+        (("sunnybrook",), "cases.csv"),
+        (("decathlon", "--sites", "11"), "1 to 10"),
+        (("decathlon", "--sites", "a=X"), "no groups"),
+        (("decathlon", "--split", "1,1,1"), "--split"),
+        (("decathlon", "--role", "My Role"), "--role"),
+        (("decathlon", "--myocardium"), "--myocardium"),
+    ],
+)
+def test_a_wrong_import_ends_with_code_2_and_says_why(
+    plain: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    text = run("import", arguments[0], plain, "--out", tmp_path / "out", *arguments[1:], code=2)
+    assert text.startswith("Error:")
+    assert told in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_never_writes_into_or_around_its_source(plain: Path) -> None:
+    for out in (plain, plain / "out", plain.parent):
+        assert "apart from" in run("import", "decathlon", plain, "--out", out, "--force", code=2)
+    assert sorted(path.name for path in plain.iterdir()) == ["images", "labels"]
+
+
+def imported(plain: Path, tmp_path: Path) -> Path:
+    run("import", "decathlon", plain, "--out", tmp_path / "out", "--sites", "1")
+    site = tmp_path / "out" / "site-1"
+    content = json.loads((site / "datalist.json").read_text())
+    content["labels"] = {"0": "background", "1": "a", "2": "b"}
+    (site / "datalist.json").write_text(json.dumps(content))
+    return site
+
+
+def test_check_counts_what_would_be_used_and_ends_well(plain: Path, tmp_path: Path) -> None:
+    site = imported(plain, tmp_path)
+    for path in (site / "datalist.json", site.parent / "sites" / "site-1.yaml"):
+        text = run("check", path)
+        assert "training 6 6 0" in text
+        assert "test 2 2 0" in text
+
+
+def test_check_names_a_case_that_would_be_set_aside_and_ends_with_code_1(plain: Path, tmp_path: Path) -> None:
+    site = imported(plain, tmp_path)
+    entry = json.loads((site / "datalist.json").read_text())["test"][0]
+    damaged = site / entry["image"]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    text = run("check", site / "datalist.json", code=1)
+    assert "test 2 1 1" in text
+    assert entry["image"] in text
+
+
+def test_check_asks_for_labels_that_a_list_does_not_name(plain: Path, tmp_path: Path) -> None:
+    run("import", "decathlon", plain, "--out", tmp_path / "out", "--sites", "1")
+    list_ = tmp_path / "out" / "site-1" / "datalist.json"
+    assert "--labels" in run("check", list_, code=2)
+    assert "training 6 6 0" in run("check", list_, "--labels", 2)
+    assert "label values outside 0..1" in run("check", list_, "--labels", 1, code=1)
+
+
+def test_check_of_a_missing_file_says_so(tmp_path: Path) -> None:
+    assert "no file at" in run("check", tmp_path / "x.json", code=2)
+
+
+def test_phantoms_make_sites_that_differ_and_pass_the_check(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    counts = ("--training", 1, "--validation", 1, "--test", 1, "--unlabeled", 1)
+    run("phantoms", "cine_mr", "--out", out, "--sites", 2, "--size", "48,48,4", *counts)
+    for site in ("site-1", "site-2"):
+        file = out / "sites" / f"{site}.yaml"
+        assert "cmr" in yaml.safe_load(file.read_text())["datasets"]
+        assert "training 1 1 0" in run("check", file)
+    first, second = ((out / site / "images" / "phantom-001.nii.gz").read_bytes() for site in ("site-1", "site-2"))
+    assert first != second
+    assert "--force" in run("phantoms", "cine_mr", "--out", out, code=2)
+    run("phantoms", "cine_mr", "--out", out, "--sites", 1, "--size", "48,48,4", *counts, "--force")
+    assert sorted(path.name for path in (out / "sites").iterdir()) == ["site-1.yaml"]
+
+
+@pytest.mark.parametrize(("family", "size"), [("cine", None), ("cine_mr", "1,2"), ("cine_mr", "1,2,3")])
+def test_wrong_phantoms_are_refused(tmp_path: Path, family: str, size: str | None) -> None:
+    options = () if size is None else ("--size", size)
+    assert "Error:" in run("phantoms", family, "--out", tmp_path / "out", *options, code=2)
+
+
+def test_a_friendly_error_goes_to_stderr_whole_and_unstyled_text_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, friendly_errors():
+        raise DataError("a [field]", got="x" * 300, expected="y")
+    assert ended.value.exit_code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"Error: a [field]: got {'x' * 300}. Expected y.\n"
+    with pytest.raises(typer.Exit):
+        fail(ConfigurationError("b"))
+    with pytest.raises(ZeroDivisionError), friendly_errors():
+        _ = 1 / 0
+
+
+def test_the_real_sunnybrook_set_becomes_four_sites(tmp_path: Path) -> None:
+    folder = os.environ.get("FEDMEDSEG_DATA")
+    if not folder or not (Path(folder) / "sunnybrook").is_dir():
+        pytest.skip("FEDMEDSEG_DATA with sunnybrook/ is not set")
+    source = Path(folder) / "sunnybrook"
+    text = run("import", "sunnybrook", source, "--out", tmp_path / "four")
+    for row in ("hf-i 12", "hf-ni 12", "hyp 12", "n 9"):
+        assert row in text
+    text = run(
+        "import", "sunnybrook", source, "--out", tmp_path / "two", "--sites", "a=HF-I,HF-NI", "--sites", "b=HYP,N"
+    )
+    assert "a 24" in text
+    assert "b 21" in text

@@ -1,0 +1,169 @@
+"""Mixing weights move by hand-checked steps, stay in [0, 1] and persist; only attention tensors are in scope."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.training import Aborted
+from fedmedseg.fedata.config import ALASection
+from fedmedseg.fedata.mixing import attention_scope, learn_mixture, mix, next_weights, settled
+from fedmedseg.fedata.plan import initial_shared
+
+
+def _tensors(*values):
+    return {"w": torch.tensor(values)}
+
+
+def _parabola(at):
+    """Loss sum (w - at)^2 and its gradient, whatever the batch."""
+
+    def gradient(_batch, tensors):
+        error = tensors["w"] - at
+        return float((error**2).sum()), {"w": 2 * error}
+
+    return gradient
+
+
+def test_weights_choose_between_own_and_shared_exactly():
+    local, shared = _tensors(0.1, 0.2, 0.3), _tensors(0.7, 0.7, 0.7)
+    mixed = mix(local, shared, _tensors(0.0, 1.0, 0.5))["w"]
+    assert mixed[0] == local["w"][0]
+    assert mixed[1] == shared["w"][1]
+    assert float(mixed[2]) == pytest.approx(0.5)
+
+
+def test_one_step_by_hand():
+    """W - eta g (w_g - w_c): 0.5 - 0.1 * 2 * (3 - 1) = 0.1; the others are clipped."""
+    weights = next_weights(
+        _tensors(0.5, 0.5, 0.5),
+        _tensors(2.0, 9.0, -9.0),
+        _tensors(1.0, 1.0, 1.0),
+        _tensors(3.0, 3.0, 3.0),
+        step=0.1,
+    )["w"]
+    assert weights.tolist() == pytest.approx([0.1, 0.0, 1.0])
+
+
+def test_the_first_use_descends_to_the_best_mixture():
+    """Own 0, shared 1, best 0.25: from W = 1 the step 0.25 halves the distance to 0.25 in each pass."""
+    section = ALASection(step=0.25, threshold=0.0, first_passes_max=3)
+    found = learn_mixture(
+        local=_tensors(0.0), shared=_tensors(1.0), weights=None, gradient=_parabola(0.25), batches=1, section=section
+    )
+    assert float(found.weights["w"]) == pytest.approx(0.25 + 0.75 / 8)
+    assert float(found.tensors["w"]) == pytest.approx(0.25 + 0.75 / 8)
+    assert found.figures["mixing/passes"] == 3
+    assert found.figures["mixing/loss_first"] == pytest.approx(0.75**2)
+    assert found.figures["mixing/loss_last"] == pytest.approx((0.75 / 4) ** 2)
+    assert found.figures["mixing/weight_mean"] == pytest.approx(0.25 + 0.75 / 8)
+
+
+def test_later_uses_are_one_pass_from_the_weights_of_the_last():
+    section = ALASection(step=0.25, first_passes_max=10)
+    found = learn_mixture(
+        local=_tensors(0.0),
+        shared=_tensors(1.0),
+        weights=_tensors(0.5),
+        gradient=_parabola(0.25),
+        batches=1,
+        section=section,
+    )
+    assert found.figures["mixing/passes"] == 1
+    assert float(found.weights["w"]) == pytest.approx(0.375)
+
+
+def test_the_first_use_ends_when_the_loss_settles():
+    section = ALASection(step=1e-6, threshold=0.01, first_passes_max=10)
+    found = learn_mixture(
+        local=_tensors(0.0), shared=_tensors(1.0), weights=None, gradient=_parabola(0.25), batches=2, section=section
+    )
+    assert found.figures["mixing/passes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "done"), [([1.0], False), ([1.0, 0.98], False), ([1.0, 0.995], True), ([2.0, 1.0, 1.005], True)]
+)
+def test_a_loss_is_settled_when_it_changes_by_less_than_a_hundredth(losses, done):
+    assert settled(losses, 0.01) is done
+
+
+@pytest.mark.parametrize("at", [-50.0, 50.0])
+def test_weights_stay_between_zero_and_one(at):
+    found = learn_mixture(
+        local=_tensors(0.0, 1.0, 2.0),
+        shared=_tensors(1.0, -1.0, 2.0),
+        weights=None,
+        gradient=_parabola(at),
+        batches=3,
+        section=ALASection(step=5.0),
+    )
+    assert float(found.weights["w"].min()) >= 0.0
+    assert float(found.weights["w"].max()) <= 1.0
+
+
+def test_every_pass_sees_the_same_batches():
+    seen: list[int] = []
+
+    def gradient(batch, tensors):
+        seen.append(batch)
+        return 1.0 / len(seen), {"w": torch.zeros(1)}
+
+    section = ALASection(first_passes_max=3, threshold=0.0)
+    learn_mixture(
+        local=_tensors(0.0), shared=_tensors(1.0), weights=None, gradient=gradient, batches=2, section=section
+    )
+    assert seen == [0, 1] * 3
+
+
+def test_an_abort_is_heard_between_batches():
+    with pytest.raises(Aborted):
+        learn_mixture(
+            local=_tensors(0.0),
+            shared=_tensors(1.0),
+            weights=None,
+            gradient=_parabola(0.0),
+            batches=1,
+            section=ALASection(),
+            aborted=lambda: True,
+        )
+
+
+def test_a_loss_that_is_not_finite_ends_the_task():
+    with pytest.raises(FedMedSegError) as caught:
+        learn_mixture(
+            local=_tensors(0.0),
+            shared=_tensors(1.0),
+            weights=None,
+            gradient=_parabola(float("nan")),
+            batches=1,
+            section=ALASection(),
+        )
+    assert caught.value.reason is Reason.LOCAL_DIVERGED
+
+
+def test_swins_scope_is_its_projections_and_position_biases(study):
+    names = initial_shared(study("swin_unetr", (64, 64)))
+    scope = attention_scope(names)
+    kinds = {name.split(".attn.")[1] for name in scope}
+    assert kinds == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "relative_position_bias_table"}
+    assert len(scope) == 5 * 5
+    assert {name for name in names if ".attn." in name} == set(scope)
+
+
+def test_the_vits_scope_is_its_projections(study):
+    names = initial_shared(study("unetr", (32, 32)))
+    scope = attention_scope(names)
+    assert {name.split(".attn.")[1] for name in scope} == {"qkv.weight", "out_proj.weight", "out_proj.bias"}
+    assert len(scope) == 3 * 12
+    assert {name for name in names if ".attn." in name} == set(scope)
+
+
+def test_attention_of_the_full_size_swin_is_1_77_million_parameters(settings):
+    from fedmedseg.core.config import parse_experiment
+
+    content = settings("swin_unetr", (96, 96, 96))
+    content["network"] = {"name": "swin_unetr"}
+    tensors = initial_shared(parse_experiment(content))
+    assert sum(tensors[name].numel() for name in attention_scope(tensors)) == pytest.approx(1.77e6, rel=0.005)
+    assert sum(tensor.numel() for tensor in tensors.values()) == 5_696_562 + 48 + 296_448

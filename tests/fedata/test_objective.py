@@ -1,0 +1,243 @@
+"""The pretext on real encoders: what gets a gradient, what the teacher sees, and what a new round takes over."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fedmedseg.core.optimizer import learning_rate
+from fedmedseg.fedata.mixing import attention_scope
+from fedmedseg.fedata.objective import MaskedDistillationObjective
+from fedmedseg.fedata.plan import initial_shared
+
+CASES = [("swin_unetr", (64, 64)), ("swin_unetr", (64, 32, 32)), ("unetr", (32, 32)), ("unetr", (32, 32, 32))]
+
+
+def _objective(experiment, volumes=4):
+    images = torch.randn(volumes, 1, *experiment.data.crop, generator=torch.Generator().manual_seed(1))
+
+    def crop(volume: int, rng: np.random.Generator) -> torch.Tensor:
+        return images[volume] + 0.1 * torch.from_numpy(rng.normal(size=images[0].shape).astype(np.float32))
+
+    return MaskedDistillationObjective(experiment=experiment, volumes=volumes, crop=crop, device=torch.device("cpu"))
+
+
+def _trained(experiment, steps=3, rate_round=0):
+    """An objective after a round of ``steps`` steps, and the tensors it started from."""
+    shared = initial_shared(experiment)
+    objective = _objective(experiment)
+    objective.begin(round=rate_round, rounds=3)
+    objective.initialise(shared, None)
+    torch.manual_seed(11)
+    for index in range(steps):
+        objective.step(index)
+    return objective, shared
+
+
+@pytest.mark.parametrize(("network", "crop"), CASES)
+def test_a_step_moves_every_shared_tensor_and_nothing_else(study, network, crop):
+    experiment = study(network, crop)
+    objective, shared = _trained(experiment, steps=1)
+    parameters = dict(objective.network.named_parameters())
+    for name, parameter in parameters.items():
+        if name in shared:
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().max()) > 0, name
+            assert not torch.equal(parameter.detach(), shared[name]), name
+        else:
+            assert parameter.grad is None, name
+    left_out = {name for name in parameters if name not in shared}
+    if network == "swin_unetr":
+        assert {name.rsplit(".downsample.", 1)[0] for name in left_out} == {"swinViT.layers4.0"}
+    else:
+        assert all(".norm_cross_attn." in name for name in left_out)
+    assert left_out
+
+
+@pytest.mark.parametrize(("network", "crop"), [CASES[0], CASES[3]])
+def test_the_pretext_is_learned(study, network, crop):
+    experiment = study(network, crop, optimizer={"learning_rate": 3e-3, "warmup_fraction": 0.0}, local_steps=100)
+    objective, _ = _trained(experiment, steps=0)
+    torch.manual_seed(0)
+    losses = [objective.step(index)["loss"] for index in range(12)]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+
+
+def test_the_teacher_sees_whole_crops_and_the_student_masked_ones(study):
+    experiment = study("swin_unetr", (64, 64))
+    objective, shared = _trained(experiment, steps=0)
+    embedded: dict[str, torch.Tensor] = {}
+    for who, encoder in (("teacher", objective.teacher), ("student", objective.network.encoder)):
+        encoder.patch_embed.register_forward_hook(lambda _m, _x, out, who=who: embedded.update({f"{who} image": out}))
+        encoder.pos_drop.register_forward_hook(
+            lambda _m, _x, out, who=who: embedded.update({who: out.detach().clone()})
+        )
+    torch.manual_seed(0)
+    objective.step(0)
+    # teacher and student are equal before the first step, so they embed the same crops alike
+    assert torch.equal(embedded["teacher image"], embedded["student image"])
+    assert torch.equal(embedded["teacher"], embedded["teacher image"])
+    hidden = (embedded["student"] == shared["mask_token"].reshape(1, -1, 1, 1)).all(1)
+    assert hidden.flatten(1).float().mean(1).tolist() == pytest.approx([12 / 16] * 4)
+    units = hidden.reshape(-1, 4, 8, 4, 8).float().mean((2, 4))
+    assert set(units.unique().tolist()) == {0.0, 1.0}
+    visible = ~hidden.unsqueeze(1).expand_as(embedded["student"])
+    assert torch.equal(embedded["student"][visible], embedded["teacher"][visible])
+
+
+def test_the_teacher_has_no_gradient_and_follows_by_its_momentum(study):
+    experiment = study("unetr", (32, 32), ema={"start": 0.5, "end": 0.5})
+    objective, shared = _trained(experiment, steps=2)
+    torch.manual_seed(3)
+    before = {name: tensor.clone() for name, tensor in objective.memory()["teacher"].items()}
+    objective.step(2)
+    after = objective.memory()
+    for name, tensor in after["teacher"].items():
+        torch.testing.assert_close(tensor, 0.5 * before[name] + 0.5 * after["tensors"][name])
+    assert all(parameter.grad is None for parameter in objective.teacher.parameters())
+    assert set(after["teacher"]) == {name for name in shared if name.startswith("vit.")}
+
+
+def test_schedules_run_over_all_rounds(study):
+    experiment = study(rounds=3)
+    total = 3 * experiment.fedata.local_steps
+    objective, _ = _trained(experiment, steps=0)
+    for round, index in ((0, 0), (0, 3), (1, 0), (2, 3)):
+        objective.begin(round=round, rounds=3)
+        torch.manual_seed(0)
+        objective.step(index)
+        position = round * experiment.fedata.local_steps + index
+        expected = learning_rate(experiment.fedata.optimizer, position, total)
+        assert [group["lr"] for group in objective.optimizer.param_groups] == [expected, expected]
+
+
+def test_matrices_decay_and_biases_norms_tables_and_token_do_not(study):
+    objective = _objective(study("swin_unetr", (64, 64)))
+    names = {id(parameter): name for name, parameter in objective.network.named_parameters()}
+    decayed, spared = ([names[id(p)] for p in group["params"]] for group in objective.optimizer.param_groups)
+    assert objective.optimizer.param_groups[0]["weight_decay"] == 0.05
+    assert objective.optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert "mask_token" in spared
+    assert any(name.endswith("relative_position_bias_table") for name in spared)
+    assert all(name.endswith(".weight") for name in decayed)
+    assert len(decayed) + len(spared) == len(initial_shared(objective.experiment))
+
+
+def _next_round(experiment, memory, shared):
+    objective = _objective(experiment)
+    objective.begin(round=1, rounds=3)
+    torch.manual_seed(21)
+    objective.initialise(shared, memory)
+    return objective
+
+
+def test_replace_takes_everything_from_the_server(study, moved):
+    experiment = study(client_mix="replace")
+    objective, shared = _trained(experiment)
+    incoming = moved(shared)
+    following = _next_round(experiment, objective.memory(), incoming)
+    student = following.network.shared()
+    assert all(torch.equal(student[name], incoming[name]) for name in incoming)
+    assert following.mixing is None
+    assert set(following.figures) == {"student_teacher_gap"}
+
+
+@pytest.mark.parametrize(("network", "crop"), [("swin_unetr", (64, 64)), ("unetr", (32, 32))])
+def test_mixing_changes_attention_between_own_and_shared_and_nothing_else(study, moved, network, crop):
+    experiment = study(network, crop, ala={"step": 1e4})
+    objective, shared = _trained(experiment)
+    memory = objective.memory()
+    incoming = moved(shared)
+    following = _next_round(experiment, memory, incoming)
+    student = following.network.shared()
+    scope = set(attention_scope(incoming))
+    for name in incoming:
+        if name not in scope:
+            assert torch.equal(student[name], incoming[name]), name
+        else:
+            low = torch.minimum(incoming[name], memory["tensors"][name]) - 1e-6
+            high = torch.maximum(incoming[name], memory["tensors"][name]) + 1e-6
+            assert bool(((student[name] >= low) & (student[name] <= high)).all()), name
+    assert any(not torch.equal(student[name], incoming[name]) for name in scope)
+    assert set(following.mixing) == scope
+    for weights in following.mixing.values():
+        assert float(weights.min()) >= 0.0
+        assert float(weights.max()) <= 1.0
+    assert 0.0 < following.figures["mixing/weight_mean"] < 1.0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_mixing_does_not_raise_the_loss_of_its_own_batches(study, moved, seed):
+    """All volumes and all passes, so that first and last loss are on the same batches at W = 1 and at the end."""
+    experiment = study("unetr", (32, 32), ala={"step": 100.0, "sample_share": 1.0, "threshold": 0.0})
+    objective, shared = _trained(experiment, steps=6)
+    figures = _next_round(experiment, objective.memory(), moved(shared, 0.2, seed)).figures
+    assert figures["mixing/passes"] == 10
+    assert figures["mixing/loss_last"] <= figures["mixing/loss_first"]
+
+
+def test_mixing_is_skipped_where_server_and_site_agree(study):
+    experiment = study()
+    objective, _ = _trained(experiment)
+    memory = objective.memory()
+    following = _next_round(experiment, memory, memory["tensors"])
+    student = following.network.shared()
+    assert all(torch.equal(student[name], memory["tensors"][name]) for name in student)
+    assert following.mixing is None
+    assert set(following.figures) == {"student_teacher_gap"}
+
+
+def test_mixing_weights_persist_and_later_uses_are_one_pass(study, moved):
+    experiment = study("unetr", (32, 32), ala={"step": 1e3, "threshold": 0.0, "first_passes_max": 3})
+    objective, shared = _trained(experiment)
+    second = _next_round(experiment, objective.memory(), moved(shared))
+    assert second.figures["mixing/passes"] == 3
+    third = _next_round(experiment, second.memory(), moved(shared, seed=6))
+    assert third.figures["mixing/passes"] == 1
+
+
+def test_mixing_looks_at_its_share_of_the_volumes(study, moved):
+    """30 % of 4 volumes, rounded up, are 2; one batch of 2 volumes with 2 crops each and pass."""
+    experiment = study(ala={"sample_share": 0.3, "first_passes_max": 2, "threshold": 0.0})
+    objective, shared = _trained(experiment)
+    memory = objective.memory()
+    following = _objective(experiment)
+    drawn: list[int] = []
+    crop = following.crop
+    following.crop = lambda volume, rng: drawn.append(volume) or crop(volume, rng)
+    following.begin(round=1, rounds=3)
+    following.initialise(moved(shared), memory)
+    assert len(drawn) == 2 * 2 * 2
+    assert len(set(drawn)) == 2
+    assert drawn[:4] == drawn[4:]
+
+
+def test_the_teacher_is_kept_across_rounds_and_the_gap_tells_how_far_the_student_was_moved(study, moved):
+    experiment = study(client_mix="replace")
+    objective, shared = _trained(experiment)
+    memory = objective.memory()
+    near, far = moved(memory["tensors"], 0.01), moved(memory["tensors"], 0.5)
+    gaps = []
+    for incoming in (near, far):
+        following = _next_round(experiment, memory, incoming)
+        assert all(
+            torch.equal(following.memory()["teacher"][name], memory["teacher"][name]) for name in memory["teacher"]
+        )
+        gaps.append(following.figures["student_teacher_gap"])
+    assert 0 < gaps[0] < gaps[1]
+    first = _objective(experiment)
+    first.initialise(shared, None)
+    assert first.figures["student_teacher_gap"] == 0.0
+
+
+def test_a_step_takes_several_crops_of_each_of_different_volumes(study):
+    experiment = study(volumes_per_step=3, crops_per_volume=2)
+    objective, _ = _trained(experiment, steps=0)
+    drawn: list[int] = []
+    crop = objective.crop
+    objective.crop = lambda volume, rng: drawn.append(volume) or crop(volume, rng)
+    torch.manual_seed(0)
+    objective.step(0)
+    assert len(drawn) == 6
+    assert drawn[0::2] == drawn[1::2]
+    assert len(set(drawn)) == 3

@@ -1,0 +1,102 @@
+"""Executors that stand in for a system's own: one that trains nothing, and one that fails as it is told to.
+
+`FEDMEDSEG_FAULT` holds JSON: {"site": ..., "round": ..., "kind": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.executor import TrainingExecutor
+from fedmedseg.core.learner import Learner, Reply, Task
+from fedmedseg.core.place import Place
+
+
+class StandInLearner:
+    """Adds 0.5 ** round to every shared tensor at each site; knows no data."""
+
+    def __init__(self, *, home: Path) -> None:
+        self.home = home
+
+    @property
+    def state_root(self) -> Path:
+        return self.home / "state"
+
+    def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        fault = json.loads(os.environ.get("FEDMEDSEG_FAULT", "{}"))
+        kind = None
+        if fault.get("site") == task.site and fault.get("round") == task.round and task.stage == "pretraining":
+            kind = fault["kind"]
+        if kind == "raise":
+            raise RuntimeError("patient-of-site-1 lies in /secret/path")
+        if kind == "diverge":
+            raise FedMedSegError("loss", reason=Reason.LOCAL_DIVERGED)
+        if kind == "decline":
+            raise FedMedSegError("unlabeled", reason=Reason.NO_CASES)
+        if kind == "hang":
+            while not task.aborted():
+                time.sleep(0.05)
+        if kind == "die":
+            os._exit(3)
+        tensors = {name: tensor + 0.5**task.round for name, tensor in shared.items()}
+        if task.stage == "pretraining":
+            if kind == "unchanged" or fault.get("kind") == "unchanged everywhere":
+                tensors = dict(shared)
+            return Reply(tensors=tensors, metrics={"loss": 1.0 / (task.round + 1)}, examples=4, steps=1)
+        if task.stage == "evaluation":
+            return Reply(metrics={"dice/personal/left ventricle": 0.5, "cases": 2.0}, examples=2)
+        return Reply(metrics={"loss/personal": 0.25}, examples=2, steps=1)
+
+
+class StandInExecutor(TrainingExecutor):
+    """Runs `StandInLearner`; some faults strike only after the reply was made."""
+
+    def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+        return StandInLearner(home=place.home)
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
+        fault = json.loads(os.environ.get("FEDMEDSEG_FAULT", "{}"))
+        number = shareable.get_header("fedmedseg.round")
+        if fault.get("site") == fl_ctx.get_identity_name() and fault.get("round") == number and "DXO" in reply:
+            _spoil(reply["DXO"]["data"] if task_name == "pretraining" else {}, fault["kind"])
+        return reply
+
+
+def _spoil(tensors: dict[str, object], kind: str) -> None:
+    if not tensors:
+        return
+    name = sorted(tensors)[0]
+    tensor = tensors[name]
+    assert isinstance(tensor, torch.Tensor)
+    if kind == "nan":
+        tensor.view(-1)[0] = float("nan")
+    elif kind == "shape":
+        tensors[name] = torch.zeros(2, 3, 4)
+    elif kind == "extra key":
+        tensors["unheard.of"] = torch.zeros(1)
+    elif kind == "empty":
+        tensors.clear()
+    elif kind == "numpy":
+        tensors[name] = tensor.numpy()
+
+
+class SilentReporter:
+    """Writes no report: the record is what these tests read."""
+
+    def write(self, record: Mapping[str, object], folder: Path) -> Path:
+        return folder / "run.json"
+
+    def summary(self, record: Mapping[str, object]) -> str:
+        return str(record["outcome"])

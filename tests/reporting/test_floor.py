@@ -1,0 +1,67 @@
+"""The floor holds and breaks where the two bounds say, on exact numbers."""
+
+from __future__ import annotations
+
+import pytest
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.reporting.floor import floor
+
+
+def figures(personal, untrained, scratch, structure="lv"):
+    return {
+        f"dice/personal/{structure}": personal,
+        f"dice/untrained/{structure}": untrained,
+        f"dice/scratch/{structure}": scratch,
+    }
+
+
+@pytest.mark.parametrize(
+    ("personal", "untrained", "scratch", "holds"),
+    [
+        (0.80, 0.05, 0.78, True),
+        (0.30, 0.05, 0.35, True),  # both bounds met exactly
+        (0.29, 0.05, 0.30, False),  # 0.24 above untrained
+        (0.70, 0.05, 0.76, False),  # 0.06 below scratch
+        (0.90, 0.70, 0.10, False),
+    ],
+)
+def test_the_floor_holds_from_a_quarter_above_untrained_and_a_twentieth_below_scratch(
+    personal, untrained, scratch, holds
+):
+    (row,) = floor({"site-1": figures(personal, untrained, scratch)})
+    assert row.holds is holds
+
+
+def test_means_are_taken_over_structures_and_sites_are_sorted():
+    results = {
+        "site-2": figures(0.9, 0.0, 0.9),
+        "site-1": figures(0.8, 0.1, 0.7, "lv")
+        | figures(0.4, 0.0, 0.5, "rv")
+        | {"hd95/personal/lv": 70.0, "cases": 3.0},
+    }
+    first, second = floor(results)
+    assert [first.site, second.site] == ["site-1", "site-2"]
+    assert (first.trained, first.untrained, first.scratch) == pytest.approx((0.6, 0.05, 0.6))
+    assert first.structures == 2
+
+
+def test_a_structure_that_only_one_model_scores_is_left_out():
+    results = figures(0.8, 0.1, 0.7) | {"dice/untrained/ghost": 0.0}
+    (row,) = floor({"site-1": results})
+    assert (row.untrained, row.structures) == (pytest.approx(0.1), 1)
+
+
+def test_a_model_name_that_begins_like_another_is_not_mistaken_for_it():
+    results = figures(0.8, 0.1, 0.7) | {"dice/personal-old/lv": 0.0}
+    assert floor({"s": results})[0].trained == pytest.approx(0.8)
+
+
+def test_other_names_of_the_trained_model_are_possible():
+    results = {"dice/shared/lv": 0.6, "dice/untrained/lv": 0.0, "dice/scratch/lv": 0.6}
+    assert floor({"s": results}, trained="shared")[0].holds
+
+
+@pytest.mark.parametrize("results", [{}, {"site-1": {"dice/personal/lv": 0.9, "dice/scratch/lv": 0.9}}])
+def test_nothing_to_compare_is_an_error_and_not_a_pass(results):
+    with pytest.raises(ConfigurationError, match="floor"):
+        floor(results)
