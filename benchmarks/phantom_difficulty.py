@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+
 from fedmedseg.core.seeding import generator, seed_everything
 from fedmedseg.data.phantoms.style import LABELS, LANDMARKS
 from fedmedseg.data.phantoms.writer import write_site
@@ -28,13 +29,14 @@ COUNTS = {
     "abdominal_ct": {"training": 6, "test": 4},
     "cardiac_ct": {"training": 8, "test": 4},
 }
-STEPS = {"cine_mr": 300, "late_enhancement_mr": 600, "abdominal_ct": 250, "cardiac_ct": 300}
+STEPS = {"cine_mr": 300, "late_enhancement_mr": 600, "abdominal_ct": 250, "cardiac_ct": 160}
 """Steps of a single-site training; pooled training takes POOLED_FACTOR times as many."""
 POOLED_FACTOR = 2.5
 RESULTS = Path(__file__).parent / "results" / "phantom_difficulty"
 BOUNDS = {"threshold_below": 0.5, "loss_elsewhere_at_least": 0.1, "pooled_at_least": 0.8}
 LANDMARK_BOUNDS = {"pooled_error_below_mm": 4.0, "error_ratio_elsewhere_at_least": 1.5}
 WINDOWS = {"abdominal_ct": (-175.0, 250.0), "cardiac_ct": (-200.0, 1200.0)}
+CROPS: dict[str, tuple[int, ...]] = {"abdominal_ct": (64, 56, 40), "cardiac_ct": (48, 48, 32)}
 BANDS = ((2.5, 97.5), (5.0, 95.0), (10.0, 90.0), (25.0, 75.0))
 
 
@@ -138,8 +140,8 @@ def network(family: str, classes: int) -> torch.nn.Module:
 
 
 def crop_of(family: str) -> tuple[int, ...]:
-    """Edges of a training crop in voxels; in CT nearly the volume, where position tells the organs apart."""
-    return (64, 64) if family.endswith("_mr") else (64, 56, 40)
+    """Edges of a training crop in voxels; in abdominal CT nearly the volume: position tells the organs apart."""
+    return CROPS.get(family, (64, 64))
 
 
 def sample(

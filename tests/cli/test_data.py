@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
+
 from fedmedseg.cli.console import fail, friendly_errors
 from fedmedseg.cli.data import data_app
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.datalist import read_datalist
-from typer.testing import CliRunner
 
 runner = CliRunner()
 

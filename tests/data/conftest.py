@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
 from fedmedseg.core.config import Experiment
 from fedmedseg.data.site import Site
 from fedmedseg.data.volumes import Volumes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fedmedseg.data import cache as module
 from fedmedseg.data.cache import Cache
 

@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.data import checks
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.datalist import case_key, read_datalist
 

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.data import geometry
 from fedmedseg.data.geometry import Grid
 
@@ -171,3 +172,13 @@ def test_corner_distance_is_in_millimetres() -> None:
     shifted[0, 3] = 0.3
     assert geometry.corner_distance(Grid((4, 4, 4), np.eye(4)), Grid((4, 4, 4), shifted)) == pytest.approx(0.3)
     assert not geometry.same_grid(Grid((4, 4, 4), np.eye(4)), Grid((4, 4, 4), shifted))
+
+
+def test_a_single_slice_is_resampled_in_its_plane() -> None:
+    grid = Grid((20, 24, 1), np.diag([1.0, 1.0, 8.0, 1.0]))
+    new = geometry.resampled_grid(grid, (2.0, 2.0, None))
+    volume = torch.arange(20.0)[None, :, None, None].expand(1, 20, 24, 1).contiguous()
+    seen = geometry.resample(volume, grid, new, mode="bilinear")
+    assert seen.shape == (1, 10, 12, 1)
+    # each new voxel lies halfway between two old ones: 0.5, 2.5, 4.5, ...
+    assert torch.allclose(seen[0, :, 5, 0], torch.arange(10.0) * 2 + 0.5, atol=1e-4)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.config import DataSection
 from fedmedseg.data.sampling import image_crop, labelled_crop, tissue_share
 

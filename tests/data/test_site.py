@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
 from fedmedseg.core.config import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason
 from fedmedseg.core.schema import parse, read_yaml

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data import volumes as module
 from fedmedseg.data.volumes import choose_patients

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.learner import Task

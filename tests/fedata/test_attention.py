@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fedmedseg.core.aggregator import weighted_mean
 from fedmedseg.fedata.attention import attention_weights, layer_attention, layer_group, layer_groups
 from fedmedseg.fedata.plan import initial_shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fedmedseg.fedata.distillation import distillation_target, masked_distillation_loss
 
 

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.learner import OneVolume

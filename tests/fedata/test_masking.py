@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from fedmedseg.fedata.masking import masked_units, random_masks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.config import ALASection

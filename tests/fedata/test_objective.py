@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.optimizer import learning_rate
-from fedmedseg.fedata.mixing import attention_scope
+from fedmedseg.fedata.mixing import attention_scope, mix
 from fedmedseg.fedata.objective import MaskedDistillationObjective
 from fedmedseg.fedata.plan import initial_shared
 
@@ -98,17 +101,23 @@ def test_the_teacher_has_no_gradient_and_follows_by_its_momentum(study):
     assert set(after["teacher"]) == {name for name in shared if name.startswith("vit.")}
 
 
-def test_schedules_run_over_all_rounds(study):
-    experiment = study(rounds=3)
-    total = 3 * experiment.fedata.local_steps
+@pytest.mark.parametrize(("round", "index"), [(0, 0), (0, 3), (1, 0), (2, 3)])
+def test_schedules_run_over_all_rounds(study, round, index):
+    """Learning rate and momentum of step ``index`` are those of its place among 3 rounds of 4 steps."""
+    experiment = study(rounds=3, ema={"start": 0.2, "end": 1.0})
     objective, _ = _trained(experiment, steps=0)
-    for round, index in ((0, 0), (0, 3), (1, 0), (2, 3)):
-        objective.begin(round=round, rounds=3)
-        torch.manual_seed(0)
-        objective.step(index)
-        position = round * experiment.fedata.local_steps + index
-        expected = learning_rate(experiment.fedata.optimizer, position, total)
-        assert [group["lr"] for group in objective.optimizer.param_groups] == [expected, expected]
+    objective.begin(round=round, rounds=3)
+    before = {name: tensor.clone() for name, tensor in objective.memory()["teacher"].items()}
+    torch.manual_seed(0)
+    objective.step(index)
+    position = 4 * round + index
+    rate = learning_rate(experiment.fedata.optimizer, position, 12)
+    assert [group["lr"] for group in objective.optimizer.param_groups] == [rate, rate]
+    m = 1.0 - 0.8 * 0.5 * (1.0 + math.cos(math.pi * position / 11))
+    after = objective.memory()
+    for name, tensor in after["teacher"].items():
+        expected = m * before[name] + (1 - m) * after["tensors"][name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_matrices_decay_and_biases_norms_tables_and_token_do_not(study):
@@ -160,6 +169,8 @@ def test_mixing_changes_attention_between_own_and_shared_and_nothing_else(study,
             assert bool(((student[name] >= low) & (student[name] <= high)).all()), name
     assert any(not torch.equal(student[name], incoming[name]) for name in scope)
     assert set(following.mixing) == scope
+    expected = mix(memory["tensors"], incoming, following.mixing)
+    assert all(torch.equal(student[name], expected[name]) for name in scope)
     for weights in following.mixing.values():
         assert float(weights.min()) >= 0.0
         assert float(weights.max()) <= 1.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from fedmedseg.fedata.monitor import collapsed, token_spread
 from fedmedseg.fedata.teacher import make_teacher, momentum, relative_gap, update_teacher
-from torch import nn
 
 
 def test_the_average_follows_its_closed_form():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedmedseg.core.config import Experiment
 
 SWIN = {"name": "swin_unetr", "feature_size": 12, "window": 4, "depths": (1, 1, 1, 2)}

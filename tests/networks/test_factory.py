@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.networks.factory import build_segmentation, encoder_names
 

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from fedmedseg.core.errors import DataError
 from fedmedseg.reporting.metrics import (
     CaseScore,
@@ -19,7 +21,6 @@ from fedmedseg.reporting.metrics import (
     score_structures,
     summarise,
 )
-from scipy import ndimage
 
 
 def mask(shape, *voxels):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import records
+
 from fedmedseg.reporting.figures import figures
 from fedmedseg.reporting.report import HTMLReporter, write_report
 from fedmedseg.reporting.tables import plain_text_summary

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import records
+
 from fedmedseg.reporting.tables import (
     dice_table,
     duration,

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.state import SiteState
 from fedmedseg.data.datalist import Case
-from torch import nn
 
 
 def merged(base, changes):

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.data.datalist import case_key
 from fedmedseg.segmentation.evaluation import evaluate, labelled, validate
-from torch import nn
 
 
 class Threshold(nn.Module):

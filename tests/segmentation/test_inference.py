@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from fedmedseg.core.errors import DataError
 from fedmedseg.segmentation.inference import label_map, predict
-from torch import nn
 
 
 def test_slices_of_a_2d_network_are_predicted_as_if_alone(make_experiment):

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.losses import DiceCELoss
+
 from fedmedseg.core.errors import DataError
 from fedmedseg.segmentation.loss import SegmentationLoss, marginal_logits, marginal_target
-from monai.losses import DiceCELoss
 
 
 def batch(items=3, classes=4, size=6, seed=0):

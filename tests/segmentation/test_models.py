@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.segmentation.inference import predict

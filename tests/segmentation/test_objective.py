@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted, run_steps
 from fedmedseg.segmentation import objective as module

@@ -6,6 +6,7 @@ import io
 
 import matplotlib.image
 import numpy as np
+
 from fedmedseg.segmentation.overlay import busiest_slice, overlay_png
 
 

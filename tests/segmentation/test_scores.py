@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+
 from fedmedseg.reporting.metrics import CaseScore, StructureScore
 from fedmedseg.segmentation.scores import from_plain, metrics_of, to_plain, write_scores
 

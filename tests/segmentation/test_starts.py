@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.networks.factory import encoder_names
 from fedmedseg.segmentation.starts import encoder_tensors, initial_network

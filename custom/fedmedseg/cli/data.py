@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -90,15 +91,14 @@ def import_set(
                 force=force,
                 tick=lambda site, done, of: bar.update(writing[site], completed=done, total=of),
             )
-    table = Table("site", title=f"{reader.name}: {out}")
-    for column in ("patients", "training", "validation", "test", "unlabeled"):
+    table = Table("site", title=f"{reader.name}: {out}", box=box.SIMPLE_HEAD)
+    for column in ("patients", "train", "val", "test", "unlabeled"):
         table.add_column(column, justify="right")
-    table.add_column("labels (voxels)")
+    table.add_column("label voxels", overflow="fold")
     for one in summaries:
-        labels = (f"{number} {collection.labels.get(number, '')}".strip() for number in one.voxels)
-        voxels = ", ".join(f"{text}: {count}" for text, count in zip(labels, one.voxels.values(), strict=True))
+        voxels = (f"{collection.labels.get(label, f'label {label}')} {n}" for label, n in one.voxels.items())
         counts = (str(number) for number in one.volumes.values())
-        table.add_row(one.site, str(one.patients), *counts, voxels or "none")
+        table.add_row(one.site, str(one.patients), *counts, "\n".join(voxels) or "none")
     console.print(table)
     for reason, number in collection.skipped.items():
         console.print(f"[yellow]left out:[/yellow] {number} x {reason}", highlight=False)
@@ -136,7 +136,7 @@ def check(
                 budget_mb=budget_mb,
                 tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
             )
-    table = Table("role", "section", title=str(path))
+    table = Table("role", "section", title=str(path), box=box.SIMPLE_HEAD)
     for column in ("patients", "admitted", "set aside"):
         table.add_column(column, justify="right")
     for one in found:
@@ -144,7 +144,7 @@ def check(
     console.print(table)
     bad = [(one, file, reason) for one in found for file, reason in one.set_aside.items()]
     if bad:
-        faults = Table("role", "section", "file", "reason", title="set aside")
+        faults = Table("role", "section", "file", "reason", title="set aside", box=box.SIMPLE_HEAD)
         for one, file, reason in bad:
             faults.add_row(one.role, one.section, file, reason)
         console.print(faults)

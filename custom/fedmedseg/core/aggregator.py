@@ -24,6 +24,8 @@ from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_byte
 
 WEIGHT_CAP = 10.0
 """No site weighs more than this many times the (low) median of its round."""
+MOST_CASES = 2**53
+"""Above this a float no longer counts: such a number is no count of cases."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ class GuardedAggregator(Aggregator):
                 for line in said:
                     self.log_warning(fl_ctx, f"round {self.round.number}: {line}")
                 self.notes["weighting"] = said
-                differences = self.combine(self.round.shared, ordered, self.weights)
+                # a site without cases is left out, so that no rule has to cope with a weight of zero
+                counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
+                differences = self.combine(
+                    self.round.shared, counted, {site: self.weights[site] for site in counted}
+                )
                 self.round.schema.require(differences, sender="the aggregation rule")
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
 
@@ -164,6 +170,10 @@ class GuardedAggregator(Aggregator):
             found = current.schema.problem(dxo.data)
             if found is not None:
                 raise _rejected(*found)
+            for name, tensor in dxo.data.items():
+                # a finite reply whose squares overflow would make every rule that takes norms return NaN
+                if not math.isfinite(torch.linalg.vector_norm(tensor, dtype=torch.float32)):
+                    raise _rejected(Reason.NOT_FINITE, f"the norm of {name} overflows")
             differences = dxo.data
         else:
             if dxo.data:
@@ -174,7 +184,7 @@ class GuardedAggregator(Aggregator):
             differences=differences,
             examples=_count(dxo.get_meta_prop(Meta.EXAMPLES), "number of examples"),
             steps=_count(dxo.get_meta_prop(Meta.STEPS), "number of steps") or 0,
-            train_seconds=float(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0)),
+            train_seconds=_number(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0), "training time"),
             metrics=metrics,
         )
 
@@ -234,11 +244,14 @@ def normalised_weights(examples: Mapping[str, int | None]) -> tuple[dict[str, fl
 
 
 def _count(value: object, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    return None if value is None else int(_number(value, name))
+
+
+def _number(value: object, name: str) -> float:
+    # the comparison comes before any conversion: a huge integer fits no float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_CASES:
         raise _rejected(Reason.SCHEMA, f"{name} {str(value)[:20]}")
-    return int(value)
+    return float(value)
 
 
 def _rejected(reason: Reason, what: str) -> FedMedSegError:

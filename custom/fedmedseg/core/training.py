@@ -43,12 +43,14 @@ def run_steps(
     steps: int,
     work: str | None = None,
     prepare: Callable[[], None] | None = None,
+    draws: str | None = None,
 ) -> dict[str, float]:
     """Run ``steps`` steps of ``objective`` and return the mean of each figure.
 
     ``name`` names the checkpoint (several loops of one task need different names). ``prepare`` runs before
     the first step of a task that has no checkpoint yet (personal initialisation, say) and is not repeated
     when a killed task is given again. A task that was finished before returns the same figures at once.
+    ``draws`` names the random numbers (default: ``name``): loops that are compared share them.
 
     Raises:
         Aborted: ``task.aborted()`` became true; the checkpoint lets the task continue later.
@@ -75,7 +77,7 @@ def run_steps(
         if task.aborted():
             save(index)
             raise Aborted
-        seed_everything(derive_seed(task.seed, task.site, task.stage, name, task.round, index))
+        seed_everything(derive_seed(task.seed, task.site, task.stage, draws or name, task.round, index))
         figures = objective.step(index)
         for figure, value in figures.items():
             if not math.isfinite(value):

@@ -138,7 +138,8 @@ class Schema:
             tensor = tensors[name]
             if not isinstance(tensor, torch.Tensor):
                 return Reason.TENSOR_TYPE, f"{name} is a {type(tensor).__name__}, not a torch tensor"
-            if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype != spec.dtype:
+            dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+            if not dense or tensor.dtype != spec.dtype:
                 return Reason.TENSOR_TYPE, f"{name} is {tensor.dtype}, declared {spec.dtype}"
             if tuple(tensor.shape) != spec.shape:
                 return Reason.TENSOR_SHAPE, f"{name} is {tuple(tensor.shape)}, declared {spec.shape}"

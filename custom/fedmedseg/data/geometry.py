@@ -145,7 +145,7 @@ def resample(volume: torch.Tensor, source: Grid, target: Grid, *, mode: str) -> 
     from monai.transforms import SpatialResample
 
     wrapped = MetaTensor(volume.float(), affine=torch.as_tensor(source.affine, dtype=torch.float64))
-    transform = SpatialResample(mode=mode, padding_mode="border", align_corners=True, dtype=np.float32)
+    transform = SpatialResample(mode=mode, padding_mode="border", align_corners=False, dtype=np.float32)
     result = transform(
         wrapped, dst_affine=torch.as_tensor(target.affine, dtype=torch.float64), spatial_size=target.shape
     )

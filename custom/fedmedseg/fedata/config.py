@@ -33,7 +33,8 @@ class ALASection(Strict):
     """How a site learns which share of the server's attention tensors it takes."""
 
     step: float = Field(default=1.0, gt=0.0)
-    """Step size of the mixing weights."""
+    """Step size of the mixing weights. The weights hardly leave 1 at the published 1.0, because the gradient of a
+    pretext averaged over channels is small; ``mixing/weight_mean`` in the replies shows how far they went."""
     sample_share: Fraction = 0.2
     """Share of the site's volumes one pass looks at, rounded up to a volume."""
     first_passes_max: Positive = 10

@@ -104,6 +104,14 @@ class MaskedDistillationLearner:
             objective.initialise(shared, personal, aborted=task.aborted)
 
         means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)
+        if "mixing/passes" in objective.figures:
+            logger.info(
+                "mixing took %.4f of the server's attention tensors in %.0f pass(es), loss %.4f to %.4f",
+                *(
+                    objective.figures[f"mixing/{figure}"]
+                    for figure in ("weight_mean", "passes", "loss_first", "loss_last")
+                ),
+            )
         task.state.save("personal", {"round": task.round, **objective.memory()})
         return Reply(
             tensors=objective.network.shared(),

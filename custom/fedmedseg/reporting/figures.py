@@ -96,6 +96,8 @@ def draw_teacher(record: Record) -> Figure | None:
     if figure is None:
         return None
     axes = figure.axes[0]
+    # from 0: a small drift must not look like a collapse
+    axes.set_ylim(bottom=0)
     alarms = [
         (place, value)
         for site in sites_of(record)
@@ -164,7 +166,7 @@ def draw_seconds(record: Record) -> Figure | None:
     rounds = rounds_of(record)
     if not rounds:
         return None
-    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.7)
+    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.7)
     parts = {"training": [], "moving": [], "aggregating": []}  # type: dict[str, list[float]]
     for one in rounds:
         slowest = max(_answers(one), key=lambda answer: _both(answer), default={})
@@ -188,7 +190,7 @@ def draw_bytes(record: Record) -> Figure | None:
     up = [sum(number(answer.get("bytes_up")) or 0 for answer in _answers(one)) / 2**20 for one in rounds]
     if not any(down) and not any(up):
         return None
-    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.4)
+    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
     places = range(len(rounds))
     axes.bar([place - 0.19 for place in places], down, width=0.38, color="#0b6e99", label="to the sites")
     axes.bar([place + 0.19 for place in places], up, width=0.38, color="#d98e32", label="to the server")
@@ -207,7 +209,7 @@ def _scores(record: Record, name: str, value: Callable[[DiceRow], float | None],
     width = max(3.3, 0.2 * len(sites) * len(models) + 1.0)
     columns = max(1, min(len(structures), int(10.5 / width)))
     lines = -(-len(structures) // columns)
-    figure, _ = _canvas(width * columns, 2.35 * lines, lines, columns)
+    figure, _ = _canvas(max(4.6, width * columns), 2.35 * lines + 0.2, lines, columns)
     panels = list(figure.axes)
     thickness = 0.8 / len(models)
     for panel, structure in zip(panels, structures, strict=False):
@@ -267,7 +269,7 @@ def _stacks(
     value: Callable[[Mapping[str, Any], str], float],
     name: str,
 ) -> Figure:
-    figure, axes = _canvas(max(4.5, 0.3 * len(rounds) + 2.6), 2.4)
+    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
     base = [0.0] * len(rounds)
     for index, site in enumerate(sites):
         heights = [value(one, site) for one in rounds]

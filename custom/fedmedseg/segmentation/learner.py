@@ -155,6 +155,8 @@ class SegmentationLearner:
             name=name,
             steps=self.experiment.segmentation.steps,
             work=f"fine-tuning from {start}",
+            # every start sees the same batches, so that they differ by their encoder alone
+            draws="fine_tuning",
         )
         objective.finish()
         metrics = {f"loss/{start}": figures["loss"]}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as Outline
+
 from fedmedseg.core.errors import DataError
 from fedmedseg.data.importers.contours import area, fill, read_contour
-from matplotlib.path import Path as Outline
 
 
 @pytest.mark.parametrize("seed", range(6))

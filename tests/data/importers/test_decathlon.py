@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.importers.base import Collection
 from fedmedseg.data.importers.decathlon import DecathlonImporter, role_from

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.importers import create
 from fedmedseg.data.importers.assignment import (
@@ -211,6 +214,18 @@ def test_linked_files_share_their_bytes_and_copied_ones_do_not(task: Callable[..
     name = "site-1/images/hippocampus_000.nii.gz"
     assert (tmp_path / "linked" / name).stat().st_ino == source
     assert (tmp_path / "copied" / name).stat().st_ino != source
+
+
+def test_links_across_file_systems_are_refused_with_the_remedy(
+    task: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def across(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", across)
+    with pytest.raises(ConfigurationError, match="without --link"):
+        write(task(labelled=3, unlabelled=0), tmp_path / "out", sites=1, link=True)
+    assert not (tmp_path / "out" / "site-1").exists()
 
 
 def test_a_folder_with_files_needs_force_which_replaces_earlier_sites_alone(

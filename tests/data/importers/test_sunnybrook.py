@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import public_sets as made
 import pytest
+
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.importers.base import Collection, SourceCase
 from fedmedseg.data.importers.sunnybrook import SunnybrookImporter

@@ -1,6 +1,6 @@
 """Executors that stand in for a system's own: one that trains nothing, and one that fails as it is told to.
 
-`FEDMEDSEG_FAULT` holds JSON: {"site": ..., "round": ..., "kind": ...}.
+`FEDMEDSEG_FAULT` holds JSON: a list of {"site": ..., "round": ..., "kind": ...}; site null strikes everywhere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
+from fedmedseg.core.wire import Header
+
+
+def _kind(site: str, round: object) -> str | None:
+    """What is to go wrong at this site in this round."""
+    for fault in json.loads(os.environ.get("FEDMEDSEG_FAULT", "[]")):
+        if fault["site"] in (site, None) and fault["round"] in (round, None):
+            return str(fault["kind"])
+    return None
 
 
 class StandInLearner:
-    """Adds 0.5 ** round to every shared tensor at each site; knows no data."""
+    """Adds a step that differs by site and round to every shared tensor; knows no data."""
 
     def __init__(self, *, home: Path) -> None:
         self.home = home
@@ -34,10 +43,13 @@ class StandInLearner:
         return self.home / "state"
 
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
-        fault = json.loads(os.environ.get("FEDMEDSEG_FAULT", "{}"))
-        kind = None
-        if fault.get("site") == task.site and fault.get("round") == task.round and task.stage == "pretraining":
-            kind = fault["kind"]
+        kind = _kind(task.site, task.round) if task.stage == "pretraining" else None
+        if kind == "raise once":
+            seen = self.home / "raised"
+            if not seen.exists():
+                seen.parent.mkdir(parents=True, exist_ok=True)
+                seen.touch()
+                kind = "raise"
         if kind == "raise":
             raise RuntimeError("patient-of-site-1 lies in /secret/path")
         if kind == "diverge":
@@ -49,10 +61,10 @@ class StandInLearner:
                 time.sleep(0.05)
         if kind == "die":
             os._exit(3)
-        tensors = {name: tensor + 0.5**task.round for name, tensor in shared.items()}
         if task.stage == "pretraining":
-            if kind == "unchanged" or fault.get("kind") == "unchanged everywhere":
-                tensors = dict(shared)
+            # no two sites take the same step, so leaving one out shows in the aggregate
+            step = 0.0 if kind == "unchanged" else 0.5**task.round * int(task.site.rpartition("-")[2])
+            tensors = {name: tensor + step for name, tensor in shared.items()}
             return Reply(tensors=tensors, metrics={"loss": 1.0 / (task.round + 1)}, examples=4, steps=1)
         if task.stage == "evaluation":
             return Reply(metrics={"dice/personal/left ventricle": 0.5, "cases": 2.0}, examples=2)
@@ -67,16 +79,13 @@ class StandInExecutor(TrainingExecutor):
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
-        fault = json.loads(os.environ.get("FEDMEDSEG_FAULT", "{}"))
-        number = shareable.get_header("fedmedseg.round")
-        if fault.get("site") == fl_ctx.get_identity_name() and fault.get("round") == number and "DXO" in reply:
-            _spoil(reply["DXO"]["data"] if task_name == "pretraining" else {}, fault["kind"])
+        kind = _kind(fl_ctx.get_identity_name(), shareable.get_header(Header.ROUND))
+        if task_name == "pretraining" and kind and "DXO" in reply:
+            _spoil(reply["DXO"]["data"], kind)
         return reply
 
 
 def _spoil(tensors: dict[str, object], kind: str) -> None:
-    if not tensors:
-        return
     name = sorted(tensors)[0]
     tensor = tensors[name]
     assert isinstance(tensor, torch.Tensor)

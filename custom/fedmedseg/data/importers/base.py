@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 
 Tick = Callable[[int, int], None]
 """Told (done, of) while something long is read or written."""
@@ -141,7 +141,7 @@ class reading:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and isinstance(error, Exception) and not isinstance(error, DataError):
+        if error is not None and isinstance(error, Exception) and not isinstance(error, FedMedSegError):
             raise DataError(
                 "file",
                 got=f"{self.path} ({type(error).__name__}: {error})",

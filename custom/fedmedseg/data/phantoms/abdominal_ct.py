@@ -116,7 +116,8 @@ def paint_trunk(canvas: Canvas, build: Build, rng: np.random.Generator, v: dict[
         height = rng.uniform(20, 60)
         rib = ellipsoid(p, (float(reach[0]), float(reach[1]), float(height)), (16, 16, 70))
         spaced = np.abs(np.mod(p[2] - 0.4 * p[1] + 10 * angle, 28) - 14) - 5
-        canvas.add(np.maximum(np.maximum(rib, np.abs(ring) - 4), spaced), v["bone"])
+        section = np.maximum(np.maximum(rib, np.abs(ring) - 4), spaced)
+        canvas.add(section.astype(np.float32), v["bone"])
     return inner
 
 

@@ -1,0 +1,221 @@
+"""A toy system of two tensors and three stages: the core is tested without any wing, network or image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import yaml
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+from fedmedseg.core import config, executor, persistor, workflow
+from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import Experiment, parse_experiment
+from fedmedseg.core.learner import Task
+from fedmedseg.core.progress import Progress
+from fedmedseg.core.schema import Strict
+from fedmedseg.core.state import SiteState
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract
+
+RUN, NONCE = "a1b2", "c3d4"
+
+
+class ToySection(Strict):
+    """The toy system's own settings."""
+
+    rate: float = 0.5
+
+
+TOY = {
+    "config": SimpleNamespace(Section=ToySection),
+    "plan": SimpleNamespace(
+        STAGES={
+            "training": StageContract(sends="shared", returns="shared", metrics=("loss", "mixing/*")),
+            "tuning": StageContract(sends="shared", returns="metrics", metrics=("loss/*",)),
+            "testing": StageContract(sends="nothing", returns="metrics", metrics=("dice/*", "cases")),
+        },
+        initial_shared=lambda experiment: {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 2)},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.INFO)
+    yield
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the toy system for this test alone."""
+    real = config.system_module
+
+    def module(system: str, name: str) -> Any:
+        return TOY[name] if system == "toy" else real(system, name)
+
+    for place in (config, executor, persistor, workflow):
+        monkeypatch.setattr(place, "system_module", module)
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """The content of a toy study's experiment.yaml, to be changed by the test."""
+    return {
+        "system": "toy",
+        "study": "toy-study",
+        "seed": 7,
+        "data": {
+            "role": "cmr",
+            "modality": "mr",
+            "spatial_dims": 2,
+            "labels": {1: "left", 2: "right"},
+            "crop": [32, 32],
+        },
+        "network": {"name": "unetr"},
+        "segmentation": {"steps": 1, "optimizer": {"learning_rate": 1e-3}},
+        "stages": {"training": {"rounds": 2}, "tuning": {}, "testing": {}},
+        "toy": {},
+    }
+
+
+@pytest.fixture
+def study(toy: None, settings: dict[str, Any]) -> Callable[..., Experiment]:
+    """study(resume=True, ...): the toy study with sections replaced."""
+    return lambda **sections: parse_experiment({**settings, **sections})
+
+
+@pytest.fixture
+def experiment_file(toy: None, settings: dict[str, Any], tmp_path: Path) -> Path:
+    """The toy study on the disk, in a job's config folder."""
+    file = tmp_path / "kit" / "job" / "app" / "config" / "experiment.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+@pytest.fixture
+def shared() -> dict[str, torch.Tensor]:
+    """The toy system's shared tensors."""
+    return dict(TOY["plan"].initial_shared(None))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., FLContext]:
+    """context("site-1", peer=None): a FLARE context of the kit in ``tmp_path``, or one that a reply came with."""
+
+    def make(name: str = "site-1", *, peer: str | None = None, simulated: bool = False) -> FLContext:
+        kit = tmp_path / "kit"
+        workspace = MagicMock()
+        workspace.get_root_dir.return_value = str(kit)
+        workspace.get_site_config_dir.return_value = str(kit / "local")
+        workspace.get_app_config_dir.return_value = str(kit / "job" / "app" / "config")
+        workspace.get_run_dir.return_value = str(kit / "job")
+        (kit / "job").mkdir(parents=True, exist_ok=True)
+        engine = MagicMock()
+        engine.get_workspace.return_value = workspace
+        fl_ctx = FLContext()
+        for key, value in (
+            (ReservedKey.ENGINE, engine),
+            (ReservedKey.IDENTITY_NAME, name),
+            (ReservedKey.RUN_NUM, "job"),
+            (FLContextKey.SIMULATE_MODE, simulated),
+        ):
+            fl_ctx.set_prop(key, value, private=True, sticky=False)
+        if peer is not None:
+            other = FLContext()
+            other.set_prop(ReservedKey.IDENTITY_NAME, peer, private=False, sticky=False)
+            fl_ctx.set_peer_context(other)
+        return fl_ctx
+
+    return make
+
+
+@pytest.fixture
+def round_of(shared: dict[str, torch.Tensor]) -> Callable[..., Round]:
+    """round_of(stage="training", number=0): the round that replies are judged by."""
+
+    def make(stage: str = "training", number: int = 0, tensors: Mapping[str, torch.Tensor] | None = None) -> Round:
+        tensors = shared if tensors is None else tensors
+        return Round(
+            run=RUN,
+            stage=stage,
+            number=number,
+            base=content_sha256(tensors),
+            nonce=NONCE,
+            contract=TOY["plan"].STAGES[stage],
+            schema=Schema(tensors),
+            shared=tensors,
+        )
+
+    return make
+
+
+@pytest.fixture
+def reply_to() -> Callable[..., Shareable]:
+    """reply_to(round, data, examples=4, headers={...}): a site's reply, honest but for what the test changes."""
+
+    def make(
+        current: Round,
+        data: Any,
+        *,
+        examples: object = 4,
+        kind: str = DataKind.WEIGHT_DIFF,
+        headers: Mapping[str, object] | None = None,
+        **meta: object,
+    ) -> Shareable:
+        given = {Meta.EXAMPLES: examples, Meta.STEPS: 1, Meta.TRAIN_SECONDS: 0.5, Meta.METRICS: {}, **meta}
+        reply = DXO(data_kind=kind, data={}, meta=given).to_shareable()
+        reply["DXO"]["data"] = data
+        for header, value in {
+            Header.RUN: current.run,
+            Header.STAGE: current.stage,
+            Header.ROUND: current.number,
+            Header.BASE: current.base,
+            Header.NONCE: current.nonce,
+            Header.SCHEMA: current.schema.digest,
+            **(headers or {}),
+        }.items():
+            reply.set_header(header, value)
+        return reply
+
+    return make
+
+
+@pytest.fixture
+def aggregator(round_of: Callable[..., Round]) -> SharedKeysAggregator:
+    """FedAvg with round 0 of training open."""
+    made = SharedKeysAggregator()
+    made.open_round(round_of())
+    return made
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., Task]:
+    """task(aborted=..., base=...): a task whose state outlives its process."""
+
+    def make(**changes: Any) -> Task:
+        given: dict[str, Any] = {
+            "site": "site-1",
+            "stage": "training",
+            "round": 0,
+            "rounds": 2,
+            "seed": 7,
+            "base": "ba5e",
+            "state": SiteState(tmp_path / "state", study="toy-study", experiment="e" * 64, site="site-1", run=RUN),
+            "progress": Progress(site="site-1", stage="training", round=0, rounds=2),
+            **changes,
+        }
+        return Task(**given)
+
+    return make

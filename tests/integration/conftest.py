@@ -1,0 +1,117 @@
+"""A study in FLARE's simulator whose executors stand in for a system's own and fail as a test tells them to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedmedseg
+from fedmedseg.core import checkpoint, simulation
+from fedmedseg.core.jobs import read_settings, write_job
+from fedmedseg.privacy.policy import simulator_resources
+
+SUPPORT = Path(__file__).parent / "support"
+PACKAGE = Path(fedmedseg.__file__).parents[1]
+JOB = Path(__file__).parents[2] / "jobs" / "fedata"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of the simulator left behind."""
+
+    record: dict[str, Any] | None
+    workspace: Path
+    seconds: float
+    log: str
+
+    @property
+    def outcome(self) -> str:
+        """``finished`` or ``stopped``."""
+        assert self.record is not None, self.log[-3000:]
+        return str(self.record["outcome"])
+
+    @property
+    def reason(self) -> str:
+        """Why the run was stopped."""
+        assert self.record is not None, self.log[-3000:]
+        return str(self.record["reason"])
+
+    def rounds(self, stage: str = "pretraining") -> list[dict[str, Any]]:
+        """The records of a stage's rounds."""
+        assert self.record is not None, self.log[-3000:]
+        return [record for record in self.record["rounds"] if record["stage"] == stage]
+
+    @property
+    def folder(self) -> Path:
+        """The server's run folder."""
+        return self.workspace / "server" / simulation.JOB_ID
+
+    @property
+    def shared(self) -> str | None:
+        """SHA-256 of the shared model on the server's disk."""
+        saved = checkpoint.load(self.folder / "models" / "shared.safetensors")
+        return None if saved is None else checkpoint.content_sha256(saved["tensors"])
+
+
+Start = Callable[..., Run]
+
+
+def stand_in_job(out: Path, changes: Mapping[str, Any]) -> Path:
+    """FedATA's job with stand-in executors, a reporter that writes nothing, and other settings."""
+    settings, _ = read_settings(JOB, [{"compute": {"threads": 1}}, changes])
+    job = write_job(JOB, settings, out)
+    client = job / "app" / "config" / "config_fed_client.json"
+    content = json.loads(client.read_text())
+    content["executors"] = [{"tasks": ["*"], "executor": {"path": "stand_ins.StandInExecutor"}}]
+    client.write_text(json.dumps(content))
+    server = job / "app" / "config" / "config_fed_server.json"
+    content = json.loads(server.read_text())
+    for component in content["components"]:
+        if component["id"] == "record":
+            component["args"]["reporter"]["path"] = "stand_ins.SilentReporter"
+    server.write_text(json.dumps(content))
+    return job
+
+
+@pytest.fixture(scope="session")
+def start() -> Start:
+    """start(folder, sites=2, faults=[...], **sections of experiment.yaml): runs a study to its end."""
+
+    def run(folder: Path, *, sites: int = 2, faults: list[dict[str, Any]] | None = None, **changes: Any) -> Run:
+        shutil.rmtree(folder / "job", ignore_errors=True)
+        job = stand_in_job(folder / "job", changes)
+        resources = simulator_resources()
+        resources["class_allow_list"].append("stand_ins.")
+        workspace = folder / "workspace"
+        simulation.prepare_workspace(workspace, resources)
+        call = simulation.Simulation(
+            job=job,
+            workspace=workspace,
+            sites=tuple(f"site-{index + 1}" for index in range(sites)),
+            threads=sites,
+            log=folder / "simulator.log",
+            environment={
+                "PYTHONPATH": f"{SUPPORT}:{PACKAGE}",
+                "FEDMEDSEG_FAULT": json.dumps(faults or []),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        began = time.monotonic()
+        record = simulation.run(call, lambda event: None)
+        log = call.log.read_text(errors="replace")
+        return Run(record, workspace, time.monotonic() - began, log)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clean(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two sites, four rounds, no fault: what other runs are compared with."""
+    return start(tmp_path_factory.mktemp("clean"), stages={"pretraining": {"rounds": 4}})

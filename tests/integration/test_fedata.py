@@ -1,0 +1,161 @@
+"""FedATA in the simulator: exchange, equal bytes whatever the threads, and the floor of the shipped study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmedseg.core import checkpoint
+from fedmedseg.reporting.floor import floor
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "stages.pretraining.rounds=2",
+    "fedata.local_steps=3",
+    "segmentation.steps=4",
+    "segmentation.batch=2",
+    "data.phantom={family: cine_mr, unlabeled: 2, training: 1, validation: 1, test: 1}",
+)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished call of `fedmedseg simulate`."""
+
+    workspace: Path
+    out: str
+    code: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
+        return dict(json.loads(content))
+
+    def site(self, name: str) -> Path:
+        return self.workspace.with_name(self.workspace.name + ".fedmedseg") / name
+
+    def personal(self, name: str) -> dict[str, Any]:
+        """What a site remembers of its pretraining."""
+        file = next(self.site(name).glob("state/**/personal.safetensors"))
+        return dict(checkpoint.load(file)["tree"])
+
+    def model_digests(self) -> dict[str, str]:
+        """Digest of every model of every site."""
+        found = {}
+        for name in self.record["sites"]:
+            for file in sorted(self.site(name).glob("models/**/*.safetensors")):
+                found[f"{name}/{file.stem}"] = checkpoint.content_sha256(checkpoint.load(file)["tensors"])
+        return found
+
+
+def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
+    command = [sys.executable, "-m", "fedmedseg", "simulate", "fedata", "-w", str(workspace), *options]
+    for change in changes:
+        command += ["--set", change]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
+    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
+
+
+@pytest.fixture(scope="module")
+def three_threads(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = simulate(tmp_path_factory.mktemp("three") / "w", "-n", "3", "-t", "3", changes=TINY)
+    assert study.code == 0, study.out
+    return study
+
+
+@pytest.fixture(scope="module")
+def one_thread(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = simulate(tmp_path_factory.mktemp("one") / "w", "-n", "3", "-t", "1", changes=TINY)
+    assert study.code == 0, study.out
+    return study
+
+
+def test_one_thread_and_three_threads_end_byte_for_byte_the_same(one_thread: Study, three_threads: Study) -> None:
+    """Row 48 of the fault matrix, and state on disk: with one thread every task runs in a fresh process."""
+    assert one_thread.record["shared_sha256"] == three_threads.record["shared_sha256"]
+    assert one_thread.model_digests() == three_threads.model_digests()
+    assert len(one_thread.model_digests()) == 9
+
+
+def test_exchange_really_happens(three_threads: Study) -> None:
+    """Every site trained from the same base, came back with tensors of its own, and the aggregate moved."""
+    pretraining = [entry for entry in three_threads.record["rounds"] if entry["stage"] == "pretraining"]
+    assert [entry["accepted"] for entry in pretraining] == [["site-1", "site-2", "site-3"]] * 2
+    assert pretraining[0]["shared_sha256"] != pretraining[1]["shared_sha256"]
+    for entry in pretraining:
+        for site in entry["sites"].values():
+            assert site["bytes_up"] == site["bytes_down"] > 1_000_000
+    names = ("site-1", "site-2", "site-3")
+    trained = {checkpoint.content_sha256(three_threads.personal(name)["tensors"]) for name in names}
+    teachers = {checkpoint.content_sha256(three_threads.personal(name)["teacher"]) for name in names}
+    assert len(trained) == len(teachers) == 3
+
+
+def test_the_attention_weights_of_every_round_are_on_record_and_sum_to_one(three_threads: Study) -> None:
+    pretraining = [entry for entry in three_threads.record["rounds"] if entry["stage"] == "pretraining"]
+    for entry in pretraining:
+        for weights in entry["notes"]["attention"].values():
+            assert sum(weights.values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_last_lines_tell_dice_report_and_models(three_threads: Study) -> None:
+    tail = "\n".join(three_threads.out.splitlines()[-40:])
+    for words in ("left ventricle", "site-1", "report:", "report.html", "shared model:", "site models:"):
+        assert words in tail
+    assert (three_threads.workspace / "server" / "simulate_job" / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_progress_is_told_on_the_way(three_threads: Study) -> None:
+    for words in ("pretraining round", "step", "loss", "left"):
+        assert words in three_threads.out
+
+
+def test_no_patient_reaches_a_log_a_record_or_the_report(three_threads: Study) -> None:
+    """Row 44: the phantoms' patients and files are planted markers."""
+    markers = (b"phantom-0", b".nii.gz")
+    searched = 0
+    for file in three_threads.workspace.rglob("*"):
+        if file.is_file() and file.suffix in {".txt", ".json", ".jsonl", ".html", ".log", ".safetensors"}:
+            searched += 1
+            content = file.read_bytes()
+            assert not [marker for marker in markers if marker in content], file
+    assert searched > 10
+
+
+def test_the_bare_command_works_where_the_site_policy_lies(tmp_path: Path) -> None:
+    """`nvflare simulator jobs/fedata` with neither -n nor -c makes two sites, in the folder that has the jobs."""
+    import yaml
+
+    from fedmedseg.core.jobs import read_settings, setting, write_job
+
+    changes = [setting(change) for change in (*TINY, "fedata.starts=[personal]", "stages.pretraining.rounds=1")]
+    settings, _ = read_settings(ROOT / "jobs" / "fedata", changes)
+    write_job(ROOT / "jobs" / "fedata", settings, tmp_path / "jobs" / "fedata")
+    shutil.copytree(ROOT / "simulator_workspace" / "local", tmp_path / "simulator_workspace" / "local")
+    assert yaml.safe_load((tmp_path / "jobs/fedata/app/config/experiment.yaml").read_text())["seed"] == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", "simulator", "jobs/fedata"],
+        cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    study = Study(workspace=tmp_path / "simulator_workspace", out=done.stdout + done.stderr, code=done.returncode)
+    assert study.record["outcome"] == "finished", study.out[-3000:]
+    assert study.record["sites"] == ["site-1", "site-2"]
+    assert "report:" in study.out
+
+
+def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
+    """At least 0.25 Dice above the untrained network, at most 0.05 below local training of equal steps."""
+    study = simulate(tmp_path / "w", "-n", "3", "-t", "3")
+    assert study.code == 0, study.out
+    evaluation = next(entry for entry in study.record["rounds"] if entry["stage"] == "evaluation")
+    rows = floor({name: site["metrics"] for name, site in evaluation["sites"].items()})
+    missed = [row for row in rows if not row.holds]
+    assert not missed, missed
