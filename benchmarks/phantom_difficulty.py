@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from landmark_difficulty import landmark_errors, train_landmarks
 
 from fedmedseg.core.seeding import generator, seed_everything
 from fedmedseg.data.phantoms.style import LABELS, LANDMARKS
@@ -35,6 +36,7 @@ POOLED_FACTOR = 2.5
 RESULTS = Path(__file__).parent / "results" / "phantom_difficulty"
 BOUNDS = {"threshold_below": 0.5, "loss_elsewhere_at_least": 0.1, "pooled_at_least": 0.8}
 LANDMARK_BOUNDS = {"pooled_error_below_mm": 4.0, "error_ratio_elsewhere_at_least": 1.5}
+LANDMARK_STEPS = 300
 WINDOWS = {"abdominal_ct": (-175.0, 250.0), "cardiac_ct": (-200.0, 1200.0)}
 CROPS: dict[str, tuple[int, ...]] = {"abdominal_ct": (64, 56, 40), "cardiac_ct": (48, 48, 32)}
 BANDS = ((2.5, 97.5), (5.0, 95.0), (10.0, 90.0), (25.0, 75.0))
@@ -268,87 +270,6 @@ def measure_segmentation(family: str, folder: Path, *, steps: int, home: int = 0
             "least_loss_elsewhere": round(own - max(elsewhere), 3),
             "pooled": round(float(np.mean([row["mean"] for row in pooled_table.values()])), 3),
         },
-    }
-
-
-LANDMARK_CROP = (64, 64, 48)
-LANDMARK_STEPS = 300
-
-
-def landmark_input(volume: Volume, shift: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Central crop moved by ``shift`` voxels, halved: image (1, 32, 32, 24) and points (7, 3) in halved voxels."""
-    edges = np.array(LANDMARK_CROP)
-    corner = (np.array(volume.image.shape) - edges) // 2 + shift
-    pad = 8
-    padded = np.pad(volume.image, pad, mode="edge")
-    window = tuple(slice(c + pad, c + pad + e) for c, e in zip(corner, edges, strict=True))
-    image = torch.from_numpy(padded[window].copy())[None]
-    points = (torch.from_numpy(volume.points - corner) - 0.5) / 2
-    return torch.nn.functional.avg_pool3d(image, 2), points.float()
-
-
-def expected_place(scores: torch.Tensor) -> torch.Tensor:
-    """Mean position under the spatial softmax: (B, P, X, Y, Z) to (B, P, 3) in voxels."""
-    share = scores.flatten(2).softmax(dim=2).reshape(scores.shape)
-    axes = []
-    for dim in range(3):
-        others = tuple(2 + d for d in range(3) if d != dim)
-        axes.append((share.sum(dim=others) * torch.arange(scores.shape[2 + dim])).sum(dim=2))
-    return torch.stack(axes, dim=2)
-
-
-def heat_maps(points: torch.Tensor, size: tuple[int, ...], sigma: float = 1.2) -> torch.Tensor:
-    """Gaussians that sum to 1: (B, P, 3) in voxels to (B, P, X * Y * Z)."""
-    mesh = torch.stack(torch.meshgrid(*[torch.arange(n) for n in size], indexing="ij"), dim=-1).reshape(-1, 3)
-    squared = ((points[:, :, None] - mesh) ** 2).sum(dim=3)
-    return torch.softmax(-squared / (2 * sigma**2), dim=2)
-
-
-def train_landmarks(volumes: list[Volume], *, steps: int, seed: int = 1, rate: float = 3e-3) -> torch.nn.Module:
-    """Heat-map regression at half resolution with a small MONAI U-Net: cross-entropy and distance."""
-    from monai.networks.nets import UNet
-
-    seed_everything(seed)
-    rng = generator(seed, "phantom difficulty", "landmarks")
-    model = UNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=len(LANDMARKS),
-        channels=(16, 32, 64, 96),
-        strides=(2, 2, 2),
-        num_res_units=1,
-        norm="instance",
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=0.1)
-    model.train()
-    for _ in range(steps):
-        chosen = rng.integers(len(volumes), size=4)
-        pairs = [landmark_input(volumes[i], rng.integers(-4, 5, size=3)) for i in chosen]
-        image, points = (torch.stack(part) for part in zip(*pairs, strict=True))
-        scores = model(image * float(rng.uniform(0.9, 1.1)))
-        target = heat_maps(points, tuple(scores.shape[2:]))
-        entropy = -(target * scores.flatten(2).log_softmax(dim=2)).sum(dim=2).mean()
-        loss = entropy + 0.3 * (expected_place(scores) - points).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-@torch.no_grad()
-def landmark_errors(model: torch.nn.Module, volumes: list[Volume]) -> dict[str, float]:
-    """Mean distance in mm per landmark and over all."""
-    errors = []
-    for volume in volumes:
-        image, points = landmark_input(volume, np.zeros(3, dtype=int))
-        offset = (expected_place(model(image[None]))[0] - points).numpy() * 2 * volume.spacing
-        errors.append(np.linalg.norm(offset, axis=1))
-    per = np.mean(errors, axis=0)
-    return {name: round(float(e), 2) for name, e in zip(LANDMARKS, per, strict=True)} | {
-        "mean": round(float(per.mean()), 2)
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from fedmedseg.core.aggregator import (
     Contribution,
@@ -287,7 +287,7 @@ def test_accept_never_raises_and_never_takes_rubbish(
     seed: int,
 ) -> None:
     rng = random.Random(seed)
-    headers = [Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE, Header.SCHEMA, "content_type"]
+    headers = [Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE, Header.SCHEMA, ReservedHeaderKey.CONTENT_TYPE]
     sender = context("server", peer="site-2")
     for _ in range(60):
         reply = reply_to(aggregator.round, step(0.2))

@@ -17,6 +17,7 @@ def test_152_of_216_units_of_a_96_cube_are_masked():
 
 def test_the_number_of_masked_units_is_rounded_up():
     assert [masked_units(units, 0.7) for units in (4, 10, 16, 216)] == [3, 7, 12, 152]
+    assert masked_units(100, 0.55) == 55
 
 
 def test_crops_of_one_batch_have_different_masks():

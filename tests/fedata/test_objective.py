@@ -207,20 +207,25 @@ def test_mixing_weights_persist_and_later_uses_are_one_pass(study, moved):
     assert third.figures["mixing/passes"] == 1
 
 
-def test_mixing_looks_at_its_share_of_the_volumes(study, moved):
-    """30 % of 4 volumes, rounded up, are 2; one batch of 2 volumes with 2 crops each and pass."""
+def test_every_pass_of_the_mixing_sees_the_same_crops_and_masks_of_a_share_of_the_volumes(study, moved):
+    """30 % of 4 volumes, rounded up, are 2: one batch of 2 volumes with 2 crops each, in both passes."""
     experiment = study(ala={"sample_share": 0.3, "first_passes_max": 2, "threshold": 0.0})
     objective, shared = _trained(experiment)
-    memory = objective.memory()
     following = _objective(experiment)
     drawn: list[int] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     crop = following.crop
     following.crop = lambda volume, rng: drawn.append(volume) or crop(volume, rng)
+    following.network.register_forward_pre_hook(lambda _module, given: seen.append(given))
     following.begin(round=1, rounds=3)
-    following.initialise(moved(shared), memory)
+    following.initialise(moved(shared), objective.memory())
     assert len(drawn) == 2 * 2 * 2
     assert len(set(drawn)) == 2
     assert drawn[:4] == drawn[4:]
+    (images, masks), (same_images, same_masks) = seen
+    assert torch.equal(images, same_images)
+    assert torch.equal(masks, same_masks)
+    assert not torch.equal(masks[0], masks[1]) or not torch.equal(masks[0], masks[2])
 
 
 def test_the_teacher_is_kept_across_rounds_and_the_gap_tells_how_far_the_student_was_moved(study, moved):

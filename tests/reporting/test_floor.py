@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.reporting.floor import floor
+from fedmedseg.reporting.floor import FloorRow, floor, overall, verdict
 
 
 def figures(personal, untrained, scratch, structure="lv"):
@@ -66,3 +66,24 @@ def test_other_names_of_the_trained_model_are_possible():
 def test_nothing_to_compare_is_an_error_and_not_a_pass(results):
     with pytest.raises(ConfigurationError, match="floor"):
         floor(results)
+
+
+def test_the_run_as_a_whole_is_the_mean_over_sites() -> None:
+    """By hand: (0.6 + 0.8) / 2 = 0.7, (0.1 + 0.3) / 2 = 0.2, (0.7 + 0.7) / 2 = 0.7."""
+    run = overall([FloorRow("a", 0.6, 0.1, 0.7, 2), FloorRow("b", 0.8, 0.3, 0.7, 3)])
+    assert (run.trained, run.untrained, run.scratch) == pytest.approx((0.7, 0.2, 0.7))
+    assert run.structures == 2
+    assert run.holds
+    with pytest.raises(ConfigurationError):
+        overall([])
+
+
+@pytest.mark.parametrize(("trained", "word"), [(0.66, "kept"), (0.64, "MISSED")])
+def test_the_verdict_says_in_words_whether_the_floor_holds(trained: float, word: str) -> None:
+    figures = {"dice/personal/x": trained, "dice/untrained/x": 0.1, "dice/scratch/x": 0.7}
+    assert f"floor {word}: personal {trained:.3f}" in str(verdict({"a": figures}))
+
+
+def test_there_is_no_verdict_without_the_models_it_compares() -> None:
+    assert verdict({}) is None
+    assert verdict({"a": {"dice/personal/x": 0.7, "dice/untrained/x": 0.1}}) is None

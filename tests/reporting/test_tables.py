@@ -70,9 +70,10 @@ def test_the_summary_ends_with_mean_and_worst_site() -> None:
     assert "site-3 1" in lines[1]
     assert lines[3].split() == ["Dice", "personal", "shared", "local", "untrained"]
     assert lines[4].split() == ["site-1", "left_ventricle", "0.860", "0.820", "0.780", "0.060"]
-    assert lines[-3].split() == ["mean", "over", "sites", "0.740", "0.700", "0.660", "0.013"]
-    assert lines[-2].split()[:3] == ["worst", "site", "0.720"]
-    assert lines[-1].split()[0] == "site-3"
+    assert lines[-4].split() == ["mean", "over", "sites", "0.740", "0.700", "0.660", "0.013"]
+    assert lines[-3].split()[:3] == ["worst", "site", "0.720"]
+    assert lines[-2].split()[0] == "site-3"
+    assert lines[-1] == "floor kept: personal 0.740; at least untrained 0.013 + 0.25 and local 0.660 - 0.05"
 
 
 @pytest.mark.parametrize("sites", [1, 7, 12, 60])

@@ -21,6 +21,7 @@ from fedmedseg.core.schema import read_yaml
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
+LEAST_SHARE_FOR_ESTIMATE = 0.02
 
 
 def simulate(
@@ -171,6 +172,7 @@ class _Display:
         self._done: dict[tuple[str, str, int, str], int] = {}
         self._began = time.monotonic()
         self._last_line = 0.0
+        self._first: tuple[float, int] | None = None
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
@@ -190,7 +192,7 @@ class _Display:
         self._done[key] = max(self._done.get(key, 0), event["step"])
         done = min(self._total, sum(self._done.values()))
         elapsed = time.monotonic() - self._began
-        left = f"{clock(elapsed / done * (self._total - done))} left" if done else ""
+        left = self._left(done)
         what = "" if event["work"] == event["stage"] else f" {event['work']}"
         loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
         text = (
@@ -203,3 +205,12 @@ class _Display:
             console.print(
                 f"{clock(elapsed)}  {text}  ({done / self._total:.0%}, {left})", highlight=False, soft_wrap=True
             )
+
+    def _left(self, done: int) -> str:
+        """Time left, judged by what was done since the first report: starting the processes takes no steps."""
+        if self._first is None:
+            self._first = (time.monotonic(), done)
+        since, before = self._first
+        if done - before < self._total * LEAST_SHARE_FOR_ESTIMATE:
+            return "time left not known yet"
+        return f"{clock((time.monotonic() - since) / (done - before) * (self._total - done))} left"

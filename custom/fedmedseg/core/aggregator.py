@@ -118,9 +118,7 @@ class GuardedAggregator(Aggregator):
                 self.notes["weighting"] = said
                 # a site without cases is left out, so that no rule has to cope with a weight of zero
                 counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
-                differences = self.combine(
-                    self.round.shared, counted, {site: self.weights[site] for site in counted}
-                )
+                differences = self.combine(self.round.shared, counted, {site: self.weights[site] for site in counted})
                 self.round.schema.require(differences, sender="the aggregation rule")
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
 

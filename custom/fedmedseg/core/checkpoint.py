@@ -117,6 +117,9 @@ def _digest(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _flatten(node: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(node, torch.Tensor):
+        # keys that hold a slash, or 1 beside "1", must not make two tensors share a name
+        while place in tensors:
+            place += "'"
         # a copy of its own: safetensors refuses tensors that share storage
         tensors[place] = node.detach().cpu().clone().contiguous()
         return {_TENSOR: place}

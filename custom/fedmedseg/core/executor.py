@@ -67,7 +67,7 @@ class TrainingExecutor(Executor):
                 return _declined(error.public)
             self.log_error(fl_ctx, f"{task_name} failed: {_local(error)}")
             return _failure(error.public)
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             self.log_error(fl_ctx, f"{task_name} failed: out of memory")
             return _failure(f"{Reason.MEMORY}: out of memory")
         except OSError as error:

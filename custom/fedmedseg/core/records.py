@@ -50,6 +50,7 @@ class RunRecord(Widget):
         super().__init__()
         self.reporter = reporter
         self._record: dict[str, Any] = {}
+        self._reason: str | None = None
         self._began = time.monotonic()
         self._written = False
 
@@ -70,7 +71,7 @@ class RunRecord(Widget):
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": 0.0,
             "outcome": "stopped",
-            "reason": None,
+            "reason": self._reason,
             "labels": {str(number): name for number, name in experiment.data.labels.items()},
             "sites": sorted(sites),
             "stages_left": stages,
@@ -95,7 +96,10 @@ class RunRecord(Widget):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Note why a run was stopped; write everything at its end."""
         if event_type == EventType.FATAL_SYSTEM_ERROR:
-            self._record["reason"] = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, ""))
+            # the first reason is the cause; what follows from it may be told later
+            self._reason = self._reason or str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, ""))
+            if self._record:
+                self._record["reason"] = self._reason
         elif event_type == EventType.END_RUN and self._record and not self._written:
             self._written = True
             folder = place_of(fl_ctx).run / "report"

@@ -148,7 +148,12 @@ class Follower:
             whole = content[: content.rfind(b"\n") + 1]
             self._read[file] = self._read.get(file, 0) + len(whole)
             for line in whole.splitlines():
-                yield json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    # a process that was killed while it wrote leaves half a line
+                    continue
+                yield event
 
 
 def _forget_progress(workspace: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 import time
@@ -113,6 +114,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             return
         self.record = record
         sites = self._connected()
+        # before anything can stop the stage, so that a reason finds a record to stand in
+        self.record.begin(self.experiment, sites=sites, stages=self._stages, history=self.persistor.history)
         needed = self.experiment.federation.needed(len(sites))
         if needed > len(sites):
             self.system_panic(
@@ -123,7 +126,6 @@ class QuorumScatterAndGather(ScatterAndGather):
             return
         if len(sites) == 1:
             self.log_warning(fl_ctx, "only one site takes part: this is local training, nothing is federated")
-        self.record.begin(self.experiment, sites=sites, stages=self._stages, history=self.persistor.history)
         self._current_round = self.persistor.rounds_done.get(self.stage, 0)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
@@ -184,7 +186,10 @@ class QuorumScatterAndGather(ScatterAndGather):
             needed = self._needed(asked)
         self._round_facts.update(needed=needed, asked=asked, waited=time.monotonic() - began)
         if self._accepted() < needed and not self._aborted(abort_signal):
-            self._write_record(None)
+            try:
+                self._write_record(None)
+            except OSError as error:
+                self.log_error(fl_ctx, f"the record of this round could not be written: {_disk(error)}")
             self.system_panic(self._shortfall(asked, needed), fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -204,8 +209,17 @@ class QuorumScatterAndGather(ScatterAndGather):
         if self.contract.returns == "shared":
             digest = content_sha256(self._global_weights[ModelLearnableKey.WEIGHTS])
             self._unchanged = self._unchanged + 1 if digest == self._round_facts["base"] else 0
-        record = self._write_record(digest)
-        self.persistor.finish_round(self.stage, self._current_round, record)
+        try:
+            record = self._write_record(digest)
+            self.persistor.finish_round(self.stage, self._current_round, record)
+        except OSError as error:
+            # FLARE logs and forgets what an event handler raises
+            self.system_panic(
+                f"{self.stage} round {self._current_round}: the round could not be saved ({_disk(error)}). "
+                "The checkpoint before it stays whole. Remedy: make room and run again with resume.",
+                fl_ctx,
+            )
+            return
         limit = self.experiment.federation.no_progress_rounds
         if self._unchanged >= limit:
             self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)
@@ -338,6 +352,10 @@ class QuorumScatterAndGather(ScatterAndGather):
     @staticmethod
     def _aborted(abort_signal: Signal | None) -> bool:
         return abort_signal is not None and bool(abort_signal.triggered)
+
+
+def _disk(error: OSError) -> str:
+    return "disk full" if error.errno == errno.ENOSPC else type(error).__name__
 
 
 def _clean(reason: object) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fedmedseg.core.config import Experiment, Fraction, OptimizerSection, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Strict
+from fedmedseg.fedata.masking import masked_units
 from fedmedseg.networks import swin, vit
 from fedmedseg.networks.factory import check_network
 
@@ -123,7 +124,7 @@ class Section(Strict):
                 remedy=f"use {stride}, or leave mask_unit out",
             )
         units = math.prod(edge // self.mask_unit for edge in crop)
-        masked = math.ceil(self.mask_ratio * units)
+        masked = masked_units(units, self.mask_ratio)
         if masked >= units:
             raise ConfigurationError(
                 "fedata.mask_ratio",

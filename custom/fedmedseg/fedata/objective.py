@@ -157,7 +157,7 @@ class MaskedDistillationObjective:
             return
         seed = int(torch.randint(SEEDS, (1,)))
         sample = np.random.default_rng(seed).permutation(self.volumes)
-        sample = sample[: math.ceil(self.section.ala.sample_share * self.volumes)]
+        sample = sample[: max(1, math.ceil(self.section.ala.sample_share * self.volumes - 1e-9))]
         size = self.section.volumes_per_step
         batches = [sample[start : start + size] for start in range(0, len(sample), size)]
         self.network.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmedseg.core.errors import ConfigurationError
@@ -54,6 +54,35 @@ def floor(
     if not results:
         raise ConfigurationError("floor", got="no site", expected="the evaluation of at least one site")
     return [_row(site, results[site], (trained, untrained, scratch)) for site in sorted(results)]
+
+
+def overall(rows: Sequence[FloorRow]) -> FloorRow:
+    """The run as a whole: every site counts the same.
+
+    Raises:
+        ConfigurationError: no row.
+    """
+    if not rows:
+        raise ConfigurationError("floor", got="no site", expected="at least one site's row")
+    return FloorRow(
+        site="all sites",
+        trained=math.fsum(row.trained for row in rows) / len(rows),
+        untrained=math.fsum(row.untrained for row in rows) / len(rows),
+        scratch=math.fsum(row.scratch for row in rows) / len(rows),
+        structures=min(row.structures for row in rows),
+    )
+
+
+def verdict(results: Mapping[str, Mapping[str, float]]) -> str | None:
+    """One line that says whether the run as a whole keeps its floor; None where a model of it is missing."""
+    models = ("personal", "untrained", "scratch")
+    if not results or not all(_dice_of(figures, model) for figures in results.values() for model in models):
+        return None
+    run = overall(floor(results))
+    return (
+        f"floor {'kept' if run.holds else 'MISSED'}: personal {run.trained:.3f}; at least "
+        f"untrained {run.untrained:.3f} + {ABOVE_UNTRAINED:g} and local {run.scratch:.3f} - {BELOW_SCRATCH:g}"
+    )
 
 
 def _row(site: str, figures: Mapping[str, float], models: tuple[str, str, str]) -> FloorRow:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmedseg.reporting.floor import verdict
+
 Record = Mapping[str, Any]
 
 MODELS = {"personal": "personal", "shared": "shared", "scratch": "local", "untrained": "untrained"}
@@ -130,7 +132,7 @@ def label_of(model: str) -> str:
 
 
 def plain_text_summary(record: Record) -> str:
-    """At most 30 lines for the end of a run: outcome, then Dice per site and structure, mean and worst site."""
+    """At most 30 lines for the end of a run: outcome, Dice per site and structure, mean, worst site, floor."""
     head = [_headline(record)]
     if record.get("reason"):
         head.append(f"reason: {short(str(record['reason']), _WIDTH - 8)}")
@@ -144,6 +146,9 @@ def plain_text_summary(record: Record) -> str:
         return "\n".join([*head, "no evaluation was recorded"])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models)
+    judged = verdict(_evaluations(record))
+    if judged is not None:
+        tail.append(judged)
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
         body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]

@@ -82,9 +82,7 @@ def draw_abdomen(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int,
     paint_pancreas(canvas, near, rng, value)
     paint_lungs(canvas, inner, near, rng, value)
     texture = 5 * smooth_noise(rng, size, (22, 22, 16)) * (canvas.image > -200)
-    return Phantom(
-        image=acquire_ct(canvas.image + texture, rng, style), label=canvas.label, spacing=style.spacing
-    )
+    return Phantom(image=acquire_ct(canvas.image + texture, rng, style), label=canvas.label, spacing=style.spacing)
 
 
 def _turned(points: Points, degrees: float) -> Points:
@@ -117,7 +115,7 @@ def paint_trunk(canvas: Canvas, build: Build, rng: np.random.Generator, v: dict[
         rib = ellipsoid(p, (float(reach[0]), float(reach[1]), float(height)), (16, 16, 70))
         spaced = np.abs(np.mod(p[2] - 0.4 * p[1] + 10 * angle, 28) - 14) - 5
         section = np.maximum(np.maximum(rib, np.abs(ring) - 4), spaced)
-        canvas.add(section.astype(np.float32), v["bone"])
+        canvas.add(section, v["bone"])
     return inner
 
 

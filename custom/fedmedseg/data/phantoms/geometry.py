@@ -38,7 +38,7 @@ class Canvas:
         self.image = np.full(points[0].shape, background, dtype=np.float32)
         self.label = np.zeros(points[0].shape, dtype=np.uint8)
 
-    def add(self, distance: Array, value: Array | float, *, label: int = 0) -> None:
+    def add(self, distance: NDArray[np.floating], value: Array | float, *, label: int = 0) -> None:
         """Paint the inside of a surface; ``label`` 0 takes earlier labels away there."""
         paint(self.image, cover(distance, self.softness), value)
         self.label[distance <= 0] = label
@@ -125,7 +125,7 @@ def tube(points: Points, path: NDArray[np.floating], radii: NDArray[np.floating]
     return best
 
 
-def cover(distance: Array, softness: float) -> Array:
+def cover(distance: NDArray[np.floating], softness: float) -> Array:
     """Share of a voxel inside a surface: 1 inside, 0 outside, linear over ``2 * softness`` mm at the surface."""
     return np.clip(0.5 - distance / (2 * softness), 0, 1).astype(np.float32)
 

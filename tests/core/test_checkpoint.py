@@ -1,0 +1,243 @@
+"""Checkpoints: what comes back is what was saved, and a crash at any moment leaves something whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fedmedseg.core import checkpoint
+from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+
+OLD, NEW = {"step": 1, "w": torch.tensor([1.0, 2.0])}, {"step": 2, "w": torch.tensor([3.0, 4.0])}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "site" / "teacher.safetensors"
+
+
+@pytest.fixture
+def two_generations(file: Path) -> Path:
+    checkpoint.save(file, OLD)
+    checkpoint.save(file, NEW)
+    return file
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal trees: bytes and types of tensors, kinds of keys and leaves; a tuple comes back as a list."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and content_sha256({"t": left}) == content_sha256({"t": right})
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict)
+            and [(type(key), key) for key in left] == [(type(key), key) for key in right]
+            and all(same(left[key], right[key]) for key in left)
+        )
+    if isinstance(left, list | tuple):
+        return isinstance(right, list) and len(left) == len(right) and all(map(same, left, right))
+    return type(left) is type(right) and repr(left) == repr(right)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        [],
+        None,
+        3,
+        {"a": [1, 2.5, "x", True, None, []], "nan": float("nan"), "inf": float("-inf"), "tiny": 5e-324},
+        {1: "whole", "1": "text", 0: {2: torch.ones(2)}},
+        {"bf16": torch.tensor([1.5, -0.0, 3e38]).bfloat16(), "half": torch.ones(3).half()},
+        {"bool": torch.tensor([True, False]), "bytes": torch.arange(256).to(torch.uint8), "int": torch.tensor(2**62)},
+        {"nan": torch.tensor([float("nan"), float("-inf"), -0.0, 1e-45])},
+        {"scalar": torch.tensor(1.25), "empty": torch.zeros(0, 3), "view": torch.arange(12.0).view(3, 4).T[1:]},
+        {"a/b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}},
+        {1: torch.tensor([1.0]), "1": torch.tensor([2.0]), "1'": torch.tensor([3.0])},
+        {"$tensor": "/a", "$items": [1], "a": torch.ones(1)},
+        {"Verlauf/Übung": "größer", "newline": "a\nb"},
+    ],
+)
+def test_a_tree_comes_back_bit_for_bit(file: Path, tree: Any) -> None:
+    checkpoint.save(file, tree)
+    assert same(tree, checkpoint.load(file))
+
+
+def test_tensors_that_share_memory_come_back_as_their_own(file: Path) -> None:
+    base = torch.arange(6.0)
+    checkpoint.save(file, {"whole": base, "part": base[2:4], "again": base})
+    loaded = checkpoint.load(file)
+    assert loaded is not None
+    loaded["whole"].zero_()
+    assert loaded["part"].tolist() == [2.0, 3.0]
+    assert loaded["again"].tolist() == base.tolist()
+
+
+def test_an_optimizer_continues_exactly_from_its_checkpoint(file: Path) -> None:
+    def run(steps: int, model: torch.nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        for index in range(steps):
+            optimizer.zero_grad()
+            model(torch.full((1, 3), float(index + 1))).square().sum().backward()
+            optimizer.step()
+
+    def fresh() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        groups = [{"params": [model.weight], "rate_factor": 0.1}, {"params": [model.bias]}]
+        return model, torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
+
+    model, optimizer = fresh()
+    run(3, model, optimizer)
+    checkpoint.save(file, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    run(2, model, optimizer)
+    again, restored = fresh()
+    saved = checkpoint.load(file)
+    assert saved is not None
+    again.load_state_dict(saved["model"])
+    restored.load_state_dict(saved["optimizer"])
+    assert [group["lr"] for group in restored.param_groups] == [0.01, 0.01]
+    run(2, again, restored)
+    assert content_sha256(again.state_dict()) == content_sha256(model.state_dict())
+
+
+@pytest.mark.parametrize("leaf", [object(), {1, 2}, b"bytes", 1 + 2j, Path("x")])
+def test_what_is_neither_tensor_nor_plain_is_refused_before_anything_is_written(file: Path, leaf: object) -> None:
+    with pytest.raises(TypeError, match=type(leaf).__name__):
+        checkpoint.save(file, {"a": [leaf]})
+    assert not file.parent.exists()
+
+
+def test_nothing_saved_is_nothing_and_not_an_error(file: Path) -> None:
+    assert checkpoint.load(file) is None
+
+
+def test_one_generation_is_kept(two_generations: Path) -> None:
+    assert same(NEW, checkpoint.load(two_generations))
+    assert same(OLD, checkpoint.load(checkpoint.previous(two_generations)))
+    assert sorted(path.name for path in two_generations.parent.iterdir()) == [
+        "teacher.safetensors",
+        "teacher.safetensors.previous",
+    ]
+
+
+def broken_ways(content: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "half a length": content[:4],
+        "header only": content[:8] + content[8 : 8 + int.from_bytes(content[:8], "little")],
+        "truncated": content[:-1],
+        "half": content[: len(content) // 2],
+        "longer": content + b"\0",
+        "flipped in the body": content[:-1] + bytes([content[-1] ^ 1]),
+        "flipped in the text": content.replace(b"step", b"stop"),
+        "another file": b"\x89PNG\r\n" + content,
+        "huge header": (2**60).to_bytes(8, "little") + content[8:],
+    }
+
+
+@pytest.mark.parametrize("way", broken_ways(b"x" * 20))
+def test_a_damaged_file_gives_way_to_the_generation_before_with_a_warning(
+    two_generations: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault row 26."""
+    two_generations.write_bytes(broken_ways(two_generations.read_bytes())[way])
+    assert same(OLD, checkpoint.load(two_generations))
+    assert "teacher.safetensors is damaged" in caplog.text
+    assert str(two_generations.parent) not in caplog.text, "a log line holds no path"
+
+
+def test_no_flipped_bit_is_ever_loaded(two_generations: Path) -> None:
+    """Fault row 26: one bit of every byte of the file, header, text and tensors alike."""
+    whole = two_generations.read_bytes()
+    for index in range(len(whole)):
+        two_generations.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << index % 8)]) + whole[index + 1 :])
+        loaded = checkpoint.load(two_generations)
+        # flips in the names of the format's own fields may read as the same content; never as another
+        assert same(OLD, loaded) or same(NEW, loaded), index
+
+
+def test_two_damaged_generations_are_an_error_that_says_what_to_do(two_generations: Path) -> None:
+    """Fault row 26."""
+    for path in (two_generations, checkpoint.previous(two_generations)):
+        path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=r"2 damaged generation.*remove the file") as caught:
+        checkpoint.load(two_generations)
+    assert caught.value.public == "DISK: teacher.safetensors"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_crash_between_writing_and_renaming_loses_the_new_generation_only(
+    two_generations: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Fault row 26: the process dies before the first or before the second of the two renames."""
+    calls = 0
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(two_generations, {"step": 3, "w": torch.zeros(2)})
+    monkeypatch.undo()
+    assert same(NEW, checkpoint.load(two_generations))
+    checkpoint.save(two_generations, {"step": 4})
+    assert checkpoint.load(two_generations) == {"step": 4}
+
+
+@pytest.mark.parametrize("where", ["write", "fsync", "open"])
+def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
+    two_generations: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Fault row 27."""
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Stream:
+        def __init__(self, path: Path, mode: str) -> None:
+            self.inner = open_(path, mode)
+
+        def __enter__(self) -> Stream:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            self.inner.close()
+
+        def write(self, content: bytes) -> None:
+            self.inner.write(content[:10])
+            full()
+
+    open_ = open
+    before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
+    if where == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(checkpoint, "open", full if where == "open" else Stream, raising=False)
+    with pytest.raises(OSError, match="No space") as caught:
+        checkpoint.save(two_generations, {"step": 3})
+    assert caught.value.errno == errno.ENOSPC
+    assert before == {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
+
+
+def test_equal_models_have_equal_digests_and_others_do_not() -> None:
+    model = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 3)}
+    digest = content_sha256(model)
+    assert digest == content_sha256({"b": torch.zeros(3, 2).T, "a": torch.arange(1.0, 3.0)})
+    for other in (
+        {**model, "a": torch.tensor([1.0, 2.0000002])},
+        {**model, "b": torch.zeros(3, 2)},
+        {**model, "a": torch.tensor([1.0, 2.0], dtype=torch.float64)},
+        {"a": model["a"], "c": model["b"]},
+        {"a": model["a"]},
+        {**model, "b": -torch.zeros(2, 3)},
+    ):
+        assert content_sha256(other) != digest

@@ -1,0 +1,36 @@
+"""Errors say what was wrong and keep to themselves what may not leave the site."""
+
+from __future__ import annotations
+
+import pytest
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, nearest
+
+
+def test_the_message_tells_field_got_expected_and_remedy() -> None:
+    error = ConfigurationError("stages.pretraining.rounds", got=0, expected="at least 1", remedy="raise it")
+    assert str(error) == "stages.pretraining.rounds: got 0. Expected at least 1. Remedy: raise it."
+    assert error.reason is Reason.CONFIGURATION
+
+
+def test_what_is_not_known_is_not_written() -> None:
+    assert str(FedMedSegError("quorum")) == "quorum:"
+    assert str(DataError("labels", got=False)) == "labels: got False."
+
+
+def test_the_public_part_holds_neither_what_came_nor_what_to_do() -> None:
+    """Fault row 44."""
+    error = DataError("image", got="/secret/patient-7.nii", expected="a file like /secret", remedy="ask /secret")
+    assert error.public == "DATA: image"
+    assert DataError("unlabeled", reason=Reason.NO_CASES).public == "NO_CASES: unlabeled"
+
+
+def test_reason_codes_are_their_own_names() -> None:
+    assert all(reason.value == reason.name for reason in Reason)
+    assert str(Reason.NOT_FINITE) == "NOT_FINITE"
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"), [("fedat", "fedata"), ("segvis", "segviz"), ("zzz", None), ("", None), ("fcl", "fcl")]
+)
+def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str | None) -> None:
+    assert nearest(name, iter(["fedata", "fcl", "segviz"])) == guess

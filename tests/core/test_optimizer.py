@@ -1,0 +1,53 @@
+"""The learning rate's course, and parameter groups of different rates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fedmedseg.core.config import OptimizerSection
+from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+
+
+def section(warmup: float = 0.2) -> OptimizerSection:
+    return OptimizerSection(learning_rate=0.1, weight_decay=0.01, betas=(0.8, 0.9), warmup_fraction=warmup)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.05), (1, 0.1), (2, 0.1), (6, 0.05), (4, 0.05 * (1 + math.sqrt(0.5))), (10, 0.0)],
+)
+def test_two_steps_of_warm_up_then_half_a_cosine(step: int, rate: float) -> None:
+    assert learning_rate(section(), step, 10) == pytest.approx(rate, abs=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert learning_rate(section(0.0), 0, 10) == 0.1
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 1000])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 0.99])
+def test_the_rate_is_never_above_the_setting_nor_zero_before_the_end(total: int, warmup: float) -> None:
+    rates = [learning_rate(section(warmup), step, total) for step in range(total)]
+    assert all(0 < rate <= 0.1 for rate in rates)
+
+
+def test_a_group_keeps_its_factor() -> None:
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "rate_factor": 0.1}, {"params": [weights[1]]}]
+    optimizer = build_optimizer(groups, section())
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.5]
+    assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
+    assert optimizer.param_groups[1]["weight_decay"] == 0.01
+    assert groups[1] == {"params": [weights[1]]}, "the caller's groups are not changed"
+
+
+def test_one_step_agrees_with_adamw_worked_out_by_hand() -> None:
+    """The first AdamW step moves by lr in the gradient's direction, after decay by lr * weight_decay."""
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer([{"params": [weight]}], section())
+    (3.0 * weight).sum().backward()
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.01) - 0.1, abs=1e-6)
