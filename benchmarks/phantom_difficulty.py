@@ -32,9 +32,9 @@ COUNTS = {
 }
 STEPS = {
     "cine_mr": (300, 750),
-    "late_enhancement_mr": (600, 1500),
+    "late_enhancement_mr": (600, 2400),
     "abdominal_ct": (200, 450),
-    "cardiac_ct": (160, 400),
+    "cardiac_ct": (200, 500),
 }
 """Steps of the training at one site and of the pooled training."""
 LANDMARK_STEPS = (300, 750)

@@ -71,9 +71,9 @@ def test_records_are_whole_lines_at_most_two_a_second(clock_in_hand: Clock, tmp_
     shown = of(file)
     for step in range(1, 11):
         shown.update("pretraining", step, 10, 0.5)
-        clock_in_hand.now += 0.1
+        clock_in_hand.now += 0.125
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 6, 10]
+    assert [record["step"] for record in records] == [1, 5, 9, 10]
     assert records[1] == {
         "time": pytest.approx(1.7e9 + 100.5),
         "site": "site-1",
@@ -81,10 +81,10 @@ def test_records_are_whole_lines_at_most_two_a_second(clock_in_hand: Clock, tmp_
         "round": 1,
         "rounds": 5,
         "work": "pretraining",
-        "step": 6,
+        "step": 5,
         "steps": 10,
         "loss": 0.5,
-        "left": pytest.approx(0.4),
+        "left": pytest.approx(0.625),
     }
 
 

@@ -8,7 +8,8 @@ import torch
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.config import ALASection
-from fedmedseg.fedata.mixing import attention_scope, learn_mixture, mix, next_weights, settled
+from fedmedseg.fedata.mixing import learn_mixture, mix, next_weights, settled
+from fedmedseg.fedata.network import MaskedEncoder
 from fedmedseg.fedata.plan import initial_shared
 
 
@@ -144,8 +145,9 @@ def test_a_loss_that_is_not_finite_ends_the_task():
 
 
 def test_swins_scope_is_its_projections_and_position_biases(study):
-    names = initial_shared(study("swin_unetr", (64, 64)))
-    scope = attention_scope(names)
+    experiment = study("swin_unetr", (64, 64))
+    names = initial_shared(experiment)
+    scope = MaskedEncoder(experiment=experiment).attention()
     kinds = {name.split(".attn.")[1] for name in scope}
     assert kinds == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "relative_position_bias_table"}
     assert len(scope) == 5 * 5
@@ -153,8 +155,9 @@ def test_swins_scope_is_its_projections_and_position_biases(study):
 
 
 def test_the_vits_scope_is_its_projections(study):
-    names = initial_shared(study("unetr", (32, 32)))
-    scope = attention_scope(names)
+    experiment = study("unetr", (32, 32))
+    names = initial_shared(experiment)
+    scope = MaskedEncoder(experiment=experiment).attention()
     assert {name.split(".attn.")[1] for name in scope} == {"qkv.weight", "out_proj.weight", "out_proj.bias"}
     assert len(scope) == 3 * 12
     assert {name for name in names if ".attn." in name} == set(scope)
@@ -165,6 +168,8 @@ def test_attention_of_the_full_size_swin_is_1_77_million_parameters(settings):
 
     content = settings("swin_unetr", (96, 96, 96))
     content["network"] = {"name": "swin_unetr"}
-    tensors = initial_shared(parse_experiment(content))
-    assert sum(tensors[name].numel() for name in attention_scope(tensors)) == pytest.approx(1.77e6, rel=0.005)
+    experiment = parse_experiment(content)
+    tensors = initial_shared(experiment)
+    scope = MaskedEncoder(experiment=experiment).attention()
+    assert sum(tensors[name].numel() for name in scope) == pytest.approx(1.77e6, rel=0.005)
     assert sum(tensor.numel() for tensor in tensors.values()) == 5_696_562 + 48 + 296_448

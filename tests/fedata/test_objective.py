@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedmedseg.core.optimizer import learning_rate
-from fedmedseg.fedata.mixing import attention_scope, mix
+from fedmedseg.fedata.mixing import mix
 from fedmedseg.fedata.objective import MaskedDistillationObjective
 from fedmedseg.fedata.plan import initial_shared
 
@@ -159,7 +159,7 @@ def test_mixing_changes_attention_between_own_and_shared_and_nothing_else(study,
     incoming = moved(shared)
     following = _next_round(experiment, memory, incoming)
     student = following.network.shared()
-    scope = set(attention_scope(incoming))
+    scope = set(following.network.attention())
     for name in incoming:
         if name not in scope:
             assert torch.equal(student[name], incoming[name]), name

@@ -14,7 +14,6 @@ reading of its abstract.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,8 +22,6 @@ import torch
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.config import ALASection
-
-_ATTENTION = re.compile(r"\.attn\.(?:(?:qkv|proj|out_proj)\.(?:weight|bias)|relative_position_bias_table)$")
 
 Tensors = dict[str, torch.Tensor]
 Gradient = Callable[[int, Mapping[str, torch.Tensor]], tuple[float, Mapping[str, torch.Tensor]]]
@@ -38,11 +35,6 @@ class Mixture:
     tensors: Tensors
     weights: Tensors
     figures: dict[str, float] = field(default_factory=dict)
-
-
-def attention_scope(names: Mapping[str, object]) -> list[str]:
-    """Names of self-attention tensors: projections of queries, keys, values and output, and position biases."""
-    return sorted(name for name in names if _ATTENTION.search(name))
 
 
 def mix(

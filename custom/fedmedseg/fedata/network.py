@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.networks import swin, vit
-from fedmedseg.networks.factory import ENCODERS, build_segmentation, encoder_names
-
-_READERS = {"swin_unetr": swin, "unetr": vit}
+from fedmedseg.core.partition import partition
+from fedmedseg.networks.factory import ENCODERS, READERS, build_segmentation, encoder_names
 
 
 class Predictor(nn.Sequential):
@@ -30,7 +28,7 @@ class MaskedEncoder(nn.Module):
     def __init__(self, *, experiment: Experiment) -> None:
         super().__init__()
         self.prefix = ENCODERS[experiment.network.name]
-        self.reader = _READERS[experiment.network.name]
+        self.reader = READERS[experiment.network.name]
         self.top = experiment.wing.top(experiment)
         segmentation = build_segmentation(experiment)
         encoder = getattr(segmentation, self.prefix)
@@ -51,6 +49,12 @@ class MaskedEncoder(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by their name on the wire."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def attention(self) -> list[str]:
+        """Names of the self-attention tensors: projections of queries, keys, values and output, position biases."""
+        split = partition(self, within=(self.prefix,), personal_types=(self.reader.attention_type(),))
+        trained = self.trained()
+        return sorted(name for name in split.personal if name in trained)
 
     def shared(self) -> dict[str, torch.Tensor]:
         """Copies of the trained parameters, on the CPU: all that crosses the wire."""

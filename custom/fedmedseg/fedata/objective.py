@@ -13,7 +13,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
 from fedmedseg.fedata.distillation import distillation_target, masked_distillation_loss
 from fedmedseg.fedata.masking import random_masks
-from fedmedseg.fedata.mixing import attention_scope, learn_mixture
+from fedmedseg.fedata.mixing import learn_mixture
 from fedmedseg.fedata.monitor import token_spread
 from fedmedseg.fedata.network import MaskedEncoder
 from fedmedseg.fedata.teacher import make_teacher, momentum, relative_gap, update_teacher
@@ -150,7 +150,7 @@ class MaskedDistillationObjective:
         choice between the two models, would move the weights.
         """
         trained = self.network.trained()
-        scope = attention_scope(trained)
+        scope = self.network.attention()
         given = {name: shared[name].to(self.device) for name in scope}
         local = {name: own[name].to(self.device) for name in scope}
         if all(torch.equal(given[name], local[name]) for name in scope):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
 from torch import nn
 
 from fedmedseg.core.config import Experiment, SwinUNETRSection, UNETRSection
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.partition import partition
+from fedmedseg.networks import swin, vit
 
 ENCODERS = {"swin_unetr": "swinViT", "unetr": "vit"}
 """Where each network keeps its encoder; the first part of every encoder tensor's name."""
 
-# Not on the way from the image to the distilled tokens: Swin's last merging comes after them, and MONAI's
-# ViT blocks carry a norm for cross-attention even where they have none.
-_UNTRAINED = {
-    "swin_unetr": re.compile(r"^swinViT\.layers4\.0\.downsample\."),
-    "unetr": re.compile(r"^vit\.blocks\.\d+\.norm_cross_attn\."),
-}
+READERS: dict[str, Any] = {"swin_unetr": swin, "unetr": vit}
+"""What knows the inside of each encoder."""
 
 
 def build_segmentation(experiment: Experiment) -> nn.Module:
@@ -68,10 +66,9 @@ def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
     a cross-attention it does not have. Parameters only: integer buffers follow from the settings.
     """
     kind = experiment.network.name
-    prefix = ENCODERS[kind] + "."
-    return [
-        name for name, _ in model.named_parameters() if name.startswith(prefix) and not _UNTRAINED[kind].match(name)
-    ]
+    prefix = ENCODERS[kind]
+    unreached = [f"{prefix}.{name}" for name in READERS[kind].unreached(getattr(model, prefix))]
+    return list(partition(model, within=(prefix,), without=unreached).shared)
 
 
 def check_network(experiment: Experiment) -> None:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from monai.networks.nets.swin_unetr import SwinTransformer
 
 STRIDE = 16
 """Voxels per distilled token and axis: patches of 2, halved by three mergings."""
+
+
+def unreached(encoder: SwinTransformer) -> list[str]:
+    """Submodules that the distilled tokens do not pass: the merging after the last stage."""
+    return ["layers4.0.downsample"]
+
+
+def attention_type() -> type[nn.Module]:
+    """The module that holds a block's self-attention."""
+    from monai.networks.nets.swin_unetr import WindowAttention
+
+    return WindowAttention
 
 
 def token_width(encoder: SwinTransformer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from monai.networks.nets.vit import ViT
@@ -13,6 +14,18 @@ STRIDE = 16
 """Voxels per token and axis in MONAI's UNETR."""
 DEPTH = 12
 """Blocks of the ViT in MONAI's UNETR."""
+
+
+def unreached(encoder: ViT) -> list[str]:
+    """Submodules that no token passes: MONAI's blocks carry a cross-attention norm even where they have none."""
+    return [name for name, _ in encoder.named_modules() if name.endswith(".norm_cross_attn")]
+
+
+def attention_type() -> type[nn.Module]:
+    """The module that holds a block's self-attention."""
+    from monai.networks.blocks.selfattention import SABlock
+
+    return SABlock
 
 
 def token_width(encoder: ViT) -> int:

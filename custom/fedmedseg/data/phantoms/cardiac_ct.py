@@ -244,7 +244,7 @@ def paint_calcium(canvas: Canvas, root: Root, rng: np.random.Generator, v: dict[
         away = rng.uniform(-0.8, 0.8)
         height = 0.8 * root.height * (abs(away) / (np.pi / 3)) ** 2 * 0.8 + rng.uniform(-1, 2.5)
         place = root.place(cusp + away, float(height), share=float(rng.uniform(0.55, 0.95)))
-        radii = rng.uniform(2.4, 4.6, size=3)
+        radii = rng.uniform(2.8, 5.2, size=3)
         nodule = ellipsoid(
             canvas.points, place, (float(radii[0]), float(radii[1]), float(radii[2])), turn=float(rng.uniform(0, 180))
         )

@@ -157,10 +157,10 @@ def draw_scar(s: Surfaces, heart: Heart, rng: np.random.Generator) -> Scar | Non
         return None
     around = np.abs(np.angle(np.exp(1j * (s.angle - rng.uniform(0, 2 * np.pi)))))
     along = np.abs(s.above_base + heart.length * rng.uniform(0.35, 0.6))
-    width, reach = np.deg2rad(rng.uniform(60, 95)), heart.length * rng.uniform(0.4, 0.6)
-    transmural = rng.uniform(0.85, 1.15)
+    width, reach = np.deg2rad(rng.uniform(65, 100)), heart.length * rng.uniform(0.4, 0.6)
+    transmural = rng.uniform(0.95, 1.2)
     edge = (around / width) ** 2 + (along / reach) ** 2
-    ragged = 0.12 * np.sin(5 * s.angle + rng.uniform(0, 6))
+    ragged = 0.10 * np.sin(5 * s.angle + rng.uniform(0, 6))
     infarct = np.maximum(s.depth - transmural * np.sqrt(np.clip(1 - edge, 0, 1)) - ragged * 0.5, edge + ragged - 1)
     core = np.ones_like(infarct)
     if rng.uniform() < 0.8:

@@ -1,0 +1,110 @@
+"""Settings that are wrong are told by field, what came, what was expected, and the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.schema import Strict, parse, read_yaml
+from pydantic import Field, ValidationError
+
+
+class Swin(Strict):
+    name: Literal["swin"]
+    window: int = Field(7, gt=0)
+
+
+class Vit(Strict):
+    name: Literal["vit"]
+    heads: int = 12
+
+
+class Item(Strict):
+    path: str
+    share: float = Field(1.0, gt=0, le=1)
+
+
+class Study(Strict):
+    network: Annotated[Swin | Vit, Field(discriminator="name")]
+    rounds: int = Field(1, gt=0)
+    quorum: Literal["all"] | Annotated[int, Field(gt=0, strict=True)] = "all"
+    items: dict[str, Item] = {}
+    lists: list[Item] = []
+
+
+def told(content: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(Study, content, source="experiment.yaml")
+    return str(caught.value)
+
+
+def test_valid_settings_are_read_and_then_never_change() -> None:
+    study = parse(Study, {"network": {"name": "vit"}, "quorum": 2}, source="x")
+    assert (study.network.name, study.quorum) == ("vit", 2)
+    with pytest.raises(ValidationError):
+        study.rounds = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_settings_are_a_mapping(content: Any) -> None:
+    assert told(content) == f"experiment.yaml: got {type(content).__name__}. Expected a mapping of settings."
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"round": 3}, ["experiment.yaml: round:", "an unknown key 'round'", "write 'rounds'"]),
+        ({"zzz": 3}, ["an unknown key 'zzz'", "valid here: items, lists, network, quorum, rounds"]),
+        ({"rounds": 0}, ["experiment.yaml: rounds:", "got 0", "greater than 0"]),
+        ({"rounds": "many"}, ["experiment.yaml: rounds:", "got 'many'", "valid integer"]),
+        ({"network": {"name": "swin", "windows": 7}}, ["experiment.yaml: network.windows:", "write 'window'"]),
+        ({"network": {"name": "swin", "window": 0}}, ["experiment.yaml: network.window:", "got 0", "greater than 0"]),
+        ({"network": {"name": "swim"}}, ["network.name", "an unknown name 'swim'", "one of swin, vit", "write 'swin'"]),
+        ({"network": {}}, ["experiment.yaml: network"]),
+        ({"quorum": True}, ["experiment.yaml: quorum:", "got True", "all"]),
+        ({"quorum": -1}, ["experiment.yaml: quorum:", "got -1", "greater than 0"]),
+        ({"items": {"a": {"path": "p", "shares": 1}}}, ["items.a.shares", "write 'share'"]),
+        ({"items": {"a": {}}}, ["items.a.path:", "field required"]),
+        ({"lists": [{"path": "p"}, {"path": "p", "share": 2}]}, ["lists.1.share:", "got 2"]),
+        ({"rounds": 0, "quorum": -1, "zzz": 1}, ["2 more after this one"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(change: dict[str, Any], parts: list[str]) -> None:
+    message = told({"network": {"name": "vit"}, **change})
+    for part in parts:
+        assert part in message
+
+
+def test_yaml_is_read_without_building_objects(tmp_path: Path) -> None:
+    """Fault row 37: a tag that names a Python callable is an error, not a call."""
+    file = tmp_path / "experiment.yaml"
+    file.write_text("a: !!python/object/apply:os.system ['touch pwned']\n")
+    with pytest.raises(ConfigurationError, match="valid YAML"):
+        read_yaml(file)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1, 2", r"a YAML error in line 1, column 9"),
+        (b"a: 1\nb: {", "a YAML error in line 2"),
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+        (None, "FileNotFoundError"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "experiment.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        read_yaml(file)
+    assert caught.value.public == "CONFIGURATION: experiment.yaml", "the folder stays at the site"
+
+
+def test_a_yaml_file_comes_back_as_it_reads(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("labels: {1: Übung}\nempty:\n", encoding="utf-8")
+    assert read_yaml(file) == {"labels": {1: "Übung"}, "empty": None}
