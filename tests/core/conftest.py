@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,10 +50,9 @@ TOY = {
 
 
 @pytest.fixture(autouse=True)
-def _calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _calm() -> None:
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.INFO)
-    yield
 
 
 @pytest.fixture

@@ -250,9 +250,7 @@ def test_asking_again_keeps_what_was_accepted_and_refuses_answers_to_the_first_q
     assert aggregator.rejections == {}
 
 
-def test_the_order_of_arrival_does_not_change_a_bit(
-    send: Callable, context: Callable, round_of: Callable
-) -> None:
+def test_the_order_of_arrival_does_not_change_a_bit(send: Callable, context: Callable, round_of: Callable) -> None:
     """Fault row 48: 0.1, 0.3, 1e8 and their like do not add up the same in every order."""
     replies = {"a": (step(1e8), 1), "b": (step(0.1), 3), "c": (step(-1e8), 2), "d": (step(0.3), 7)}
     digests = set()
@@ -287,7 +285,15 @@ def test_accept_never_raises_and_never_takes_rubbish(
     seed: int,
 ) -> None:
     rng = random.Random(seed)
-    headers = [Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE, Header.SCHEMA, ReservedHeaderKey.CONTENT_TYPE]
+    headers = [
+        Header.RUN,
+        Header.STAGE,
+        Header.ROUND,
+        Header.BASE,
+        Header.NONCE,
+        Header.SCHEMA,
+        ReservedHeaderKey.CONTENT_TYPE,
+    ]
     sender = context("server", peer="site-2")
     for _ in range(60):
         reply = reply_to(aggregator.round, step(0.2))
@@ -433,7 +439,7 @@ def test_an_aggregator_without_a_rule_says_so(round_of: Callable, send: Callable
         metrics.aggregate(context("server"))
 
 
-def test_a_round_with_nothing_accepted_makes_no_differences(aggregator: SharedKeysAggregator, context: Callable) -> None:
+def test_a_round_without_replies_makes_no_differences(aggregator: SharedKeysAggregator, context: Callable) -> None:
     """Fault row 9: no tensor of the shared model is touched."""
     assert result(aggregator, context) == {}
 

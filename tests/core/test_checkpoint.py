@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 
@@ -217,7 +218,11 @@ def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
             full()
 
     open_ = open
-    before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
+
+    def on_disk() -> dict[str, bytes]:
+        return {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
+
+    before = on_disk()
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
@@ -225,7 +230,9 @@ def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
     with pytest.raises(OSError, match="No space") as caught:
         checkpoint.save(two_generations, {"step": 3})
     assert caught.value.errno == errno.ENOSPC
-    assert before == {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
+    assert before == {
+        path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()
+    }
 
 
 def test_equal_models_have_equal_digests_and_others_do_not() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from fedmedseg.core.config import (
     Experiment,
     FederationSection,
@@ -17,7 +19,6 @@ from fedmedseg.core.config import (
     systems,
 )
 from fedmedseg.core.errors import ConfigurationError
-from pydantic import ValidationError
 
 
 def told(content: Any) -> str:
@@ -102,7 +103,9 @@ def test_a_wrong_study_is_refused_by_name(
         ({"phantom": {"family": "brain"}}, "data.phantom.family"),
     ],
 )
-def test_wrong_data_settings_are_refused(toy: None, settings: dict[str, Any], change: dict[str, Any], part: str) -> None:
+def test_wrong_data_settings_are_refused(
+    toy: None, settings: dict[str, Any], change: dict[str, Any], part: str
+) -> None:
     settings["data"].update(change)
     assert part in told(settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, nearest
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from fedmedseg.core import jobs
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import EXPERIMENT, find_job, find_preset, merged, read_settings, setting, write_job

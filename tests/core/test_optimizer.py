@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fedmedseg.core.config import OptimizerSection
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
 

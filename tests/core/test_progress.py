@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from fedmedseg.core import progress
 from fedmedseg.core.progress import Progress, clock
 

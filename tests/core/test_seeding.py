@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.seeding import derive_seed, generator, seed_everything
 
 
@@ -17,7 +18,8 @@ def test_a_seed_is_the_first_63_bits_of_a_digest_of_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [(2, "site-1", 3), (1, "site-2", 3), (1, "site-1", 4), (1, "site-13"), (1, "site-1", 3, 0), (1, 3, "site-1")]
+    "other",
+    [(2, "site-1", 3), (1, "site-2", 3), (1, "site-1", 4), (1, "site-13"), (1, "site-1", 3, 0), (1, 3, "site-1")],
 )
 def test_another_place_has_another_seed(other: tuple) -> None:
     assert derive_seed(*other) != derive_seed(1, "site-1", 3)

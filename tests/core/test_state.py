@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fedmedseg.core import checkpoint
 from fedmedseg.core.state import FORMAT, SiteState, earlier_run
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Task

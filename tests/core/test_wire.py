@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.wire import Header, Schema, StageContract, TensorSpec, is_finite, tensor_bytes
 

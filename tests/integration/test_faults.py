@@ -32,10 +32,7 @@ def reasons(run: Any) -> list[str]:
 def test_a_clean_run_finishes_and_leaves_records_scalars_and_the_shared_model(clean: Any) -> None:
     assert clean.outcome == "finished", clean.reason
     stages = [(record["stage"], record["round"]) for record in clean.record["rounds"]]
-    assert stages == [("pretraining", 0), ("pretraining", 1), ("pretraining", 2), ("pretraining", 3)] + [
-        ("fine_tuning", 0),
-        ("evaluation", 0),
-    ]
+    assert stages == [*(("pretraining", number) for number in range(4)), ("fine_tuning", 0), ("evaluation", 0)]
     for stage, number in stages:
         record = json.loads((clean.folder / "report" / "rounds" / f"{stage}-{number:04d}.json").read_text())
         assert record["accepted"] == ["site-1", "site-2"]

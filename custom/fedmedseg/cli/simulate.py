@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting, write_job
 from fedmedseg.core.place import HOME_SUFFIX
 from fedmedseg.core.progress import clock
@@ -21,7 +22,6 @@ from fedmedseg.core.schema import read_yaml
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
-LEAST_SHARE_FOR_ESTIMATE = 0.02
 
 
 def simulate(
@@ -80,7 +80,7 @@ def _run(
         job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
     )
     console.print(f"{experiment.study}: {len(names)} sites, {threads} at once; log: {call.log}", highlight=False)
-    with _Display(experiment, len(names)) as display:
+    with _Display(experiment, len(names), threads) as display:
         record = simulation.run(call, display.show)
     if record is None:
         raise ConfigurationError(
@@ -165,19 +165,20 @@ def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...
 class _Display:
     """A bar on a terminal; a line at most every five seconds anywhere else."""
 
-    def __init__(self, experiment: Experiment, sites: int) -> None:
-        work: dict[str, int] = system_module(experiment.system, "plan").work(experiment)
-        rounds = {stage: section.rounds for stage, section in experiment.stages.items()}
-        self._total = sites * sum(rounds[stage] * steps for stage, steps in work.items())
-        self._done: dict[tuple[str, str, int, str], int] = {}
+    def __init__(self, experiment: Experiment, sites: int, threads: int) -> None:
+        self._estimate = Estimate(
+            steps=system_module(experiment.system, "plan").work(experiment),
+            rounds={stage: section.rounds for stage, section in experiment.stages.items()},
+            sites=sites,
+            threads=threads,
+        )
         self._began = time.monotonic()
         self._last_line = 0.0
-        self._first: tuple[float, int] | None = None
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("starting", total=self._total, left="")
+        self._task = self._bar.add_task("starting", total=self._estimate.total, left="")
 
     def __enter__(self) -> _Display:
         self._bar.start()
@@ -188,11 +189,10 @@ class _Display:
 
     def show(self, event: dict[str, Any]) -> None:
         """Take one progress record into account."""
-        key = (event["site"], event["stage"], event["round"], event["work"])
-        self._done[key] = max(self._done.get(key, 0), event["step"])
-        done = min(self._total, sum(self._done.values()))
+        self._estimate.add(event)
+        done, total, seconds = self._estimate.done, self._estimate.total, self._estimate.left()
         elapsed = time.monotonic() - self._began
-        left = self._left(done)
+        left = "time left not known yet" if seconds is None else f"{clock(seconds)} left"
         what = "" if event["work"] == event["stage"] else f" {event['work']}"
         loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
         text = (
@@ -202,15 +202,4 @@ class _Display:
         self._bar.update(self._task, completed=done, description=text, left=left)
         if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            console.print(
-                f"{clock(elapsed)}  {text}  ({done / self._total:.0%}, {left})", highlight=False, soft_wrap=True
-            )
-
-    def _left(self, done: int) -> str:
-        """Time left, judged by what was done since the first report: starting the processes takes no steps."""
-        if self._first is None:
-            self._first = (time.monotonic(), done)
-        since, before = self._first
-        if done - before < self._total * LEAST_SHARE_FOR_ESTIMATE:
-            return "time left not known yet"
-        return f"{clock((time.monotonic() - since) / (done - before) * (self._total - done))} left"
+            console.print(f"{clock(elapsed)}  {text}  ({done / total:.0%}, {left})", highlight=False, soft_wrap=True)

@@ -170,7 +170,8 @@ class FederationSection(Strict):
         if self.quorum == "all":
             return taking_part
         if isinstance(self.quorum, float):
-            return max(1, math.ceil(self.quorum * taking_part))
+            # 0.55 * 100 is a little more than 55 in floating point, and still means 55
+            return max(1, math.ceil(self.quorum * taking_part - 1e-9))
         return self.quorum
 
 

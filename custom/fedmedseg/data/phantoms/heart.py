@@ -44,7 +44,8 @@ def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float, *, wall
     contraction = rng.choice([1.0, 0.8])  # about half the cases are near end-systole
     radius, wall = rng.uniform(21, 25), rng.uniform(8, 10) * wall_scale
     septal = 0.0
-    right = rng.uniform(32, 37)
+    # a thicker wall must not cover the right ventricle
+    right = rng.uniform(32, 37) + 25 * (wall_scale - 1)
     if kind == "dilated":
         radius, wall, contraction = radius * 1.25, wall * 0.8, max(float(contraction), 0.92)
     elif kind == "hypertrophic":

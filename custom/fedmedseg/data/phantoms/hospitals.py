@@ -173,7 +173,7 @@ CARDIAC_CT: tuple[dict[str, Any], ...] = (
         "spacing": (1.7, 1.7, 1.5),
         "tissue": {
             "fat": -105.0, "muscle": 60.0, "bone": 780.0, "lung": -820.0, "blood_left": 700.0, "blood_right": 80.0,
-            "cava": 1150.0, "leaflet": 200.0, "calcium": 1450.0,
+            "cava": 1450.0, "leaflet": 200.0, "calcium": 1450.0,
         },
         "bias": 0.10, "noise": 32.0, "blur": 0.4, "turn": -30.0,
         "annotated_labels": (1,), "annotated_landmarks": ("MS1", "MS2"),

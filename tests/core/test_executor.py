@@ -1,0 +1,409 @@
+"""The executor: an honest reply for an honest task, and a short reason for everything else, never an exception."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.config import Experiment, load_experiment
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
+from fedmedseg.core.executor import TrainingExecutor
+from fedmedseg.core.learner import Learner, Reply, Task
+from fedmedseg.core.place import Place
+from fedmedseg.core.training import Aborted
+from fedmedseg.core.wire import Header, Meta, Schema
+
+MARKER = "PATIENT-4711"
+Tensors = dict[str, torch.Tensor]
+
+
+class Scripted:
+    """A learner that does what the test says."""
+
+    def __init__(self, root: Path, act: Callable[[Task, Mapping[str, torch.Tensor]], Reply]) -> None:
+        self.state_root, self.act = root, act
+        self.tasks: list[Task] = []
+
+    def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        self.tasks.append(task)
+        return self.act(task, shared)
+
+
+class ToyExecutor(TrainingExecutor):
+    """Binds the scripted learner."""
+
+    def __init__(self, learner: Scripted | Exception) -> None:
+        super().__init__()
+        self.learner = learner
+        self.made = 0
+        self.fire_fed_event = MagicMock()
+
+    def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+        self.made += 1
+        if isinstance(self.learner, Exception):
+            raise self.learner
+        return self.learner
+
+
+def add_one(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+    metrics = {"training": {"loss": 0.5}, "tuning": {"loss/personal": 0.25}, "testing": {"dice/left": 0.75}}
+    tensors = {name: tensor + 1 for name, tensor in shared.items()} if task.stage == "training" else {}
+    return Reply(tensors=tensors, metrics=metrics[task.stage], examples=3, steps=7)
+
+
+@pytest.fixture
+def request_for(experiment_file: Path, shared: Tensors) -> Callable[..., Shareable]:
+    """request_for("training", tensors=..., headers=...): a task as the server sends it."""
+
+    def make(
+        stage: str = "training", tensors: Any = None, headers: Mapping[str, object] | None = None, number: int = 0
+    ) -> Shareable:
+        sent = shared if tensors is None else tensors
+        request = DXO(data_kind=DataKind.WEIGHTS, data={"x": 1}).to_shareable() if stage != "testing" else Shareable()
+        if stage != "testing":
+            request["DXO"]["data"] = sent
+        for header, value in {
+            Header.RUN: "a1b2",
+            Header.STAGE: stage,
+            Header.ROUND: number,
+            Header.ROUNDS: 2,
+            Header.BASE: content_sha256(shared),
+            Header.NONCE: "c3d4",
+            Header.SCHEMA: Schema(shared).digest,
+            Header.EXPERIMENT: load_experiment(experiment_file).digest,
+            **(headers or {}),
+        }.items():
+            request.set_header(header, value)
+        return request
+
+    return make
+
+
+@pytest.fixture
+def do(tmp_path: Path, request_for: Callable[..., Shareable], context: Callable[..., FLContext]) -> Callable[..., Any]:
+    """do(act, stage="training", ...): the reply and the executor that made it."""
+
+    def call(
+        act: Any = add_one, stage: str = "training", *, signal: Signal | None = None, name: str = "", **request: Any
+    ) -> tuple[Shareable, ToyExecutor]:
+        learner = act if isinstance(act, Exception) else Scripted(tmp_path / "state", act)
+        executor = ToyExecutor(learner)
+        message = request_for(stage, **request)
+        return executor.execute(name or stage, message, context(), signal or Signal()), executor
+
+    return call
+
+
+def raising(error: BaseException) -> Callable[..., Reply]:
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        raise error
+
+    return act
+
+
+def failed(reply: Shareable, reason: str) -> None:
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(Header.REASON) == reason
+    assert "DXO" not in reply
+
+
+def test_a_training_reply_carries_differences_counts_and_the_tasks_own_headers(
+    do: Callable[..., Any], shared: Tensors
+) -> None:
+    reply, _ = do()
+    dxo = from_shareable(reply)
+    assert reply.get_return_code() == ReturnCode.OK
+    assert dxo.data_kind == DataKind.WEIGHT_DIFF
+    assert {name: tensor.tolist() for name, tensor in dxo.data.items()} == {"a": [1, 1], "b": [[1, 1], [1, 1]]}
+    assert dxo.meta[Meta.EXAMPLES] == 3
+    assert dxo.meta[Meta.STEPS] == 7
+    assert dxo.meta[Meta.METRICS] == {"loss": 0.5}
+    assert 0 <= dxo.meta[Meta.TRAIN_SECONDS] < 5
+    assert [reply.get_header(h) for h in (Header.RUN, Header.STAGE, Header.ROUND, Header.NONCE)] == [
+        "a1b2",
+        "training",
+        0,
+        "c3d4",
+    ]
+    assert reply.get_header(Header.BASE) == content_sha256(shared)
+    assert reply.get_header(Header.SCHEMA) == Schema(shared).digest
+
+
+def test_an_honest_reply_is_accepted_by_the_servers_judge(
+    do: Callable[..., Any], aggregator: Any, context: Callable[..., FLContext]
+) -> None:
+    reply, _ = do()
+    assert aggregator.accept(reply, context("server", peer="site-1"))
+
+
+def test_the_learner_is_told_where_it_stands(do: Callable[..., Any], shared: Tensors, tmp_path: Path) -> None:
+    signal = Signal()
+    _, executor = do(number=1, signal=signal)
+    (task,) = executor.learner.tasks
+    assert (task.site, task.stage, task.round, task.rounds, task.seed) == ("site-1", "training", 1, 2, 7)
+    assert task.base == content_sha256(shared)
+    assert task.state.folder.is_relative_to(tmp_path / "state" / "toy-study")
+    assert task.aborted() is False
+    signal.trigger(True)
+    assert task.aborted() is True
+
+
+def test_metrics_go_to_tensorboard_by_stage_and_round(do: Callable[..., Any]) -> None:
+    _, executor = do(number=1)
+    (call,) = executor.fire_fed_event.call_args_list
+    assert call.kwargs["event_type"] == "fed.analytix_log_stats"
+    content = from_shareable(call.kwargs["event_data"]).data
+    assert (content["track_key"], content["track_value"], content["global_step"]) == ("training/loss", 0.5, 1)
+
+
+def test_stages_of_metrics_send_no_tensor(do: Callable[..., Any], shared: Tensors) -> None:
+    def generous(task: Task, received: Mapping[str, torch.Tensor]) -> Reply:
+        return Reply(tensors=dict(shared), metrics={"dice/left": 0.75, "cases": 2})
+
+    reply, _ = do(generous, "testing")
+    assert from_shareable(reply).data == {}
+    reply, _ = do(stage="tuning")
+    assert from_shareable(reply).data == {}
+    assert from_shareable(reply).meta[Meta.METRICS] == {"loss/personal": 0.25}
+
+
+def test_the_learner_is_built_once_for_all_tasks(
+    do: Callable[..., Any], request_for: Callable[..., Shareable], context: Callable[..., FLContext]
+) -> None:
+    _, executor = do()
+    for number in (0, 1):
+        assert executor.execute("training", request_for(number=number), context(), Signal()).get_return_code() == "OK"
+    assert executor.made == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(RuntimeError(MARKER), "INTERNAL: RuntimeError", id="row 18: an exception"),
+        pytest.param(KeyError(MARKER), "INTERNAL: KeyError", id="row 18: a key that quotes data"),
+        pytest.param(AssertionError(MARKER), "INTERNAL: AssertionError", id="row 18: an assertion"),
+        pytest.param(MemoryError(MARKER), "MEMORY: out of memory", id="row 29: memory"),
+        pytest.param(torch.OutOfMemoryError(MARKER), "MEMORY: out of memory", id="row 29: accelerator memory"),
+        pytest.param(OSError(errno.ENOSPC, MARKER, MARKER), "DISK: disk full", id="row 28: disk full"),
+        pytest.param(PermissionError(errno.EACCES, MARKER, MARKER), "DISK: PermissionError EACCES", id="no right"),
+        pytest.param(FileNotFoundError(MARKER), "DISK: FileNotFoundError ", id="no such file"),
+        pytest.param(DataError("image", got=MARKER), "DATA: image", id="row 31: a case that cannot be used"),
+        pytest.param(
+            FedMedSegError("loss", got=MARKER, reason=Reason.LOCAL_DIVERGED), "LOCAL_DIVERGED: loss", id="row 34"
+        ),
+        pytest.param(
+            CheckpointError("teacher.safetensors", got=MARKER, reason=Reason.DISK),
+            "DISK: teacher.safetensors",
+            id="row 26: a damaged state",
+        ),
+    ],
+)
+def test_a_failure_becomes_a_reason_that_quotes_nothing(
+    do: Callable[..., Any], caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+) -> None:
+    """Fault row 44: the marker stands for a patient or a path, and is in neither reply nor log."""
+    caplog.set_level(logging.DEBUG)
+    reply, _ = do(raising(error))
+    failed(reply, reason)
+    assert "training failed" in caplog.text
+    assert MARKER not in caplog.text
+    assert MARKER not in str(dict(reply))
+
+
+def test_the_log_says_where_an_unexpected_error_came_from(
+    do: Callable[..., Any], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    do(raising(RuntimeError(MARKER)))
+    assert "test_executor.py:" in caplog.text
+    assert str(Path(__file__).parent) not in caplog.text
+    assert str(tmp_path) not in caplog.text
+
+
+def test_a_wrong_setting_is_told_in_full_to_the_sites_own_log_alone(
+    do: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    reply, executor = do(ConfigurationError("site file: device", got="'tpu'", expected="cpu or cuda"))
+    failed(reply, "CONFIGURATION: site file: device")
+    assert "got 'tpu'. Expected cpu or cuda." in caplog.text
+    assert executor.made == 1
+
+
+def test_a_site_that_could_not_start_is_asked_anew_each_time(
+    do: Callable[..., Any], request_for: Callable[..., Shareable], context: Callable[..., FLContext], tmp_path: Path
+) -> None:
+    _, executor = do(OSError(errno.ENOSPC, "full"))
+    executor.learner = Scripted(tmp_path / "state", add_one)
+    assert executor.execute("training", request_for(), context(), Signal()).get_return_code() == ReturnCode.OK
+
+
+def test_a_broken_experiment_file_is_a_reason_and_not_a_crash(do: Callable[..., Any], experiment_file: Path) -> None:
+    from nvflare.apis.fl_context import FLContext as Context
+
+    executor = ToyExecutor(RuntimeError())
+    failed(executor.execute("training", Shareable(), Context(), Signal()), "INTERNAL: AttributeError")
+
+
+@pytest.mark.parametrize("content", ["a: [", "[]", "system: nowhere"])
+def test_an_invalid_experiment_is_told_by_its_field(
+    request_for: Callable[..., Shareable],
+    context: Callable[..., FLContext],
+    experiment_file: Path,
+    content: str,
+) -> None:
+    request = request_for()
+    experiment_file.write_text(content)
+    reply = ToyExecutor(RuntimeError()).execute("training", request, context(), Signal())
+    assert reply.get_header(Header.REASON).startswith("CONFIGURATION: experiment.yaml")
+
+
+def test_a_site_without_cases_declines_and_is_no_error(do: Callable[..., Any]) -> None:
+    """Fault row 33."""
+    reply, _ = do(raising(DataError("unlabeled", got=MARKER, reason=Reason.NO_CASES)))
+    assert reply.get_return_code() == ReturnCode.OK
+    assert reply.get_header(Header.DECLINED) == "NO_CASES: unlabeled"
+    assert "DXO" not in reply
+
+
+def test_a_stopped_task_says_so(do: Callable[..., Any]) -> None:
+    reply, _ = do(raising(Aborted()))
+    assert reply.get_return_code() == ReturnCode.TASK_ABORTED
+
+
+def test_an_unknown_task_is_unknown(do: Callable[..., Any]) -> None:
+    reply, _ = do(name="labelling")
+    assert reply.get_return_code() == ReturnCode.TASK_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "reason"),
+    [
+        (Header.EXPERIMENT, "f" * 64, "SCHEMA: experiment"),
+        (Header.EXPERIMENT, None, "SCHEMA: experiment"),
+        (Header.SCHEMA, "f" * 64, "SCHEMA: schema"),
+        (Header.BASE, "f" * 64, "SCHEMA: shared tensors"),
+        (Header.RUN, "../../up", "SCHEMA: fedmedseg.run"),
+        (Header.RUN, "a" * 65, "SCHEMA: fedmedseg.run"),
+        (Header.RUN, None, "SCHEMA: fedmedseg.run"),
+        (Header.ROUND, -1, "SCHEMA: fedmedseg.round"),
+        (Header.ROUND, True, "SCHEMA: fedmedseg.round"),
+        (Header.ROUND, "0", "SCHEMA: fedmedseg.round"),
+        (Header.ROUNDS, 1.5, "SCHEMA: fedmedseg.rounds"),
+    ],
+)
+def test_a_task_of_another_study_is_refused_before_any_training(
+    do: Callable[..., Any], header: str, value: object, reason: str
+) -> None:
+    reply, executor = do(headers={header: value})
+    failed(reply, reason)
+    assert executor.learner.tasks == []
+
+
+def test_a_settings_file_changed_at_the_site_is_refused(
+    request_for: Callable[..., Shareable],
+    context: Callable[..., FLContext],
+    experiment_file: Path,
+    settings: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    request = request_for()
+    experiment_file.write_text(yaml.safe_dump({**settings, "seed": 8}))
+    reply = ToyExecutor(Scripted(tmp_path, add_one)).execute("training", request, context(), Signal())
+    failed(reply, "SCHEMA: experiment")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"backdoor": torch.zeros(1)}, "UNKNOWN_TENSORS"),
+        ({"a": torch.zeros(3)}, "TENSOR_SHAPE"),
+        ({"a": torch.zeros(2).double()}, "TENSOR_TYPE"),
+        ({"a": np.zeros(2, np.float32)}, "TENSOR_TYPE"),
+        ({"a": torch.tensor([float("nan"), 0])}, "NOT_FINITE"),
+        ({"a": None}, "TENSOR_TYPE"),
+    ],
+)
+def test_a_crafted_shared_model_is_refused_before_any_training(
+    do: Callable[..., Any], shared: Tensors, change: dict[str, Any], code: str
+) -> None:
+    """Fault row 43."""
+    reply, executor = do(tensors={**shared, **change})
+    failed(reply, f"{code}: tensors from the server")
+    assert executor.learner.tasks == []
+
+
+@pytest.mark.parametrize("content", [{}, {"a": torch.tensor([1.0, 2.0])}, "x", [1]])
+def test_a_shared_model_that_lacks_tensors_is_refused(do: Callable[..., Any], content: Any) -> None:
+    """Fault row 43."""
+    reply, executor = do(tensors=content)
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert executor.learner.tasks == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({MARKER: 1.0}, "SCHEMA: metric"),
+        ({"loss/personal": 1.0}, "SCHEMA: metric"),
+        ({"loss": float("nan")}, "SCHEMA: metric loss"),
+        ({"loss": None}, "SCHEMA: metric loss"),
+    ],
+)
+def test_an_undeclared_metric_does_not_leave_the_site(
+    do: Callable[..., Any], caplog: pytest.LogCaptureFixture, metrics: Any, reason: str
+) -> None:
+    """Fault rows 42 and 44."""
+
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        return Reply(tensors=shared, metrics=metrics)
+
+    reply, executor = do(act)
+    failed(reply, reason)
+    assert MARKER not in caplog.text
+    executor.fire_fed_event.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"a": torch.tensor([float("nan"), 0])}, "NOT_FINITE: tensors from this site"),
+        ({"a": torch.zeros(3)}, None),
+        ({"a": torch.zeros(2).double()}, "TENSOR_TYPE: tensors from this site"),
+        ({"a": None}, None),
+    ],
+)
+def test_what_the_learner_made_is_checked_before_it_is_sent(
+    do: Callable[..., Any], change: dict[str, Any], reason: str | None
+) -> None:
+    """Fault rows 1, 3 and 34, at the site."""
+
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        return Reply(tensors={**shared, **change})
+
+    reply, _ = do(act)
+    if reason is None:
+        assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    else:
+        failed(reply, reason)
+
+
+def test_tensors_that_are_not_shared_stay_at_the_site(do: Callable[..., Any]) -> None:
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        return Reply(tensors={**shared, "personal.head": torch.ones(3)})
+
+    reply, _ = do(act)
+    assert sorted(from_shareable(reply).data) == ["a", "b"]

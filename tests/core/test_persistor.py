@@ -1,0 +1,174 @@
+"""The server's shared model: where it starts, what a new job resumes, and what a full disk costs."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
+
+from fedmedseg.core import checkpoint
+from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.core.persistor import SharedModelPersistor
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def opened(experiment_file: Path, context: Callable[..., FLContext], settings: dict[str, Any]) -> Callable[..., Any]:
+    """opened(resume=True, **sections): a new process's persistor and the tensors it starts from."""
+
+    def make(**changes: Any) -> tuple[SharedModelPersistor, Tensors]:
+        experiment_file.write_text(yaml.safe_dump({**settings, **changes}))
+        persistor = SharedModelPersistor(experiment_file=str(experiment_file))
+        return persistor, persistor.load_model(context("server"))[ModelLearnableKey.WEIGHTS]
+
+    return make
+
+
+def finish(persistor: SharedModelPersistor, number: int, value: float, context: Callable[..., FLContext]) -> Tensors:
+    tensors = {"a": torch.full((2,), value), "b": torch.full((2, 2), value)}
+    persistor.save_model(make_model_learnable(tensors, {}), context("server"))
+    persistor.finish_round("training", number, {"round": number})
+    return tensors
+
+
+def test_a_study_starts_from_the_plans_tensors_at_round_0(opened: Callable[..., Any], shared: Tensors) -> None:
+    persistor, tensors = opened()
+    assert content_sha256(tensors) == content_sha256(shared)
+    assert persistor.rounds_done == {}
+    assert len(persistor.run) == 32
+
+
+def test_every_run_has_a_token_of_its_own(opened: Callable[..., Any]) -> None:
+    assert opened()[0].run != opened()[0].run
+
+
+def test_a_resumed_study_continues_with_the_same_bytes_rounds_and_token(
+    opened: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    """Fault row 24."""
+    first, _ = opened()
+    finish(first, 0, 0.1, context)
+    last = finish(first, 1, 0.2, context)
+    resumed, tensors = opened(resume=True)
+    assert content_sha256(tensors) == content_sha256(last)
+    assert resumed.rounds_done == {"training": 2}
+    assert resumed.history == [{"round": 0}, {"round": 1}]
+    assert resumed.run == first.run
+
+
+def test_a_run_that_does_not_ask_to_resume_starts_anew(
+    opened: Callable[..., Any], context: Callable[..., FLContext], shared: Tensors
+) -> None:
+    first, _ = opened()
+    finish(first, 0, 0.1, context)
+    second, tensors = opened()
+    assert content_sha256(tensors) == content_sha256(shared)
+    assert second.rounds_done == {}
+    third, tensors = opened(resume=True)
+    assert content_sha256(tensors) == content_sha256(shared), "the run before, which finished no round, is what resumes"
+    assert third.run == second.run
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"study": "another"}, {"toy": {"rate": 0.1}}])
+def test_other_settings_do_not_resume_each_other(
+    opened: Callable[..., Any], context: Callable[..., FLContext], change: dict[str, Any]
+) -> None:
+    first, _ = opened()
+    finish(first, 0, 0.1, context)
+    other, _ = opened(resume=True, **change)
+    assert other.rounds_done == {}
+
+
+def test_nothing_to_resume_is_said(opened: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    opened(resume=True)
+    assert "nothing to resume" in caplog.text
+
+
+def test_opening_twice_keeps_the_run(opened: Callable[..., Any], context: Callable[..., FLContext]) -> None:
+    """Each stage's workflow loads the model again."""
+    persistor, _ = opened()
+    run = persistor.run
+    last = finish(persistor, 0, 0.3, context)
+    again = persistor.load_model(context("server"))[ModelLearnableKey.WEIGHTS]
+    assert content_sha256(again) == content_sha256(last)
+    assert persistor.run == run
+
+
+def test_the_shared_model_lies_in_the_run_folder_for_whoever_wants_it(
+    opened: Callable[..., Any], context: Callable[..., FLContext], tmp_path: Path
+) -> None:
+    persistor, _ = opened()
+    last = finish(persistor, 0, 0.1, context)
+    saved = checkpoint.load(tmp_path / "kit" / "job" / "models" / "shared.safetensors")
+    assert saved is not None
+    assert (saved["system"], saved["study"], saved["experiment"]) == ("toy", "toy-study", persistor.experiment.digest)
+    assert content_sha256(saved["tensors"]) == content_sha256(last)
+
+
+def state_file(persistor: SharedModelPersistor) -> Path:
+    assert persistor._state is not None
+    return persistor._state.folder / "shared.safetensors"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_round_before(
+    opened: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    """Fault row 26."""
+    first, _ = opened()
+    before = finish(first, 0, 0.1, context)
+    finish(first, 1, 0.2, context)
+    file = state_file(first)
+    file.write_bytes(file.read_bytes()[:-1])
+    resumed, tensors = opened(resume=True)
+    assert content_sha256(tensors) == content_sha256(before)
+    assert resumed.rounds_done == {"training": 1}
+    for generation in (file, checkpoint.previous(file)):
+        generation.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="remove the file"):
+        opened(resume=True)
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(
+    opened: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    """Fault row 43: a checkpoint put there by somebody else."""
+    first, _ = opened()
+    finish(first, 0, 0.1, context)
+    assert first._state is not None
+    first._state.save("shared", {"tensors": {"a": torch.zeros(2)}, "rounds_done": {}, "history": []})
+    with pytest.raises(FedMedSegError, match="tensors from this server's checkpoint"):
+        opened(resume=True)
+
+
+def test_a_full_disk_is_raised_and_leaves_the_round_before_whole(
+    opened: Callable[..., Any], context: Callable[..., FLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault row 27."""
+    first, _ = opened()
+    before = finish(first, 0, 0.1, context)
+
+    def full(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomic", full)
+        with pytest.raises(OSError, match="No space"):
+            finish(first, 1, 0.2, context)
+    resumed, tensors = opened(resume=True)
+    assert content_sha256(tensors) == content_sha256(before)
+    assert resumed.rounds_done == {"training": 1}
+
+
+def test_a_wrong_experiment_stops_the_server_in_the_constructor(experiment_file: Path) -> None:
+    experiment_file.write_text("system: nowhere\n")
+    with pytest.raises(ConfigurationError, match="system"):
+        SharedModelPersistor(experiment_file=str(experiment_file))

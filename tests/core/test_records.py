@@ -1,0 +1,124 @@
+"""The record of a run: a file per round, one for the whole, and the reason a run was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.records import RunRecord, installed_versions
+
+
+class Listener:
+    """A reporter that remembers what it was asked to write."""
+
+    def __init__(self) -> None:
+        self.written: list[Mapping[str, Any]] = []
+
+    def write(self, record: Mapping[str, Any], folder: Path) -> Path:
+        self.written.append(json.loads(json.dumps(record)))
+        return folder / "report.html"
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        return "two\nlines"
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    return RunRecord(reporter=Listener())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kit" / "job" / "report"
+
+
+def event(record: RunRecord, name: str, fl_ctx: FLContext, data: str | None = None) -> None:
+    fl_ctx.set_prop(FLContextKey.EVENT_DATA, data, private=True, sticky=False)
+    record.handle_event(name, fl_ctx)
+
+
+def round_record(stage: str, number: int, digest: str | None) -> dict[str, Any]:
+    return {"stage": stage, "round": number, "shared_sha256": digest}
+
+
+def test_a_run_finishes_when_all_its_stages_did(
+    record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
+) -> None:
+    for stage in ("training", "testing"):
+        record.begin(study(), sites=["site-2", "site-1"], stages=2, history=[])
+        record.add_round(round_record(stage, 0, "abc" if stage == "training" else None), folder)
+        assert json.loads((folder / "run.json").read_text())["outcome"] == "stopped", "until the last stage has ended"
+        record.end_stage()
+    event(record, EventType.END_RUN, context("server"))
+    whole = json.loads((folder / "run.json").read_text())
+    assert (whole["outcome"], whole["reason"], whole["sites"]) == ("finished", None, ["site-1", "site-2"])
+    assert whole["shared_sha256"] == "abc", "a stage without tensors leaves the digest of the last model"
+    assert whole["experiment_sha256"] == study().digest
+    assert whole["labels"] == {"1": "left", "2": "right"}
+    assert [entry["stage"] for entry in whole["rounds"]] == ["training", "testing"]
+    assert json.loads((folder / "rounds" / "training-0000.json").read_text()) == round_record("training", 0, "abc")
+    assert (folder / "rounds" / "testing-0000.json").is_file()
+
+
+def test_the_report_is_written_once_whatever_ends_the_run(
+    record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext]
+) -> None:
+    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    for _ in range(2):
+        event(record, EventType.END_RUN, context("server"))
+    assert len(record.reporter.written) == 1
+    assert record.reporter.written[0]["outcome"] == "stopped"
+
+
+def test_the_first_reason_is_the_cause(
+    record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
+) -> None:
+    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "below the quorum")
+    event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "aborted")
+    event(record, EventType.END_RUN, context("server"))
+    assert json.loads((folder / "run.json").read_text())["reason"] == "below the quorum"
+
+
+def test_a_reason_told_before_the_record_began_is_not_lost(
+    record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
+) -> None:
+    event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "no persistor")
+    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    event(record, EventType.END_RUN, context("server"))
+    whole = json.loads((folder / "run.json").read_text())
+    assert (whole["outcome"], whole["reason"]) == ("stopped", "no persistor")
+
+
+def test_a_run_that_never_began_leaves_no_record(
+    record: RunRecord, context: Callable[..., FLContext], folder: Path
+) -> None:
+    event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "no persistor")
+    event(record, EventType.END_RUN, context("server"))
+    assert not folder.exists()
+    assert record.reporter.written == []
+
+
+def test_a_resumed_run_starts_with_the_rounds_before_and_does_not_change_them(
+    record: RunRecord, study: Callable[..., Experiment], folder: Path
+) -> None:
+    history = [round_record("training", 0, "abc")]
+    record.begin(study(), sites=["site-1"], stages=1, history=history)
+    record.add_round(round_record("training", 1, "def"), folder)
+    whole = json.loads((folder / "run.json").read_text())
+    assert [entry["round"] for entry in whole["rounds"]] == [0, 1]
+    assert len(history) == 1
+
+
+def test_versions_name_what_decides_results() -> None:
+    versions = installed_versions()
+    assert set(versions) == {"python", "fedmedseg", "nvflare", "torch", "monai", "numpy", "nibabel"}
+    assert versions["nvflare"].startswith("2.")

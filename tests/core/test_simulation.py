@@ -1,0 +1,152 @@
+"""Calling the simulator: its command line, its workspace, its progress, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedmedseg.core import simulation
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.simulation import JOB_ID, Follower, Simulation, prepare_workspace, read_record, run, stop_group
+
+
+def call(tmp_path: Path, sites: tuple[str, ...] = ("site-1", "site-2")) -> Simulation:
+    return Simulation(
+        job=tmp_path / "job", workspace=tmp_path / "workspace", sites=sites, threads=2, log=tmp_path / "logs" / "log"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        (("site-1", "site-2"), ["-n", "2"]),
+        (("site-1",), ["-n", "1"]),
+        (("site-2", "site-1"), ["-c", "site-2,site-1"]),
+        (("harbour", "mountain"), ["-c", "harbour,mountain"]),
+    ],
+)
+def test_the_command_names_the_sites_as_flare_wants_them(
+    tmp_path: Path, sites: tuple[str, ...], words: list[str]
+) -> None:
+    command = call(tmp_path, sites).command()
+    assert command[:4] == [sys.executable, "-m", "nvflare.cli", "simulator"]
+    assert command[4:] == [str(tmp_path / "job"), "-w", str(tmp_path / "workspace"), *words, "-t", "2"]
+
+
+def test_a_workspace_holds_the_site_policy_and_nothing_else(tmp_path: Path) -> None:
+    prepare_workspace(tmp_path / "workspace", {"class_allow_list": ["fedmedseg."]})
+    assert [path.name for path in (tmp_path / "workspace").rglob("*")] == ["local", "resources.json"]
+    policy = json.loads((tmp_path / "workspace" / "local" / "resources.json").read_text())
+    assert policy == {"class_allow_list": ["fedmedseg."]}
+    assert (tmp_path / "workspace.fedmedseg").is_dir()
+
+
+def test_a_workspace_that_cannot_be_written_is_told_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"workspace.*choose another with -w"):
+        prepare_workspace(tmp_path / "file" / "workspace", {})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'"text"', b"\xff"])
+def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert read_record(file) is None
+
+
+def test_progress_is_followed_line_by_line_at_every_site(tmp_path: Path) -> None:
+    files = [tmp_path / site / JOB_ID / "progress.jsonl" for site in ("site-1", "site-2")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+    follower = Follower(tmp_path)
+    assert list(follower.events()) == []
+    files[0].write_text('{"step": 1}\n{"step": 2}\n{"st')
+    files[1].write_text('{"step": 7}\n')
+    assert [event["step"] for event in follower.events()] == [1, 2, 7]
+    with open(files[0], "a") as stream:
+        stream.write('ep": 3}\n')
+    assert [event["step"] for event in follower.events()] == [3]
+    assert list(follower.events()) == []
+
+
+def test_half_a_line_of_a_killed_site_is_passed_over(tmp_path: Path) -> None:
+    """Fault row 19: the process that wrote it is gone, and the next one appends."""
+    file = tmp_path / "site-1" / JOB_ID / "progress.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n')
+    assert [event["step"] for event in Follower(tmp_path).events()] == [1, 3]
+
+
+def in_place_of_flare(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr(Simulation, "command", lambda self: [sys.executable, "-c", script, str(self.workspace)])
+    monkeypatch.setattr(simulation, "POLL_SECONDS", 0.05)
+
+
+def test_a_run_is_judged_by_its_own_record_and_old_files_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place_of_flare(monkeypatch, "print('said', flush=True); raise SystemExit(0)")
+    simulated = call(tmp_path)
+    simulated.record_file.parent.mkdir(parents=True)
+    simulated.record_file.write_text('{"outcome": "finished"}')
+    old = tmp_path / "workspace" / "site-1" / JOB_ID / "progress.jsonl"
+    old.parent.mkdir(parents=True)
+    old.write_text('{"step": 99}\n')
+    events: list[object] = []
+    assert run(simulated, events.append) is None, "an exit status of 0 proves nothing"
+    assert events == []
+    assert simulated.log.read_text() == "said\n"
+
+
+def test_progress_reaches_the_caller_and_the_record_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"""
+import pathlib, sys
+w = pathlib.Path(sys.argv[1])
+for f, t in ((w / 'site-1/{JOB_ID}/progress.jsonl', '{{"step": 1}}\\n'),
+             (w / 'server/{JOB_ID}/report/run.json', '{{"outcome": "finished"}}')):
+    f.parent.mkdir(parents=True); f.write_text(t)
+"""
+    in_place_of_flare(monkeypatch, script)
+    events: list[dict] = []
+    assert run(call(tmp_path), events.append) == {"outcome": "finished"}
+    assert events == [{"step": 1}]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stream:
+        return stream.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table of Linux")
+@pytest.mark.parametrize("stubborn", [False, True], ids=["asked", "insisted"])
+def test_the_whole_group_ends_with_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stubborn: bool) -> None:
+    """A worker of the simulator outlives its parent, and may ignore being asked."""
+    monkeypatch.setattr(simulation, "STOP_SECONDS", 0.5)
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if stubborn else ""
+    worker = f"import signal, time; {ignore} print('up', flush=True); time.sleep(60)"
+    parent = (
+        "import subprocess, sys; w = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE);"
+        "w.stdout.readline(); print(w.pid, flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, worker], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    assert alive(pid)
+    began = time.monotonic()
+    stop_group(process)
+    while alive(pid) and time.monotonic() - began < 5:
+        time.sleep(0.02)
+    assert not alive(pid)
+    assert process.poll() is not None
+    process.stdout.close()

@@ -1,0 +1,398 @@
+"""One stage's workflow on its own: settings, judging of replies, quorum, reasons and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import yaml
+from nvflare.apis.controller_spec import Task
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedmedseg.core import workflow as module
+from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.persistor import SharedModelPersistor
+from fedmedseg.core.records import RunRecord
+from fedmedseg.core.wire import Header
+from fedmedseg.core.workflow import QuorumScatterAndGather, _clean
+
+SITES = ["site-1", "site-2", "site-3"]
+
+
+class Federation:
+    """A workflow with everything it needs, sites that answer by script, and the panics it called."""
+
+    def __init__(
+        self, file: Path, stage: str, context: Callable[..., FLContext], reply_to: Callable[..., Shareable]
+    ) -> None:
+        self.context, self.reply_to = context, reply_to
+        self.flow = QuorumScatterAndGather(
+            stage=stage,
+            experiment_file=str(file),
+            aggregator_id="rule",
+            persistor_id="shared",
+            shareable_generator_id="generator",
+            record_id="record",
+        )
+        self.panics: list[str] = []
+        self.asked: list[list[str]] = []
+        self.patience: list[tuple[int, int]] = []
+        self.flow.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
+        self.flow._engine = MagicMock()
+        clients = [MagicMock() for _ in SITES]
+        for client, name in zip(clients, SITES, strict=True):
+            client.name = name
+        self.flow._engine.get_clients.return_value = list(reversed(clients))
+        self.flow.aggregator = SharedKeysAggregator()
+        self.flow.persistor = SharedModelPersistor(experiment_file=str(file))
+        self.flow.persistor.open(context("server"))
+        self.reporter = MagicMock()
+        self.flow.record = RunRecord(reporter=self.reporter)
+        self.flow.record.begin(self.flow.experiment, sites=SITES, stages=3, history=[])
+        self.flow._current_round = 0
+        self.flow._global_weights = make_model_learnable(dict(self.flow.persistor._shared), {})
+        self.script: dict[str, list[Any]] = {}
+
+    def honest(self, site: str) -> Shareable:
+        current: Round = self.flow.aggregator.round
+        training = current.contract.returns == "shared"
+        return self.reply_to(current, {"a": torch.ones(2), "b": torch.ones(2, 2)} if training else {})
+
+    def deliver(
+        self, task: Any, fl_ctx: FLContext, targets: list[str], min_responses: int, wait_time_after_min_received: int,
+        abort_signal: Signal | None,
+    ) -> None:  # fmt: skip
+        """In place of FLARE's broadcast: every site answers with the next entry of its script."""
+        self.asked.append(list(targets))
+        self.patience.append((min_responses, wait_time_after_min_received))
+        self.sent = task.data
+        for site in targets:
+            entry = self.script.get(site, ["honest"])
+            kind = entry.pop(0) if len(entry) > 1 else entry[0]
+            if kind == "silent":
+                continue
+            reply = self.honest(site) if kind == "honest" else kind(self.honest(site))
+            self.flow._accept_train_result(site, reply, self.context("server", peer=site))
+
+    def round(self, monkeypatch: pytest.MonkeyPatch, **script: list[Any]) -> None:
+        self.script = {site.replace("_", "-"): list(entries) for site, entries in script.items()}
+        monkeypatch.setattr(module.ScatterAndGather, "broadcast_and_wait", lambda flow, **call: self.deliver(**call))
+        task = Task(name=self.flow.stage, data=Shareable({"DXO": {"data": 1}}))
+        self.flow.broadcast_and_wait(task, self.context("server"), abort_signal=Signal())
+
+
+@pytest.fixture(autouse=True)
+def audit(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """FLARE's audit trail."""
+    service = MagicMock()
+    monkeypatch.setattr(module, "AuditService", service)
+    return service
+
+
+@pytest.fixture
+def federation(
+    experiment_file: Path, settings: dict[str, Any], context: Callable[..., FLContext], reply_to: Callable[..., Any]
+) -> Callable[..., Federation]:
+    """federation("training", quorum=2): a stage of three sites."""
+
+    def make(stage: str = "training", **section: Any) -> Federation:
+        experiment_file.write_text(yaml.safe_dump({**settings, "federation": section}))
+        return Federation(experiment_file, stage, context, reply_to)
+
+    return make
+
+
+def error(reason: str | None) -> Callable[[Shareable], Shareable]:
+    def make(honest: Shareable) -> Shareable:
+        reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+        if reason is not None:
+            reply.set_header(Header.REASON, reason)
+        return reply
+
+    return make
+
+
+def declined(honest: Shareable) -> Shareable:
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(Header.DECLINED, "NO_CASES: unlabeled")
+    return reply
+
+
+def nan(honest: Shareable) -> Shareable:
+    honest["DXO"]["data"]["a"] = torch.tensor([float("nan"), 0.0])
+    return honest
+
+
+def last_record(tmp_path: Path) -> dict[str, Any]:
+    return dict(json.loads((tmp_path / "kit" / "job" / "report" / "run.json").read_text())["rounds"][-1])
+
+
+def test_rounds_and_patience_come_from_the_experiment(
+    experiment_file: Path, settings: dict[str, Any], federation: Callable[..., Federation]
+) -> None:
+    flow = federation(timeout=50, wait_after_quorum=7).flow
+    assert (flow._num_rounds, flow._train_timeout, flow._wait_time_after_min_received) == (2, 50, 7)
+    settings["stages"]["training"]["timeout"] = 9
+    flow = federation(timeout=50).flow
+    assert (flow._train_timeout, flow._wait_time_after_min_received) == (9, 9)
+
+
+def test_a_stage_that_the_system_does_not_have_is_told_in_the_constructor(
+    experiment_file: Path, context: Callable[..., FLContext], reply_to: Callable[..., Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"got 'trainin'.*training, tuning, testing.*write 'training'"):
+        Federation(experiment_file, "trainin", context, reply_to)
+
+
+def test_a_clean_round_asks_every_site_once_with_all_headers(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation()
+    stage.round(monkeypatch)
+    assert stage.asked == [SITES]
+    assert stage.panics == []
+    assert sorted(stage.flow.aggregator.contributions) == SITES
+    names = [value for key, value in vars(Header).items() if key.isupper() and key not in ("REASON", "DECLINED")]
+    assert all(stage.sent.get_header(name) is not None for name in names)
+    assert stage.sent.get_header(Header.EXPERIMENT) == stage.flow.experiment.digest
+
+
+def test_a_stage_that_sends_nothing_sends_nothing(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation("testing")
+    stage.round(monkeypatch)
+    assert "DXO" not in stage.sent
+    stage = federation("tuning")
+    stage.round(monkeypatch)
+    assert "DXO" in stage.sent
+
+
+def test_with_the_quorum_reached_a_failure_is_noted_and_nobody_is_asked_again(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, audit: MagicMock
+) -> None:
+    """Fault rows 1 and 18."""
+    stage = federation(quorum=2, wait_after_quorum=4)
+    stage.round(monkeypatch, site_2=[nan])
+    assert stage.asked == [SITES]
+    assert stage.patience == [(2, 4)]
+    assert stage.panics == []
+    assert sorted(stage.flow.aggregator.contributions) == ["site-1", "site-3"]
+    (call,) = audit.add_event.call_args_list
+    assert call.kwargs["user"] == "site-2"
+    assert call.kwargs["msg"].startswith("NOT_FINITE")
+
+
+def test_below_the_quorum_the_failed_site_is_asked_again_for_20_seconds(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 9: what was accepted is not asked for twice, and the second answer counts."""
+    stage = federation()
+    stage.round(monkeypatch, site_2=[error("INTERNAL: RuntimeError"), "honest"])
+    assert stage.asked == [SITES, ["site-2"]]
+    assert stage.patience[1] == (1, 20)
+    assert stage.panics == []
+    assert sorted(stage.flow.aggregator.contributions) == SITES
+    assert stage.flow.aggregator.rejections == {}
+
+
+def test_a_second_failure_ends_the_job_with_the_sites_and_their_reasons(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 9."""
+    stage = federation()
+    stage.round(monkeypatch, site_2=[error("DISK: disk full")], site_3=[nan])
+    assert stage.asked == [SITES, ["site-2", "site-3"]]
+    assert stage.panics == [
+        "training round 0: 1 of 3 needed replies were accepted "
+        "(site-2: DISK: disk full; site-3: NOT_FINITE: a holds NaN or infinity). The last shared model is kept."
+    ]
+    record = last_record(tmp_path)
+    assert (record["attempts"], record["accepted"], record["needed"]) == (2, ["site-1"], 3)
+    assert record["shared_sha256"] is None
+    assert record["sites"]["site-2"]["reason"] == "DISK: disk full"
+    assert record["rejected"] == 2
+
+
+def test_silent_sites_are_not_asked_again_when_too_few_are_alive(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault rows 9 and 23: the retry is for sites known alive."""
+    stage = federation(quorum=2)
+    stage.round(monkeypatch, site_1=["silent"], site_2=["silent"])
+    assert stage.asked == [SITES]
+    assert stage.panics[0].startswith("training round 0: 1 of 2 needed replies")
+    assert "site-1: no reply in time; site-2: no reply in time" in stage.panics[0]
+
+
+def test_a_site_that_declines_leaves_the_quorum_and_the_next_round(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 33."""
+    stage = federation()
+    stage.round(monkeypatch, site_2=[declined])
+    assert stage.panics == []
+    assert stage.asked == [SITES]
+    stage.flow._current_round = 1
+    stage.round(monkeypatch)
+    assert stage.asked[1] == ["site-1", "site-3"]
+    assert stage.panics == []
+
+
+def test_when_every_site_declines_the_job_says_why(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation()
+    stage.round(monkeypatch, site_1=[declined], site_2=[declined], site_3=[declined])
+    assert stage.asked == [SITES]
+    assert "0 of 1 needed replies" in stage.panics[0]
+    assert stage.panics[0].count("NO_CASES: unlabeled") == 3
+
+
+def test_an_error_without_words_is_told_by_its_code(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation(quorum=2)
+    stage.round(monkeypatch, site_1=[error(None)])
+    assert stage.flow.aggregator.rejections == {"site-1": "SITE_ERROR: EXECUTION_EXCEPTION"}
+
+
+def test_a_sites_own_words_are_cut_to_a_safe_line() -> None:
+    """Fault row 44: a hostile site cannot write paths, markup or new lines into the server's log."""
+    assert _clean("DISK: disk full") == "DISK: disk full"
+    assert _clean("a\nINFO forged /etc/passwd <b>") == "a?INFO forged ?etc?passwd ?b?"
+    assert len(_clean("x" * 9999)) == 200
+    assert _clean(None) == "None"
+
+
+def test_a_failed_reply_after_an_accepted_one_does_not_take_its_place(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    """Fault rows 14 and 16: a late or repeated result changes nothing."""
+    stage = federation()
+    stage.round(monkeypatch)
+    before = dict(stage.flow.aggregator.contributions)
+    sender = context("server", peer="site-1")
+    assert stage.flow._accept_train_result("site-1", stage.honest("site-1"), sender) is False
+    assert stage.flow._accept_train_result("site-1", error("DISK: x")(Shareable()), sender) is False
+    assert stage.flow.aggregator.contributions == before
+    assert stage.flow._replies["site-1"]["reason"] is None
+
+
+def finish(stage: Federation, fl_ctx: FLContext, *, moved: bool = True) -> None:
+    """What FLARE does after the replies: aggregate, add to the shared model, end the round."""
+    differences = from_shareable(stage.flow.aggregator.aggregate(fl_ctx)).data
+    shared = stage.flow.persistor._shared
+    new = {name: tensor + (differences[name] if moved else 0) for name, tensor in shared.items()}
+    stage.flow._global_weights = make_model_learnable(new, {})
+    stage.flow.persistor.save_model(stage.flow._global_weights, fl_ctx)
+    stage.flow._phase = AppConstants.PHASE_TRAIN
+    fl_ctx.set_prop(AppConstants.PHASE, AppConstants.PHASE_TRAIN)
+    stage.flow.handle_event("_round_done", fl_ctx)
+
+
+def test_a_round_ends_with_a_record_of_every_site(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+) -> None:
+    stage = federation(quorum=2)
+    stage.round(monkeypatch, site_3=[nan])
+    finish(stage, context("server"))
+    record = last_record(tmp_path)
+    assert record["accepted"] == ["site-1", "site-2"]
+    assert record["sites"]["site-1"]["bytes_up"] == record["sites"]["site-1"]["bytes_down"] == 24
+    assert record["sites"]["site-1"]["weight"] == 0.5
+    assert record["sites"]["site-3"] == {
+        **record["sites"]["site-3"],
+        "accepted": False,
+        "reason": "NOT_FINITE: a holds NaN or infinity",
+        "bytes_up": 0,
+        "weight": None,
+        "examples": None,
+    }
+    assert stage.flow.persistor.rounds_done == {"training": 1}
+    assert record["shared_sha256"] != stage.flow._round_facts["base"]
+
+
+def test_a_model_that_does_not_change_for_three_rounds_ends_the_job(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    """Fault row 36."""
+    stage = federation(no_progress_rounds=3)
+    for number, moved in enumerate([False, False, True, False, False]):
+        stage.flow._current_round = number
+        stage.round(monkeypatch)
+        finish(stage, context("server"), moved=moved)
+    assert stage.panics == []
+    stage.flow._current_round = 5
+    stage.round(monkeypatch)
+    finish(stage, context("server"), moved=False)
+    assert stage.panics == ["training: no progress, the shared model has not changed for 3 rounds"]
+
+
+def test_a_stage_of_metrics_makes_no_progress_by_nature(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    stage = federation("tuning", no_progress_rounds=1)
+    stage.round(monkeypatch)
+    finish(stage, context("server"), moved=False)
+    assert stage.panics == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("where", ["persistor", "record"])
+def test_a_full_disk_on_the_server_ends_the_job_with_the_reason(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    number: int,
+    where: str,
+) -> None:
+    """Fault row 27: FLARE logs and forgets what an event handler raises, so the workflow must not leave it to FLARE."""
+    stage = federation()
+    stage.round(monkeypatch)
+    broken = MagicMock(side_effect=OSError(number, "no", "/secret/path"))
+    target = (stage.flow.persistor, "finish_round") if where == "persistor" else (stage.flow.record, "add_round")
+    monkeypatch.setattr(*target, broken)
+    finish(stage, context("server"))
+    (reason,) = stage.panics
+    assert "could not be saved (disk full)" in reason or number != errno.ENOSPC
+    assert "The checkpoint before it stays whole" in reason
+    assert "/secret/path" not in reason
+
+
+def test_a_full_disk_does_not_hide_why_a_round_fell_short(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault row 27."""
+    stage = federation()
+    monkeypatch.setattr(stage.flow.record, "add_round", MagicMock(side_effect=OSError(errno.ENOSPC, "no")))
+    stage.round(monkeypatch, site_1=[nan])
+    assert "site-1: NOT_FINITE" in stage.panics[0]
+
+
+def test_an_aborted_round_is_no_shortfall(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    stage = federation()
+    monkeypatch.setattr(module.ScatterAndGather, "broadcast_and_wait", lambda flow, **call: None)
+    signal = Signal()
+    signal.trigger(True)
+    task = Task(name="training", data=Shareable())
+    stage.flow.broadcast_and_wait(task, context("server"), abort_signal=signal)
+    assert stage.panics == []
