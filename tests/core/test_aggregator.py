@@ -393,6 +393,36 @@ def test_the_weighted_mean_agrees_with_plain_torch() -> None:
     torch.testing.assert_close(weighted_mean(sites, weights)["w"], expected)
 
 
+def test_a_rule_sees_the_sites_in_sorted_order_whatever_the_order_of_arrival(
+    aggregator: SharedKeysAggregator, send: Callable, context: Callable
+) -> None:
+    """Fault row 48: every rule may rely on it."""
+    for site in ("site-3", "site-1", "site-2"):
+        assert send(site, step(1.0))
+    seen: list[list[str]] = []
+    rule = aggregator.combine
+
+    def combine(shared: Any, contributions: Any, weights: Any) -> Any:
+        seen.extend([list(contributions), list(weights)])
+        return rule(shared, contributions, weights)
+
+    aggregator.combine = combine  # type: ignore[method-assign]
+    result(aggregator, context)
+    assert seen == [["site-1", "site-2", "site-3"]] * 2
+
+
+def test_the_weighted_mean_does_not_depend_on_the_order_of_its_mapping() -> None:
+    """Fault row 48."""
+    sites = {"a": 1e8, "b": 0.1, "c": -1e8, "d": 0.3}
+    means = {
+        weighted_mean({site: {"w": torch.tensor([sites[site]])} for site in order}, dict.fromkeys(sites, 0.25))[
+            "w"
+        ].item()
+        for order in itertools.permutations(sites)
+    }
+    assert len(means) == 1
+
+
 def test_half_precision_is_summed_in_single_precision() -> None:
     """Fault row 2: summed in float16, 60000 + 60000 - 60000 is infinite and 2048 + 1 + 1 is 2048."""
     values = {"a": [60000.0, 2048.0], "b": [60000.0, 1.0], "c": [-60000.0, 1.0]}

@@ -12,6 +12,7 @@ import torch
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Task
+from fedmedseg.core.seeding import seed_everything
 from fedmedseg.core.training import Aborted, run_steps
 
 STEPS = 5
@@ -68,6 +69,14 @@ def train(noisy: Noisy, task: Task, **more: Any) -> dict[str, float]:
     return run_steps(noisy, task=task, name="student", steps=STEPS, prepare=noisy.prepare, **more)
 
 
+def another_process() -> Noisy:
+    """A new process knows nothing of where the one before had its random numbers."""
+    seed_everything(999)
+    made = Noisy()
+    seed_everything(1000)
+    return made
+
+
 @pytest.fixture
 def uninterrupted(task: Callable[..., Task], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, float]]:
     from fedmedseg.core.state import SiteState
@@ -83,10 +92,11 @@ def uninterrupted(task: Callable[..., Task], tmp_path_factory: pytest.TempPathFa
 def test_aborted_at_any_step_and_given_again_it_ends_with_the_same_bits(
     task: Callable[..., Task], uninterrupted: tuple[str, dict[str, float]], stop: int
 ) -> None:
-    first, second = Noisy(), Noisy()
+    first = Noisy()
     with pytest.raises(Aborted):
         train(first, task(aborted=lambda: len(first.steps) == stop))
     assert first.steps == list(range(stop))
+    second = another_process()
     figures = train(second, task())
     assert second.steps == list(range(stop, STEPS)), "no step is done twice"
     assert (first.prepared, second.prepared) == (1, 0)
@@ -99,10 +109,11 @@ def test_killed_at_any_step_and_given_again_it_ends_with_the_same_bits(
     task: Callable[..., Task], uninterrupted: tuple[str, dict[str, float]], stop: int, seconds: float
 ) -> None:
     """Fault row 24 at a site: with a checkpoint per step only the broken step is repeated, without one all are."""
-    first, second = Noisy(), Noisy()
+    first = Noisy()
     first.fail_at = stop
     with pytest.raises(Killed):
         train(first, task(checkpoint_seconds=seconds))
+    second = another_process()
     figures = train(second, task(checkpoint_seconds=seconds))
     kept = stop if seconds == 0.0 else 0
     assert second.steps == list(range(kept, STEPS))

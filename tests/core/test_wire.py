@@ -45,7 +45,19 @@ def test_what_fits_is_taken_whatever_its_order_or_strides() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, 3, "ab", [torch.zeros(2)], torch.zeros(2), {}, {"a": None, "b": None}, {1: 2, 3: 4}, object()]
+    "content",
+    [
+        {"a": torch.zeros(4, dtype=torch.half, device="meta"), "b": torch.zeros(2, 3)},
+        None,
+        3,
+        "ab",
+        [torch.zeros(2)],
+        torch.zeros(2),
+        {},
+        {"a": None, "b": None},
+        {1: 2, 3: 4},
+        object(),
+    ],
 )
 def test_a_problem_is_told_and_never_raised(content: Any) -> None:
     found = Schema(TENSORS).problem(content)

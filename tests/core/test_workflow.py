@@ -50,6 +50,7 @@ class Federation:
         self.panics: list[str] = []
         self.asked: list[list[str]] = []
         self.patience: list[tuple[int, int]] = []
+        self.timeouts: list[int] = []
         self.flow.system_panic = lambda reason, fl_ctx: self.panics.append(reason)
         self.flow._engine = MagicMock()
         clients = [MagicMock() for _ in SITES]
@@ -78,7 +79,9 @@ class Federation:
         """In place of FLARE's broadcast: every site answers with the next entry of its script."""
         self.asked.append(list(targets))
         self.patience.append((min_responses, wait_time_after_min_received))
-        self.sent = task.data
+        self.sent, self.timeouts = task.data, [*self.timeouts, task.timeout]
+        # what the sites are asked must be what their answers are judged by
+        assert task.data.get_header(Header.NONCE) == self.flow.aggregator.round.nonce
         for site in targets:
             entry = self.script.get(site, ["honest"])
             kind = entry.pop(0) if len(entry) > 1 else entry[0]
@@ -204,6 +207,7 @@ def test_below_the_quorum_the_failed_site_is_asked_again_for_20_seconds(
     stage.round(monkeypatch, site_2=[error("INTERNAL: RuntimeError"), "honest"])
     assert stage.asked == [SITES, ["site-2"]]
     assert stage.patience[1] == (1, 20)
+    assert stage.timeouts[1] == 20
     assert stage.panics == []
     assert sorted(stage.flow.aggregator.contributions) == SITES
     assert stage.flow.aggregator.rejections == {}
@@ -289,6 +293,7 @@ def test_a_failed_reply_after_an_accepted_one_does_not_take_its_place(
     assert stage.flow._accept_train_result("site-1", stage.honest("site-1"), sender) is False
     assert stage.flow._accept_train_result("site-1", error("DISK: x")(Shareable()), sender) is False
     assert stage.flow.aggregator.contributions == before
+    assert stage.flow.aggregator.rejections == {}
     assert stage.flow._replies["site-1"]["reason"] is None
 
 

@@ -309,7 +309,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             self.log_warning(fl_ctx, f"{client_name} takes no part in {self.stage}: {reason}")
         elif code and code != ReturnCode.OK:
             reason = _clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
-            self.aggregator.rejections[client_name] = reason
+            if client_name not in self.aggregator.contributions:
+                self.aggregator.rejections[client_name] = reason
             self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
         else:
             accepted = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)

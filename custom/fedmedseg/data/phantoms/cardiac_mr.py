@@ -84,8 +84,7 @@ def draw_late_enhancement(rng: np.random.Generator, *, style: SiteStyle, size: t
 
 def _draw(rng: np.random.Generator, style: SiteStyle, size: tuple[int, int, int], *, late: bool) -> Phantom:
     points = grid(size, style.spacing, subslices=SUBSLICES)
-    # scar is imaged when the wall is thick: every late-enhancement frame lies near the end of systole
-    heart = draw_heart(rng, style, size[2] * style.spacing[2], wall_scale=1.3 if late else 1.0)
+    heart = draw_heart(rng, style, size[2] * style.spacing[2], late=late)
     value = tissue_values(rng, style)
     soft = 0.5 * max(style.spacing[:2])
     s = surfaces(points, heart, rng)

@@ -37,11 +37,19 @@ class Heart:
     """(waves around, relative height, phase) of the contour."""
 
 
-def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float, *, wall_scale: float = 1.0) -> Heart:
-    """Sample a heart whose long axis suits a stack of ``depth`` mm; ``wall_scale`` thickens the wall."""
+def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float, *, late: bool = False) -> Heart:
+    """Sample a heart whose long axis suits a stack of ``depth`` mm.
+
+    Args:
+        late: Late enhancement, which is imaged in diastole: no contraction, a stack that hardly passes
+            the valve plane, and a wall thick enough for an infarct to span several voxels.
+    """
     kinds = list(style.anatomy)
     kind = str(rng.choice(kinds, p=np.array(list(style.anatomy.values())) / sum(style.anatomy.values())))
-    contraction = rng.choice([1.0, 0.8])  # about half the cases are near end-systole
+    contraction = rng.choice([1.0, 0.8])  # about half the cine cases are near end-systole
+    if late:
+        contraction = 1.0
+    wall_scale = 1.3 if late else 1.0
     radius, wall = rng.uniform(21, 25), rng.uniform(8, 10) * wall_scale
     septal = 0.0
     # a thicker wall must not cover the right ventricle
@@ -61,7 +69,7 @@ def draw_heart(rng: np.random.Generator, style: SiteStyle, depth: float, *, wall
         wall=float(thick),
         septal_extra=float(septal),
         length=float(depth * rng.uniform(0.88, 1.05)),
-        base=float(depth * rng.uniform(0.40, 0.54)),
+        base=float(depth * (rng.uniform(0.40, 0.54) + (0.06 if late else 0))),
         lean=(float(rng.normal(0, 0.06)), float(rng.normal(0, 0.06))),
         right_reach=float(right * (0.6 + 0.4 * contraction)),
         right_height=float(rng.uniform(33, 40)),
@@ -165,9 +173,9 @@ def draw_scar(s: Surfaces, heart: Heart, rng: np.random.Generator) -> Scar | Non
     infarct = np.maximum(s.depth - transmural * np.sqrt(np.clip(1 - edge, 0, 1)) - ragged * 0.5, edge + ragged - 1)
     core = np.ones_like(infarct)
     if rng.uniform() < 0.8:
-        share = rng.uniform(0.65, 0.8)
+        share = rng.uniform(0.6, 0.75)
         inner = (around / (width * share)) ** 2 + (along / (reach * share)) ** 2
-        core = np.maximum(np.abs(s.depth - 0.42 * transmural) - 0.28 * transmural, inner - 1)
+        core = np.maximum(np.abs(s.depth - 0.45 * transmural) - 0.24 * transmural, inner - 1)
         core = np.maximum(core, infarct)
     return Scar(infarct=infarct.astype(np.float32), no_reflow=core.astype(np.float32))
 
