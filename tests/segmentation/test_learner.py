@@ -40,9 +40,9 @@ def site(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     sections = {
-        "training": ["Ada_ED", "Ada_ES", "Bea_ED"],
-        "validation": ["Cyd_ED"],
-        "test": ["Dee_ED", "Dee_ES", "Eve_ED"],
+        "training": ["PlantedAda_ED", "PlantedAda_ES", "PlantedBea_ED"],
+        "validation": ["PlantedCyd_ED"],
+        "test": ["PlantedDee_ED", "PlantedDee_ES", "PlantedEve_ED"],
     }
     content = {
         section: [write_case(folder, name, seed=len(section) * 10 + index) for index, name in enumerate(names)]
@@ -121,7 +121,7 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     assert [len(scores["models"][model]["patients"]) for model in models] == [2] * 4
     summary = scores["models"]["personal"]["summary"][0]
     assert summary["dice"] == pytest.approx(reply.metrics["dice/personal/disc"])
-    for marker in ("Ada", "Bea", "Cyd", "Dee", "Eve", "nii"):
+    for marker in ("PlantedAda", "PlantedBea", "PlantedCyd", "PlantedDee", "PlantedEve", ".nii.gz"):
         assert marker not in caplog.text
         assert marker not in (folder / "test_scores.json").read_text()
         assert marker.encode() not in (folder / "personal.safetensors").read_bytes()
@@ -230,7 +230,7 @@ def test_the_labelled_fraction_counts_patients_rounded_up(
     monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
     study = make_experiment(data={"labelled_fraction": 0.3}, fedata={"starts": ["scratch"]})
     reply = make_learner(study).run(make_task("fine_tuning", experiment=study), {})
-    assert reply.examples in (1, 2)  # Bea's one volume or Ada's two
+    assert reply.examples in (1, 2)  # PlantedBea's one volume or PlantedAda's two
     assert "of 1 patients" in caplog.text
 
 

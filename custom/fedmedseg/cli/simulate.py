@@ -18,7 +18,7 @@ from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting, write_job
 from fedmedseg.core.place import HOME_SUFFIX
 from fedmedseg.core.progress import clock
-from fedmedseg.core.schema import read_yaml
+from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -73,6 +73,7 @@ def _run(
 
     simulation.prepare_workspace(workspace, simulator_resources())
     _place_site_files(sites, workspace, names)
+    _check_site_files(workspace, names, experiment)
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
     if settings is not None:
         folder = write_job(folder, settings, home / "jobs" / folder.name)
@@ -147,19 +148,51 @@ def _check_quorum(experiment: Experiment, sites: int) -> None:
 
 def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...]) -> None:
     """Copy site files to where every simulated site looks, with paths that no longer depend on the folder."""
+    from fedmedseg.data.site import SiteFile
+
     target = workspace / "local" / "sites"
     if sites is None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         source = sites / f"{name}.yaml"
-        content = read_yaml(source)
-        for data_set in (content or {}).get("datasets", {}).values():
+        settings = parse(SiteFile, read_yaml(source), source=source.name)
+        content = settings.model_dump(mode="json", exclude_none=True)
+        for data_set in content["datasets"].values():
             data_set["list"] = str((source.parent / data_set["list"]).resolve())
         for key in ("state_dir", "cache_dir", "models_dir"):
-            if content.get(key):
+            if key in content:
                 content[key] = str((source.parent / content[key]).resolve())
         (target / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Experiment) -> None:
+    """Read every site's file and data list now: a mistake found here costs seconds, in the run it costs the run."""
+    from fedmedseg.data.datalist import read_datalist
+    from fedmedseg.data.site import SiteFile
+
+    files = {name: workspace / "local" / "sites" / f"{name}.yaml" for name in names}
+    with_file = [name for name, file in files.items() if file.is_file()]
+    for name in with_file:
+        settings = parse(SiteFile, read_yaml(files[name]), source=f"{name}.yaml")
+        role = experiment.data.role
+        if role not in settings.datasets:
+            raise ConfigurationError(
+                f"{name}.yaml: datasets",
+                got=", ".join(sorted(settings.datasets)),
+                expected=f"the role {role!r}, which the experiment asks for (data.role)",
+            )
+        read_datalist(files[name].parent / settings.datasets[role].list, salt=name)
+    without = [name for name in names if name not in with_file]
+    if without and experiment.data.phantom is None:
+        raise ConfigurationError(
+            "site files",
+            got=f"none for {', '.join(without)}",
+            expected="a site file per site, or data.phantom in the experiment",
+            remedy="name the folder of site files with --sites",
+        )
+    if with_file and without:
+        console.print(f"phantoms for {', '.join(without)}; site files for {', '.join(with_file)}", highlight=False)
 
 
 class _Display:

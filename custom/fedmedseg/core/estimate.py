@@ -38,7 +38,7 @@ class Estimate:
     @property
     def done(self) -> int:
         """Steps done so far."""
-        return min(self.total, sum(step for *_, step in self._loops.values()))
+        return sum(self._finished(stage) for stage in self.steps)
 
     def left(self) -> float | None:
         """Seconds left, or None before one stage's pace is known."""
@@ -54,9 +54,16 @@ class Estimate:
         for stage, steps in self.steps.items():
             whole = self.sites * self.rounds[stage]
             begun = sum(key[1] == stage for key in tasks)
-            finished = sum(step for key, (*_, step) in self._loops.items() if key[1] == stage)
-            seconds += max(0, whole * steps - finished) * pace.get(stage, known) + (whole - begun) * between
+            seconds += (whole * steps - self._finished(stage)) * pace.get(stage, known) + (whole - begun) * between
         return seconds / self.threads
+
+    def _finished(self, stage: str) -> int:
+        """Steps of ``stage`` done so far; a task's other works (preparing volumes, say) do not count beyond its steps."""
+        per_task: dict[tuple[str, str, int], int] = {}
+        for key, (*_, step) in self._loops.items():
+            if key[1] == stage:
+                per_task[key[:3]] = per_task.get(key[:3], 0) + step
+        return sum(min(self.steps[stage], steps) for steps in per_task.values())
 
     def _paces(self) -> dict[str, float]:
         """Seconds per step of each stage that has begun."""

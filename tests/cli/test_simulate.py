@@ -1,0 +1,127 @@
+"""`fedmedseg simulate` refuses what cannot work before anything is started, and says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedmedseg.cli.main import app
+
+
+def simulate(tmp_path: Path, *options: str) -> tuple[int, str]:
+    """Exit code and everything said; no simulator is ever started by these calls."""
+    workspace = tmp_path / "w"
+    before = {path for path in tmp_path.rglob("*") if "w" not in path.parts[len(tmp_path.parts)]}
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(workspace), *options])
+    assert {path for path in tmp_path.rglob("*") if "w" not in path.parts[len(tmp_path.parts)]} == before
+    assert not (workspace / "server").exists()
+    return result.exit_code, " ".join(result.output.split())
+
+
+def site_files(folder: Path, content: dict, data_list: dict | None = None) -> Path:
+    folder.mkdir()
+    (folder / "ward.yaml").write_text(yaml.safe_dump(content))
+    if data_list is not None:
+        (folder / "datalist.json").write_text(json.dumps(data_list))
+    return folder
+
+
+LISTED = {"datasets": {"cmr": {"list": "datalist.json"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "segmentation.batchs=3"], ["segmentation.batchs", "write 'batch'"]),
+        (["--set", "network.feature_siz=24"], ["network.feature_siz", "write 'feature_size'"]),
+        (["--set", "fedata.mask_unit=12"], ["fedata.mask_unit", "got 12", "use 16"]),
+        (["--set", "data.crop=[60, 64]"], ["data.crop", "divide by 32"]),
+        (["--set", "data.labels={1: a, 3: b}"], ["data.labels", "without a gap"]),
+        (["--set", "federation.quorum=4", "-n", "3"], ["federation.quorum", "got 4", "at most 3"]),
+        (["--set", "stages.pretraining"], ["--set", "section.key=value"]),
+        (["-n", "2", "-t", "3"], ["-t", "got 3", "1 to 2"]),
+        (["-n", "0"], ["-n", "at least 1 site"]),
+        (["-n", "2", "-c", "a,b"], ["-n and -c", "one of them"]),
+        (["-c", "a,a"], ["-c", "different site names"]),
+        (["--preset", "sunnybrok"], ["preset", "write 'sunnybrook'"]),
+        (["--preset", "sunnybrook", "-n", "2"], ["site files", "none for site-1, site-2", "--sites"]),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_remedy(tmp_path: Path, options: list[str], words: list[str]) -> None:
+    code, said = simulate(tmp_path, *options)
+    assert code == 2
+    for word in words:
+        assert word in said
+
+
+def test_an_unknown_job_is_told_with_the_nearest_name() -> None:
+    result = CliRunner().invoke(app, ["simulate", "fedat"])
+    assert result.exit_code == 2
+    assert "write 'fedata'" in " ".join(result.output.split())
+
+
+def test_a_missing_data_list_is_told_before_the_run(tmp_path: Path) -> None:
+    code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", LISTED)))
+    assert code == 2
+    assert "datalist.json" in said
+
+
+def test_a_data_list_that_names_absent_files_is_told_with_their_number(tmp_path: Path) -> None:
+    cases = {"training": [{"image": f"{name}.nii.gz", "label": f"{name}-l.nii.gz"} for name in "ab"]}
+    code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", LISTED, cases)))
+    assert code == 2
+    assert "4" in said
+
+
+def test_a_site_without_the_role_is_told_which_it_has(tmp_path: Path) -> None:
+    content = {"datasets": {"abdominal_ct": {"list": "datalist.json"}}}
+    code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", content)))
+    assert code == 2
+    assert "abdominal_ct" in said
+    assert "'cmr'" in said
+
+
+def test_an_unknown_key_of_a_site_file_is_told_with_the_nearest(tmp_path: Path) -> None:
+    code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", LISTED | {"state_dr": "x"})))
+    assert code == 2
+    assert "write 'state_dir'" in said
+
+
+def test_a_folder_without_site_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, said = simulate(tmp_path, "--sites", str(tmp_path / "empty"))
+    assert code == 2
+    assert "folder of <site>.yaml files" in said
+
+
+def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w").write_text("a file where the workspace should be")
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "w")])
+    assert result.exit_code == 2
+    assert "choose another with -w" in " ".join(result.output.split())
+    assert (tmp_path / "w").read_text() == "a file where the workspace should be"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "w")])
+    finally:
+        tmp_path.chmod(0o700)
+    assert result.exit_code == 2
+
+
+def test_site_files_are_placed_with_paths_that_do_not_depend_on_their_folder(tmp_path: Path) -> None:
+    from fedmedseg.cli.simulate import _place_site_files
+
+    sites = site_files(tmp_path / "sites", LISTED | {"cache_dir": "../cache"}, {})
+    _place_site_files(sites, tmp_path / "w", ("ward",))
+    placed = yaml.safe_load((tmp_path / "w" / "local" / "sites" / "ward.yaml").read_text())
+    assert placed["datasets"]["cmr"]["list"] == str(sites / "datalist.json")
+    assert placed["cache_dir"] == str(tmp_path / "cache")
