@@ -26,8 +26,9 @@ from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
+from fedmedseg.core.rounds import clean
 from fedmedseg.core.wire import Header
-from fedmedseg.core.workflow import QuorumScatterAndGather, _clean
+from fedmedseg.core.workflow import QuorumScatterAndGather
 
 SITES = ["site-1", "site-2", "site-3"]
 
@@ -276,10 +277,10 @@ def test_an_error_without_words_is_told_by_its_code(
 
 def test_a_sites_own_words_are_cut_to_a_safe_line() -> None:
     """Fault row 44: a hostile site cannot write paths, markup or new lines into the server's log."""
-    assert _clean("DISK: disk full") == "DISK: disk full"
-    assert _clean("a\nINFO forged /etc/passwd <b>") == "a?INFO forged ?etc?passwd ?b?"
-    assert len(_clean("x" * 9999)) == 200
-    assert _clean(None) == "None"
+    assert clean("DISK: disk full") == "DISK: disk full"
+    assert clean("a\nINFO forged /etc/passwd <b>") == "a?INFO forged ?etc?passwd ?b?"
+    assert len(clean("x" * 9999)) == 200
+    assert clean(None) == "None"
 
 
 def test_a_failed_reply_after_an_accepted_one_does_not_take_its_place(

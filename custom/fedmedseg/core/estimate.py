@@ -58,7 +58,7 @@ class Estimate:
         return seconds / self.threads
 
     def _finished(self, stage: str) -> int:
-        """Steps of ``stage`` done so far; a task's other works (preparing volumes, say) do not count beyond its steps."""
+        """Steps of ``stage`` done so far; preparing volumes and the like do not count beyond a task's steps."""
         per_task: dict[tuple[str, str, int], int] = {}
         for key, (*_, step) in self._loops.items():
             if key[1] == stage:

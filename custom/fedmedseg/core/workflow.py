@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import re
 import threading
 import time
 import uuid
@@ -30,11 +28,11 @@ from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
+from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
 from fedmedseg.core.wire import Header, StageContract
 
 RETRY_SECONDS = 20
 TASK_CHECK_SECONDS = 0.02
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.,:;()%+ -]")
 
 
 class QuorumScatterAndGather(ScatterAndGather):
@@ -148,9 +146,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
         shared = self._global_weights[ModelLearnableKey.WEIGHTS]
         base = content_sha256(shared)
-        began = time.monotonic()
         self._replies = {}
-        self._round_facts = {"base": base, "began": began, "attempts": 1}
+        self._round_facts = {"base": base, "began": time.monotonic(), "attempts": 1}
         current = Round(
             run=self.persistor.run,
             stage=self.stage,
@@ -184,13 +181,21 @@ class QuorumScatterAndGather(ScatterAndGather):
             )
             self._send(again, current, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
             needed = self._needed(asked)
-        self._round_facts.update(needed=needed, asked=asked, waited=time.monotonic() - began)
+        self._round_facts.update(needed=needed, asked=asked)
         if self._accepted() < needed and not self._aborted(abort_signal):
             try:
                 self._write_record(None)
             except OSError as error:
-                self.log_error(fl_ctx, f"the record of this round could not be written: {_disk(error)}")
-            self.system_panic(self._shortfall(asked, needed), fl_ctx)
+                self.log_error(fl_ctx, f"the record of this round could not be written: {disk_problem(error)}")
+            why = shortfall(
+                stage=self.stage,
+                number=self._current_round,
+                asked=asked,
+                accepted=self.aggregator.contributions,
+                needed=needed,
+                replies=self._replies,
+            )
+            self.system_panic(why, fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Time the aggregation, judge progress, and close the round's record."""
@@ -215,7 +220,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         except OSError as error:
             # FLARE logs and forgets what an event handler raises
             self.system_panic(
-                f"{self.stage} round {self._current_round}: the round could not be saved ({_disk(error)}). "
+                f"{self.stage} round {self._current_round}: the round could not be saved ({disk_problem(error)}). "
                 "The checkpoint before it stays whole. Remedy: make room and run again with resume.",
                 fl_ctx,
             )
@@ -225,40 +230,17 @@ class QuorumScatterAndGather(ScatterAndGather):
             self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)
 
     def _write_record(self, digest: str | None) -> dict[str, Any]:
-        facts, aggregator = self._round_facts, self.aggregator
-        moved_down = aggregator.round.schema.nbytes if self.contract.sends == "shared" else 0
-        sites = {}
-        for site in facts["asked"]:
-            reply = self._replies.get(site, {"reason": "no reply in time", "seconds": None})
-            contribution = aggregator.contributions.get(site)
-            seconds = contribution.train_seconds if contribution else 0.0
-            sites[site] = {
-                "accepted": contribution is not None,
-                "declined": site in self._declined,
-                "reason": None if contribution else reply["reason"],
-                "bytes_down": moved_down,
-                "bytes_up": contribution.nbytes if contribution else 0,
-                "train_seconds": round(seconds, 3),
-                # the rest of the time between sending and receiving: transport, polling, waiting for a turn
-                "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),
-                "examples": contribution.examples if contribution else None,
-                "weight": aggregator.weights.get(site),
-                "metrics": dict(sorted(contribution.metrics.items())) if contribution else {},
-            }
-        record = {
-            "stage": self.stage,
-            "round": self._current_round,
-            "rounds": self._num_rounds,
-            "attempts": facts["attempts"],
-            "needed": facts["needed"],
-            "accepted": sorted(aggregator.contributions),
-            "rejected": len(aggregator.rejections),
-            "sites": sites,
-            "aggregate_seconds": round(facts.get("aggregated", 0.0) - facts.get("aggregation_began", 0.0), 4),
-            "wall_seconds": round(time.monotonic() - facts["began"], 3),
-            "shared_sha256": digest,
-            "notes": aggregator.notes,
-        }
+        record = round_record(
+            stage=self.stage,
+            number=self._current_round,
+            rounds=self._num_rounds,
+            facts=self._round_facts,
+            replies=self._replies,
+            declined=self._declined,
+            aggregator=self.aggregator,
+            bytes_down=self.persistor.schema.nbytes if self.contract.sends == "shared" else 0,
+            shared_sha256=digest,
+        )
         self.record.add_round(record, self._folder)
         return record
 
@@ -273,7 +255,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         abort_signal: Signal | None,
     ) -> None:
         if self.contract.sends == "nothing":
-            task.data.clear_data() if hasattr(task.data, "clear_data") else task.data.pop("DXO", None)
+            task.data.pop("DXO", None)
         for header, value in (
             (Header.RUN, current.run),
             (Header.STAGE, current.stage),
@@ -305,10 +287,10 @@ class QuorumScatterAndGather(ScatterAndGather):
         accepted = False
         declined = result.get_header(Header.DECLINED)
         if declined:
-            self._declined[client_name] = reason = _clean(declined)
+            self._declined[client_name] = reason = clean(declined)
             self.log_warning(fl_ctx, f"{client_name} takes no part in {self.stage}: {reason}")
         elif code and code != ReturnCode.OK:
-            reason = _clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
+            reason = clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
             if client_name not in self.aggregator.contributions:
                 self.aggregator.rejections[client_name] = reason
             self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
@@ -339,26 +321,6 @@ class QuorumScatterAndGather(ScatterAndGather):
         taking_part = sum(site not in self._declined for site in asked)
         return max(1, self.experiment.federation.needed(taking_part))
 
-    def _shortfall(self, asked: list[str], needed: int) -> str:
-        reasons = []
-        for site in asked:
-            if site not in self.aggregator.contributions:
-                reply = self._replies.get(site)
-                reasons.append(f"{site}: {reply['reason'] if reply else 'no reply in time'}")
-        return (
-            f"{self.stage} round {self._current_round}: {self._accepted()} of {needed} needed replies were accepted "
-            f"({'; '.join(reasons)}). The last shared model is kept."
-        )
-
     @staticmethod
     def _aborted(abort_signal: Signal | None) -> bool:
         return abort_signal is not None and bool(abort_signal.triggered)
-
-
-def _disk(error: OSError) -> str:
-    return "disk full" if error.errno == errno.ENOSPC else type(error).__name__
-
-
-def _clean(reason: object) -> str:
-    """A site's own words, made fit for a log: short, one line, no path separators."""
-    return _UNSAFE.sub("?", str(reason))[:200]

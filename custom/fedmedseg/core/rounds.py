@@ -1,0 +1,94 @@
+"""What is said of one round: its JSON record, and in words why it fell short."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fedmedseg.core.aggregator import GuardedAggregator
+
+NO_REPLY = "no reply in time"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,:;()%+ -]")
+
+
+def round_record(
+    *,
+    stage: str,
+    number: int,
+    rounds: int,
+    facts: Mapping[str, Any],
+    replies: Mapping[str, Mapping[str, Any]],
+    declined: Collection[str],
+    aggregator: GuardedAggregator,
+    bytes_down: int,
+    shared_sha256: str | None,
+) -> dict[str, Any]:
+    """One round as JSON: who was asked, who was accepted or why not, bytes each way, seconds, weights, metrics.
+
+    ``facts`` holds ``asked``, ``needed``, ``attempts`` and the monotonic times ``began``, ``aggregation_began`` and
+    ``aggregated``; ``replies`` holds ``reason`` and ``seconds`` after sending, per site that answered.
+    """
+    sites = {}
+    for site in facts["asked"]:
+        reply = replies.get(site, {"reason": NO_REPLY, "seconds": None})
+        contribution = aggregator.contributions.get(site)
+        seconds = contribution.train_seconds if contribution else 0.0
+        sites[site] = {
+            "accepted": contribution is not None,
+            "declined": site in declined,
+            "reason": None if contribution else reply["reason"],
+            "bytes_down": bytes_down,
+            "bytes_up": contribution.nbytes if contribution else 0,
+            "train_seconds": round(seconds, 3),
+            # the rest of the time between sending and receiving: transport, polling, waiting for a turn
+            "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),
+            "examples": contribution.examples if contribution else None,
+            "weight": aggregator.weights.get(site),
+            "metrics": dict(sorted(contribution.metrics.items())) if contribution else {},
+        }
+    return {
+        "stage": stage,
+        "round": number,
+        "rounds": rounds,
+        "attempts": facts["attempts"],
+        "needed": facts["needed"],
+        "accepted": sorted(aggregator.contributions),
+        "rejected": len(aggregator.rejections),
+        "sites": sites,
+        "aggregate_seconds": round(facts.get("aggregated", 0.0) - facts.get("aggregation_began", 0.0), 4),
+        "wall_seconds": round(time.monotonic() - facts["began"], 3),
+        "shared_sha256": shared_sha256,
+        "notes": aggregator.notes,
+    }
+
+
+def shortfall(
+    *,
+    stage: str,
+    number: int,
+    asked: Collection[str],
+    accepted: Collection[str],
+    needed: int,
+    replies: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Why a round stayed below its quorum, site by site."""
+    reasons = [
+        f"{site}: {replies[site]['reason'] if site in replies else NO_REPLY}" for site in asked if site not in accepted
+    ]
+    return (
+        f"{stage} round {number}: {len(accepted)} of {needed} needed replies were accepted "
+        f"({'; '.join(reasons)}). The last shared model is kept."
+    )
+
+
+def clean(reason: object) -> str:
+    """A site's own words, made fit for a log: short, one line, no path separators."""
+    return _UNSAFE.sub("?", str(reason))[:200]
+
+
+def disk_problem(error: OSError) -> str:
+    """An operating-system error without the path it names."""
+    return "disk full" if error.errno == errno.ENOSPC else type(error).__name__
