@@ -250,6 +250,21 @@ def test_asking_again_keeps_what_was_accepted_and_refuses_answers_to_the_first_q
     assert aggregator.rejections == {}
 
 
+def test_a_reply_after_the_aggregation_is_stale_and_in_no_record(
+    aggregator: SharedKeysAggregator, send: Callable, context: Callable, round_of: Callable
+) -> None:
+    """Fault row 16: FLARE hands late results on until the next round opens."""
+    assert send("site-1", step(0.1))
+    result(aggregator, context)
+    assert send("site-2", step(0.2)) is False
+    assert sorted(aggregator.contributions) == ["site-1"]
+    aggregator.reset(context("server"))
+    assert send("site-2", step(0.2)) is False
+    assert aggregator.rejections == {"site-2": "STALE: no round is open"}
+    aggregator.open_round(round_of(number=1))
+    assert send("site-2", step(0.2))
+
+
 def test_the_order_of_arrival_does_not_change_a_bit(send: Callable, context: Callable, round_of: Callable) -> None:
     """Fault row 48: 0.1, 0.3, 1e8 and their like do not add up the same in every order."""
     replies = {"a": (step(1e8), 1), "b": (step(0.1), 3), "c": (step(-1e8), 2), "d": (step(0.3), 7)}

@@ -150,3 +150,30 @@ def test_the_whole_group_ends_with_the_call(tmp_path: Path, monkeypatch: pytest.
     assert not alive(pid)
     assert process.poll() is not None
     process.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table of Linux")
+def test_a_call_that_is_told_to_terminate_takes_the_simulator_with_it(tmp_path: Path) -> None:
+    """Python dies of SIGTERM without unwinding the stack unless somebody asks it to."""
+    script = f"""
+import sys
+from pathlib import Path
+from fedmedseg.core.simulation import Simulation, run
+folder = Path({str(tmp_path)!r})
+class Sleeping(Simulation):
+    def command(self):
+        return [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']
+run(Sleeping(job=folder, workspace=folder / 'w', sites=('a',), threads=1, log=folder / 'log'), print)
+"""
+    caller = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "log").exists() and (tmp_path / "log").read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        assert caller.poll() is None
+        time.sleep(0.05)
+    pid = int((tmp_path / "log").read_text())
+    # the child may speak before its caller is ready to be stopped
+    time.sleep(0.5)
+    caller.terminate()
+    assert caller.wait(timeout=30) == 128 + 15
+    assert not alive(pid)

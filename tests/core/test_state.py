@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.state import FORMAT, SiteState, earlier_run
 
 KEY = {"study": "heart", "experiment": "0123456789abcdef" * 4, "site": "site-1"}
@@ -49,6 +50,17 @@ def test_a_server_that_resumes_hands_out_the_run_that_left_state(tmp_path: Path)
     assert earlier_run(tmp_path, **KEY) == "first"
     opened(tmp_path, "second")
     assert earlier_run(tmp_path, **KEY) == "second"
+
+
+def test_a_process_that_outlived_its_run_cannot_touch_the_next_runs_state(tmp_path: Path) -> None:
+    orphan = opened(tmp_path, "first")
+    orphan.save("teacher", 1)
+    opened(tmp_path, "second").save("teacher", 2)
+    for touch in (lambda: orphan.save("teacher", 3), lambda: orphan.load("teacher"), lambda: orphan.remove("teacher")):
+        with pytest.raises(FedMedSegError, match="another run") as caught:
+            touch()
+        assert caught.value.reason is Reason.STALE
+    assert opened(tmp_path, "second").load("teacher") == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"run": 7}', b"\xff\xfe"])

@@ -113,3 +113,21 @@ def test_headers_do_not_collide() -> None:
     names = [value for key, value in vars(Header).items() if key.isupper()]
     assert len(set(names)) == len(names) == 10
     assert all(name.startswith("fedmedseg.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({f"dice/{number}": 0.5 for number in range(4097)}, Reason.OVERSIZE),
+        ({"dice/" + "x" * 196: 0.5}, Reason.SCHEMA),
+        ({"dice/a\nINFO forged": 0.5}, Reason.SCHEMA),
+    ],
+)
+def test_metrics_under_a_declared_pattern_are_neither_a_flood_nor_a_text(
+    metrics: dict[str, float], reason: Reason
+) -> None:
+    """Fault rows 17 and 44: a pattern declares many names, but not any number of them and not any name."""
+    with pytest.raises(FedMedSegError) as caught:
+        StageContract(sends="nothing", returns="metrics", metrics=("dice/*",)).check_metrics(metrics)
+    assert caught.value.reason is reason
+    StageContract(sends="nothing", returns="metrics", metrics=("dice/*",)).check_metrics({"dice/" + "x" * 195: 0.5})

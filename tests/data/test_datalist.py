@@ -68,8 +68,17 @@ def test_keys_depend_on_the_salt_and_name_nobody(folder: Path) -> None:
 
 def test_an_unknown_key_names_the_nearest(folder: Path) -> None:
     path = write(folder, {"training": [{"image": "a.nii.gz", "lable": "a.nii.gz"}]})
-    with pytest.raises(ConfigurationError, match="write 'label'"):
+    with pytest.raises(DataError, match="write 'label'"):
         read_datalist(path, salt=SALT)
+
+
+def test_a_patient_number_without_quotes_is_told_to_the_user_and_to_no_log(folder: Path) -> None:
+    """Fault row 44: a site logs what came only of settings (ConfigurationError), never of data (DataError)."""
+    path = write(folder, {"training": [entry("a", patient=4711)]})
+    with pytest.raises(DataError, match=r"training\.0\.patient: got 4711\. Expected a valid string") as caught:
+        read_datalist(path, salt=SALT)
+    for told in (caught.value.public, caught.value.expected, caught.value.remedy):
+        assert "4711" not in told
 
 
 @pytest.mark.parametrize("name", ["trainning", "unlabelled", "Validation"])

@@ -84,10 +84,11 @@ def test_the_next_round_mixes_and_one_that_comes_late_still_does(study, learner,
     assert fifth.metrics["mixing/passes"] == 1
 
 
-def test_a_site_that_joins_late_starts_from_the_server(study, learner, task):
+def test_a_site_that_joins_late_starts_from_the_server_and_says_so(study, learner, task, caplog):
     experiment = study()
     shared = initial_shared(experiment)
     reply = learner(experiment).run(task(experiment, shared, round=2), shared)
+    assert "no memory of an earlier round" in caplog.text
     assert reply.metrics["student_teacher_gap"] == 0.0
     assert "mixing/passes" not in reply.metrics
 

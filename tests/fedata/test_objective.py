@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.optimizer import learning_rate
 from fedmedseg.fedata.mixing import mix
 from fedmedseg.fedata.objective import MaskedDistillationObjective
@@ -257,3 +258,17 @@ def test_a_step_takes_several_crops_of_each_of_different_volumes(study):
     assert len(drawn) == 6
     assert drawn[0::2] == drawn[1::2]
     assert len(set(drawn)) == 3
+
+
+def test_a_gradient_that_is_not_finite_leaves_student_and_teacher_alone(study):
+    """Fault row 34: a finite loss with a broken gradient in a round's last step would stay in the site's memory."""
+    objective, _ = _trained(study(), steps=1)
+    before = [
+        parameter.detach().clone() for parameter in (*objective.network.parameters(), *objective.teacher.parameters())
+    ]
+    objective.network.mask_token.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FedMedSegError, match="gradient norm") as caught:
+        objective.step(1)
+    assert caught.value.reason is Reason.LOCAL_DIVERGED
+    after = [*objective.network.parameters(), *objective.teacher.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -67,6 +67,7 @@ class GuardedAggregator(Aggregator):
         super().__init__()
         self._lock = threading.Lock()
         self.round: Round | None = None
+        self._closed = True
         self.contributions: dict[str, Contribution] = {}
         self.rejections: dict[str, str] = {}
         self.weights: dict[str, float] = {}
@@ -75,7 +76,7 @@ class GuardedAggregator(Aggregator):
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
-            self.round = round
+            self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
 
     def renew(self, nonce: str) -> None:
@@ -106,9 +107,13 @@ class GuardedAggregator(Aggregator):
             return False
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
-        """Combine what was accepted, in sorted site order, into differences to the shared model."""
+        """Combine what was accepted, in sorted site order, into differences to the shared model.
+
+        What comes later is stale: the round's record must not call accepted what is in no aggregate.
+        """
         with self._lock:
             assert self.round is not None, "open_round was not called"
+            self._closed = True
             ordered = {site: self.contributions[site] for site in sorted(self.contributions)}
             differences: Mapping[str, torch.Tensor] = {}
             if ordered and self.round.contract.returns == "shared":
@@ -142,7 +147,7 @@ class GuardedAggregator(Aggregator):
 
     def _judge(self, site: str, shareable: Shareable) -> Contribution:
         current = self.round
-        if current is None:
+        if current is None or self._closed:
             raise _rejected(Reason.STALE, "no round is open")
         if site in self.contributions:
             raise _rejected(Reason.ALREADY_RECEIVED, "a second reply in one round")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
             env={**os.environ, **simulation.environment},
             start_new_session=True,
         )
+        earlier = _terminate_as_exit()
         try:
             follower = Follower(simulation.workspace)
             while process.poll() is None:
@@ -99,7 +101,20 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
                 on_progress(event)
         finally:
             stop_group(process)
+            if earlier is not None:
+                signal.signal(signal.SIGTERM, earlier)
     return read_record(simulation.record_file)
+
+
+def _terminate_as_exit() -> Any:
+    """Let SIGTERM unwind the stack, so that the simulator's processes are stopped; returns the handler before."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, leave)
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.errors import FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,16 @@ class SiteState:
 
     def __init__(self, root: Path, *, study: str, experiment: str, site: str, run: str) -> None:
         self.folder = _folder(root, study, experiment, site)
+        self.run = run
         self._claim(run)
 
     def save(self, name: str, tree: Any) -> None:
-        """Save one tree atomically under ``name``."""
+        """Save one tree atomically under ``name``.
+
+        Raises:
+            FedMedSegError: another run took the folder over (reason STALE); its state is left alone.
+        """
+        self._require_own()
         checkpoint.save(self._file(name), {"format": FORMAT, "tree": tree})
 
     def load(self, name: str) -> Any | None:
@@ -42,7 +49,9 @@ class SiteState:
 
         Raises:
             CheckpointError: damaged beyond the kept generation.
+            FedMedSegError: another run took the folder over (reason STALE).
         """
+        self._require_own()
         content = checkpoint.load(self._file(name))
         if content is None or content["format"] != FORMAT:
             return None
@@ -50,12 +59,24 @@ class SiteState:
 
     def remove(self, name: str) -> None:
         """Forget ``name`` and its kept generation."""
+        self._require_own()
         file = self._file(name)
         file.unlink(missing_ok=True)
         checkpoint.previous(file).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+    def _require_own(self) -> None:
+        """A process that outlived its run (an orphan of a killed server, say) must not mix its state into another's."""
+        if _owner(self.folder) != self.run:
+            raise FedMedSegError(
+                "state",
+                got="the state of another run",
+                expected="that of this run",
+                remedy="run one job of a study at a time, and let this one end",
+                reason=Reason.STALE,
+            )
 
     def _claim(self, run: str) -> None:
         known = _owner(self.folder)

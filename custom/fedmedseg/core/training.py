@@ -19,6 +19,23 @@ class Aborted(Exception):
     """The federation asked this task to stop."""
 
 
+def require_finite(figure: str, value: float) -> float:
+    """``value``, where it is a number a training can go on with.
+
+    Raises:
+        FedMedSegError: reason LOCAL_DIVERGED, naming ``figure``.
+    """
+    if not math.isfinite(value):
+        raise FedMedSegError(
+            figure,
+            got=value,
+            expected="a finite number",
+            remedy="lower the learning rate or check the intensities of this site's images",
+            reason=Reason.LOCAL_DIVERGED,
+        )
+    return value
+
+
 class Objective(Protocol):
     """What is trained. Its step must draw every random number from the global generators, which the loop seeds."""
 
@@ -80,14 +97,7 @@ def run_steps(
         seed_everything(derive_seed(task.seed, task.site, task.stage, draws or name, task.round, index))
         figures = objective.step(index)
         for figure, value in figures.items():
-            if not math.isfinite(value):
-                raise FedMedSegError(
-                    figure,
-                    got=value,
-                    expected="a finite number",
-                    remedy="lower the learning rate or check the intensities of this site's images",
-                    reason=Reason.LOCAL_DIVERGED,
-                )
+            require_finite(figure, value)
             sums[figure] = sums.get(figure, 0.0) + value
         if index + 1 < steps and time.monotonic() - last_saved >= task.checkpoint_seconds:
             save(index + 1)

@@ -4,6 +4,7 @@
 |---|---|---|
 | server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
+| site -> server | executor | the same metrics once more, one event each, for TensorBoard (FLARE's analytics) |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
 """
 
@@ -19,6 +20,10 @@ from typing import Literal
 import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+
+MOST_METRICS = 4096
+"""Of one reply: three figures of 254 structures under four models are fewer."""
+LONGEST_NAME = 200
 
 
 class Header:
@@ -58,17 +63,22 @@ class StageContract:
     """fnmatch patterns of the metric names that may leave a site."""
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Raise unless every metric is declared and a finite number.
+        """Raise unless every metric is declared and a finite number, and they are no flood.
 
         Raises:
-            FedMedSegError: reason SCHEMA, naming the metric.
+            FedMedSegError: reason SCHEMA, naming the metric, or OVERSIZE.
         """
+        if len(metrics) > MOST_METRICS:
+            raise FedMedSegError(
+                "metrics", got=f"{len(metrics)} metrics", expected=f"at most {MOST_METRICS}", reason=Reason.OVERSIZE
+            )
         for name, value in metrics.items():
-            if not isinstance(name, str) or not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.metrics):
+            declared = isinstance(name, str) and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.metrics)
+            if not declared or len(name) > LONGEST_NAME or not name.isprintable():
                 raise FedMedSegError(
                     "metric",
                     got=repr(name)[:80],
-                    expected=f"one of {', '.join(self.metrics)}",
+                    expected=f"one of {', '.join(self.metrics)}, printable and at most {LONGEST_NAME} characters long",
                     remedy="declare it in the system's plan",
                     reason=Reason.SCHEMA,
                 )

@@ -71,13 +71,14 @@ def read_datalist(path: Path, *, salt: str) -> dict[str, list[Case]]:
     """The cases of each section, sorted by patient and image name; relative paths start at the list's folder.
 
     Raises:
-        ConfigurationError: the list is missing or has a wrong key.
-        DataError: it is not JSON, names absent files or one image twice, lacks a label in training or
-            validation without ``annotated_labels: []``, or shows a patient in two of training, validation and test.
+        ConfigurationError: the list is missing or has an unknown section.
+        DataError: it is not JSON, has a wrong key or value, names absent files or one image twice, lacks a label in
+            training or validation without ``annotated_labels: []``, or shows a patient in two of training,
+            validation and test.
     """
     content = _read_json(path)
     _refuse_strays(content)
-    listed = parse(DataList, content, source="data list")
+    listed = _parsed(content)
     sections = {section: _cases(getattr(listed, section), section, path.parent, salt) for section in SECTIONS}
     _refuse_absent(sections)
     _refuse_leaks(sections)
@@ -118,6 +119,16 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise DataError("data list", got=type(content).__name__, expected="a JSON object")
     return content
+
+
+def _parsed(content: Mapping[str, Any]) -> DataList:
+    """The list against its model. What came is data (a patient's number, a file), so it must not reach a log."""
+    try:
+        return parse(DataList, content, source="data list")
+    except ConfigurationError as error:
+        raise DataError(
+            error.field, got=error.got, expected=error.expected, remedy=error.remedy, reason=error.reason
+        ) from None
 
 
 def _refuse_strays(content: Mapping[str, Any]) -> None:

@@ -250,6 +250,7 @@ def _phantoms(experiment: Experiment, name: str, home: Path) -> dict[str, Path]:
             expected=f"local/sites/{name}.yaml or data.phantom",
             remedy="write a site file, or add data.phantom to the experiment",
         )
+    logger.info("no site file: this simulated site uses %s phantoms", section.family)
     return {experiment.data.role: write_phantoms(section, seed=experiment.seed, name=name, home=home)}
 
 

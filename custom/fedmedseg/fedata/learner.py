@@ -101,6 +101,8 @@ class MaskedDistillationLearner:
 
         def prepare() -> None:
             personal = task.state.load("personal") if task.round else None
+            if task.round and personal is None:
+                logger.warning("no memory of an earlier round: student and teacher start from the server's tensors")
             objective.initialise(shared, personal, aborted=task.aborted)
 
         means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)

@@ -13,14 +13,12 @@ reading of its abstract.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.training import Aborted
+from fedmedseg.core.training import Aborted, require_finite
 from fedmedseg.fedata.config import ALASection
 
 Tensors = dict[str, torch.Tensor]
@@ -86,7 +84,7 @@ def learn_mixture(
             if aborted():
                 raise Aborted
             loss, gradients = gradient(batch, mix(local, shared, current))
-            total += _finite(loss)
+            total += require_finite("mixing/loss", loss)
             current = next_weights(current, gradients, local, shared, step=section.step)
         losses.append(total / batches)
         if settled(losses, section.threshold):
@@ -104,15 +102,3 @@ def learn_mixture(
 def settled(losses: list[float], threshold: float) -> bool:
     """Whether the last pass changed the loss by less than ``threshold`` of the pass before it."""
     return len(losses) > 1 and abs(losses[-1] - losses[-2]) < threshold * abs(losses[-2])
-
-
-def _finite(loss: float) -> float:
-    if not math.isfinite(loss):
-        raise FedMedSegError(
-            "mixing/loss",
-            got=loss,
-            expected="a finite number",
-            remedy="check the intensities of this site's images",
-            reason=Reason.LOCAL_DIVERGED,
-        )
-    return loss

@@ -11,6 +11,7 @@ import torch
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.core.training import require_finite
 from fedmedseg.fedata.distillation import distillation_target, masked_distillation_loss
 from fedmedseg.fedata.masking import random_masks
 from fedmedseg.fedata.mixing import learn_mixture
@@ -76,7 +77,12 @@ class MaskedDistillationObjective:
         self.figures["student_teacher_gap"] = relative_gap(self._teacher_tensors(), self.network.trained())
 
     def step(self, index: int) -> Mapping[str, float]:
-        """One optimiser step on fresh crops and masks; returns ``loss`` and ``teacher_std``."""
+        """One optimiser step on fresh crops and masks; returns ``loss`` and ``teacher_std``.
+
+        Raises:
+            FedMedSegError: loss or gradient are not finite (reason LOCAL_DIVERGED); student and teacher are then
+                untouched, so that a diverged step can reach neither the site's memory nor its next round.
+        """
         position = self.first_step + index
         set_learning_rate(self.optimizer, learning_rate(self.section.optimizer, position, self.total))
         rng = np.random.default_rng(int(torch.randint(SEEDS, (1,))))
@@ -85,10 +91,12 @@ class MaskedDistillationObjective:
         )
         self.network.train()
         loss, spread = self._loss(*self._batch(chosen, rng))
+        require_finite("loss", float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         trained = self.network.trained()
-        torch.nn.utils.clip_grad_norm_(trained.values(), self.section.optimizer.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), self.section.optimizer.clip_norm)
+        require_finite("gradient norm", float(norm))
         self.optimizer.step()
         ema = self.section.ema
         update_teacher(self._teacher_tensors(), trained, momentum(position, self.total, start=ema.start, end=ema.end))

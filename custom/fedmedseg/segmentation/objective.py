@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.core.training import require_finite
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.segmentation.batches import LabelledBatches
 from fedmedseg.segmentation.evaluation import validate
@@ -81,7 +82,7 @@ class SupervisedObjective:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.optimizer.clip_norm)
-        _require_finite(float(norm))
+        require_finite("gradient norm", float(norm))
         self._optimizer.step()
         if (index + 1) % section.validate_every == 0 or index + 1 == section.steps:
             self._validate(index + 1)
@@ -149,14 +150,3 @@ def _groups(model: nn.Module, pretrained: Collection[str]) -> Sequence[dict[str,
         )
     sides = {side: [tensor for name, tensor in named.items() if (name in pretrained) is side] for side in (False, True)}
     return [{"params": tensors, "pretrained": side} for side, tensors in sides.items() if tensors]
-
-
-def _require_finite(norm: float) -> None:
-    if not math.isfinite(norm):
-        raise FedMedSegError(
-            "gradient norm",
-            got=norm,
-            expected="a finite number",
-            remedy="lower the learning rate or check the intensities of this site's images",
-            reason=Reason.LOCAL_DIVERGED,
-        )
