@@ -172,8 +172,6 @@ run(Sleeping(job=folder, workspace=folder / 'w', sites=('a',), threads=1, log=fo
         assert caller.poll() is None
         time.sleep(0.05)
     pid = int((tmp_path / "log").read_text())
-    # the child may speak before its caller is ready to be stopped
-    time.sleep(0.5)
     caller.terminate()
     assert caller.wait(timeout=30) == 128 + 15
     assert not alive(pid)

@@ -372,3 +372,18 @@ def test_records_in_the_cache_name_no_patient(hospital: Hospital) -> None:
         assert b"DOE" not in path.read_bytes()
         if path.suffix == ".json":
             json.loads(path.read_text())
+
+
+def test_a_label_that_vanishes_is_told_by_key_in_the_sites_log_and_without_it_to_the_server(
+    hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault row 44: what an error makes public is a code and a field, never a case."""
+    entry = hospital.case("JANE_DOE")
+    hospital.datalist(test=[entry])
+    volumes = hospital.volumes("test")
+    (hospital.root / entry["label"]).unlink()
+    with pytest.raises(DataError) as caught:
+        volumes.native_label(0)
+    assert caught.value.public == "UNREADABLE: label"
+    assert volumes.cases[0].key in caplog.text
+    assert "JANE_DOE" not in caplog.text

@@ -117,6 +117,9 @@ def test_a_stopped_study_resumes_where_it_stopped_and_ends_with_the_same_model(
     resumed = start(tmp_path, resume=True, **rounds)
     assert resumed.outcome == "finished", resumed.reason
     assert [record["round"] for record in resumed.rounds()] == [0, 1, 2, 3]
+    # the very records of the stopped run, times included: these rounds were not done again
+    assert resumed.rounds()[:2] == stopped.rounds()[:2]
+    assert "resuming after {'pretraining': 2}" in (resumed.workspace / "server" / "log.txt").read_text(errors="replace")
     assert resumed.shared == clean.shared
     assert resumed.record["experiment_sha256"] == stopped.record["experiment_sha256"]
     asked = sorted(record["attempts"] for record in resumed.rounds())

@@ -11,6 +11,9 @@ from nvflare.apis.fl_context import FLContext
 HOME_SUFFIX = ".fedmedseg"
 """The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
 
+SIMULATED_SERVER = "SimulatorServerEngine"
+"""FLARE's class, by name: importing it would load the whole server into every site."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -38,13 +41,15 @@ class Place:
 
 def place_of(fl_ctx: FLContext) -> Place:
     """The place of the process that owns ``fl_ctx``."""
-    workspace = fl_ctx.get_engine().get_workspace()
+    engine = fl_ctx.get_engine()
+    workspace = engine.get_workspace()
     job = fl_ctx.get_job_id()
-    simulated = bool(fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False))
+    # FLARE flags its simulated clients only; the server it simulates is known by its engine
+    is_server = any(kind.__name__ == SIMULATED_SERVER for kind in type(engine).__mro__)
+    simulated = is_server or bool(fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False))
     root = Path(workspace.get_root_dir()).resolve()
-    name = fl_ctx.get_identity_name()
     return Place(
-        name=name,
+        name="server" if is_server else fl_ctx.get_identity_name(),
         simulated=simulated,
         # a simulated participant's workspace is a folder of its own name inside the simulator's
         workspace=root.parent if simulated else root,

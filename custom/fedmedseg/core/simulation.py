@@ -81,28 +81,30 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
     simulation.log.parent.mkdir(parents=True, exist_ok=True)
     simulation.record_file.unlink(missing_ok=True)
     _forget_progress(simulation.workspace)
-    with open(simulation.log, "wb") as log:
-        process = subprocess.Popen(
-            simulation.command(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **simulation.environment},
-            start_new_session=True,
-        )
-        earlier = _terminate_as_exit()
-        try:
-            follower = Follower(simulation.workspace)
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                for event in follower.events():
-                    on_progress(event)
+    earlier = _terminate_as_exit()
+    process = None
+    try:
+        with open(simulation.log, "wb") as log:
+            process = subprocess.Popen(
+                simulation.command(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **simulation.environment},
+                start_new_session=True,
+            )
+        follower = Follower(simulation.workspace)
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
             for event in follower.events():
                 on_progress(event)
-        finally:
+        for event in follower.events():
+            on_progress(event)
+    finally:
+        if process is not None:
             stop_group(process)
-            if earlier is not None:
-                signal.signal(signal.SIGTERM, earlier)
+        if earlier is not None:
+            signal.signal(signal.SIGTERM, earlier)
     return read_record(simulation.record_file)
 
 

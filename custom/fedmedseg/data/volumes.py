@@ -89,12 +89,14 @@ class Volumes:
         """
         label = self.cases[index].label
         if label is None:
-            raise DataError(f"case {self.cases[index].key}", got="no label", expected="a labelled case")
+            raise DataError("label", got=f"case {self.cases[index].key} without one", expected="a labelled case")
         try:
             return np.rint(read_voxels(label)).astype(np.uint8)
         except (CaseRejected, OSError):
+            # the key is for the site's own log: the error's field may be told to the server
+            logger.warning("case %s: its label file can no longer be read", self.cases[index].key)
             raise DataError(
-                f"case {self.cases[index].key}", got="a label file that can no longer be read", reason=Reason.UNREADABLE
+                "label", got="a file that can no longer be read", expected="a readable file", reason=Reason.UNREADABLE
             ) from None
 
     def native_spacing(self, index: int) -> tuple[float, float, float]:
