@@ -23,7 +23,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
@@ -229,7 +229,8 @@ def test_a_second_failure_ends_the_job_with_the_sites_and_their_reasons(
     assert (record["attempts"], record["accepted"], record["needed"]) == (2, ["site-1"], 3)
     assert record["shared_sha256"] is None
     assert record["sites"]["site-2"]["reason"] == "DISK: disk full"
-    assert record["rejected"] == 2
+    refused = [(refusal["site"], refusal["reason"].split(":")[0]) for refusal in record["refusals"]]
+    assert sorted(refused) == [("site-2", "DISK")] * 2 + [("site-3", "NOT_FINITE")] * 2
 
 
 def test_silent_sites_are_not_asked_again_when_too_few_are_alive(
@@ -402,3 +403,58 @@ def test_an_aborted_round_is_no_shortfall(
     task = Task(name="training", data=Shareable())
     stage.flow.broadcast_and_wait(task, context("server"), abort_signal=signal)
     assert stage.panics == []
+
+
+def test_a_refusal_that_asking_again_made_good_stays_on_record(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = federation()
+    stage.round(monkeypatch, site_2=[error("DISK: disk full"), "honest"])
+    assert stage.panics == []
+    stage.flow._write_record("0" * 64)
+    record = last_record(tmp_path)
+    assert record["accepted"] == SITES
+    assert record["refusals"] == [{"site": "site-2", "reason": "DISK: disk full"}]
+
+
+def test_fewer_sites_than_a_count_quorum_stop_the_stage_before_anything_is_sent(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 23: FLARE itself would raise, and name no site."""
+    stage = federation(quorum=3)
+    stage.flow._declined["site-3"] = "NO_CASES: training"
+    stage.round(monkeypatch)
+    assert stage.asked == []
+    assert stage.panics == [
+        "training round 0: 0 of 3 needed replies were accepted (site-1: no reply in time; site-2: no reply in time; "
+        "site-3: NO_CASES: training). The last shared model is kept."
+    ]
+    assert last_record(tmp_path)["needed"] == 3
+
+
+def test_a_stage_that_every_site_declined_stops_with_their_reasons(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation()
+    for site in SITES:
+        stage.flow._declined[site] = "NO_CASES: unlabeled"
+    stage.round(monkeypatch)
+    assert "site-1: NO_CASES: unlabeled; site-2: NO_CASES: unlabeled" in stage.panics[0]
+
+
+@pytest.mark.parametrize("problem", [FedMedSegError("state", reason=Reason.STALE), TypeError("secret")])
+def test_a_round_that_cannot_be_saved_for_any_reason_stops_the_job(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    """FLARE logs and forgets what an event handler raises: the job would go on without a checkpoint."""
+    stage = federation()
+    stage.round(monkeypatch)
+
+    def fail(*args: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(stage.flow.persistor, "finish_round", fail)
+    stage.flow._finish_round(stage.context("server"))
+    assert len(stage.panics) == 1
+    assert "could not be saved" in stage.panics[0]
+    assert "secret" not in stage.panics[0]

@@ -67,6 +67,7 @@ class MemoryVolumes:
         self.arrays = np.concatenate([self.arrays, self.arrays[:, ::-1]], axis=1)
         self.arrays = np.concatenate([self.arrays, self.arrays[:, :, ::-1]], axis=2)
         self.reads: list[int] = []
+        self.quarantined = {"key": "unreadable"}
 
     def __len__(self) -> int:
         return len(self.arrays)

@@ -13,7 +13,7 @@ def test_defaults_are_those_of_the_specification(study):
     assert (section.volumes_per_step, section.crops_per_volume) == (2, 2)
     assert (section.mask_unit, section.mask_ratio, section.smooth_l1_beta) == (16, 0.7, 2.0)
     assert (section.ema.start, section.ema.end) == (0.996, 1.0)
-    assert (section.teacher_sync, section.client_mix, section.server_aggregation) == ("keep", "ala_attn", "layer_att")
+    assert (section.client_mix, section.server_aggregation) == ("ala_attn", "layer_att")
     assert (section.ala.step, section.ala.sample_share) == (1.0, 0.2)
     assert (section.ala.first_passes_max, section.ala.threshold) == (10, 0.01)
     assert (section.kappa, section.server_step, section.collapse.alarm) == (1.0, 1.0, 0.1)

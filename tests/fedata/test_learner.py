@@ -48,7 +48,7 @@ def test_a_round_replies_with_exactly_the_shared_tensors_and_declared_figures(st
     assert all(not torch.equal(reply.tensors[name], shared[name]) for name in shared)
     assert (reply.examples, reply.steps) == (6, 2)
     STAGES["pretraining"].check_metrics(reply.metrics)
-    assert set(reply.metrics) == {"loss", "teacher_std", "student_teacher_gap", "collapse_alarm"}
+    assert set(reply.metrics) == {"loss", "teacher_std", "student_teacher_gap", "collapse_alarm", "set_aside"}
     assert reply.metrics["collapse_alarm"] == 0.0
 
 

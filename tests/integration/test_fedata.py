@@ -153,6 +153,29 @@ def test_the_bare_command_works_where_the_site_policy_lies(tmp_path: Path) -> No
     assert "report:" in study.out
 
 
+def test_one_site_alone_works_and_is_warned(tmp_path: Path) -> None:
+    study = simulate(tmp_path / "w", "-n", "1", changes=(*TINY, "stages.pretraining.rounds=1"))
+    assert study.code == 0, study.out
+    assert "only one site takes part" in (tmp_path / "w.fedmedseg" / "simulator.log").read_text()
+
+
+def test_the_same_job_runs_in_3d(tmp_path: Path) -> None:
+    """Abdominal CT phantoms in HU, where each site has labels of one organ only, with the other backbone."""
+    changes = (
+        *TINY[:-1],
+        "data.spatial_dims=3",
+        "data.modality=ct",
+        "data.role=abdominal_ct",
+        "data.labels={1: liver, 2: spleen, 3: pancreas, 4: kidneys}",
+        "data.crop=[48, 48, 32]",
+        "network={name: unetr, hidden_size: 24, mlp_dim: 48, heads: 2, feature_size: 4}",
+        "data.phantom={family: abdominal_ct, unlabeled: 1, training: 1, validation: 1, test: 1}",
+    )
+    study = simulate(tmp_path / "w", "-n", "2", changes=changes)
+    assert study.code == 0, study.out
+    assert "kidneys" in study.out
+
+
 def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
     """At least 0.25 Dice above the untrained network, at most 0.05 below local training of equal steps."""
     study = simulate(tmp_path / "w", "-n", "3", "-t", "3")

@@ -95,7 +95,9 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     reply = make_learner(experiment).run(task, initial_shared(experiment))
     assert (reply.examples, reply.steps, dict(reply.tensors)) == (3, 6, {})
     starts = ("personal", "shared", "scratch")
-    assert set(reply.metrics) == {f"{kind}/{start}" for kind in ("loss", "validation_dice") for start in starts}
+    assert set(reply.metrics) == {f"{kind}/{start}" for kind in ("loss", "validation_dice") for start in starts} | {
+        "set_aside"
+    }
     STAGES["fine_tuning"].check_metrics(reply.metrics)
     assert "3 labelled volumes of 2 patients" in caplog.text
     # finished trainings are not kept four times over
@@ -176,7 +178,7 @@ def test_a_finished_start_is_not_trained_again(experiment, make_learner, make_ta
         make_learner(experiment).run(task, shared)
     reply = make_learner(experiment).run(make_task("fine_tuning", experiment=experiment), shared)
     assert trained == ["fine_tuning_personal", "fine_tuning_shared", "fine_tuning_scratch", "fine_tuning_scratch"]
-    assert set(reply.metrics) == {"loss/personal", "loss/shared", "loss/scratch"}
+    assert set(reply.metrics) == {"loss/personal", "loss/shared", "loss/scratch", "set_aside"}
     # another base is another task
     make_learner(experiment).run(make_task("fine_tuning", experiment=experiment, base="other"), shared)
     assert len(trained) == 7
@@ -242,7 +244,7 @@ def test_without_validation_cases_training_goes_on_and_the_log_says_so(
     monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
     study = experiment.model_copy(update={"fedata": experiment.fedata.model_copy(update={"starts": ("scratch",)})})
     reply = make_learner(study).run(make_task("fine_tuning", experiment=study), {})
-    assert set(reply.metrics) == {"loss/scratch"}
+    assert set(reply.metrics) == {"loss/scratch", "set_aside"}
     assert "no volume: the last weights are kept" in caplog.text
 
 

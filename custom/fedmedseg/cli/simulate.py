@@ -16,9 +16,9 @@ from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting, write_job
-from fedmedseg.core.place import HOME_SUFFIX
 from fedmedseg.core.progress import clock
 from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.core.state import HOME_SUFFIX
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -191,8 +191,11 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
             expected="a site file per site, or data.phantom in the experiment",
             remedy="name the folder of site files with --sites",
         )
-    if with_file and without:
-        console.print(f"phantoms for {', '.join(without)}; site files for {', '.join(with_file)}", highlight=False)
+    if with_file:
+        # also those that lie in the workspace from an earlier call: nobody should mistake real data for phantoms
+        console.print(f"site files: {', '.join(with_file)}", highlight=False)
+    if without:
+        console.print(f"phantoms: {', '.join(without)}", highlight=False)
 
 
 class _Display:

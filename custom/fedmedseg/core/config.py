@@ -161,7 +161,8 @@ class FederationSection(Strict):
     """``all``, a count, or a fraction below 1 of the sites that take part in the stage."""
     timeout: Positive = 3600
     wait_after_quorum: Positive | None = None
-    """Seconds to wait for the rest once the quorum is reached; unset: the stage's timeout."""
+    """Seconds to wait for the rest once as many sites as the quorum have answered, whether they succeeded or not;
+    unset: the stage's timeout. A short wait may leave out sites that are still training."""
     no_progress_rounds: Positive = 3
     """The job fails when the shared model has not changed for so many rounds."""
 

@@ -41,6 +41,8 @@ class SharedModelPersistor(ModelPersistor):
         self.run = ""
         self.rounds_done: dict[str, int] = {}
         self.history: list[dict[str, Any]] = []
+        self.resumed_sha256: str | None = None
+        """Digest of the tensors a resumed run starts from."""
 
     def open(self, fl_ctx: FLContext) -> None:
         """Claim this study's state: a resumed study continues the earlier run, any other sets it aside."""
@@ -58,6 +60,8 @@ class SharedModelPersistor(ModelPersistor):
             self._shared = saved["tensors"]
             self.rounds_done = dict(saved["rounds_done"])
             self.history = list(saved["history"])
+            self.resumed_sha256 = checkpoint.content_sha256(self._shared)
+            self._export()
             self.log_info(fl_ctx, f"resuming after {self.rounds_done}")
         elif self.experiment.resume:
             self.log_warning(fl_ctx, "nothing to resume for this study and experiment; starting at round 0")
@@ -78,11 +82,15 @@ class SharedModelPersistor(ModelPersistor):
             OSError: the disk is full; the checkpoint before it stays whole.
         """
         assert self._state is not None, "the persistor was not opened"
-        assert self._place is not None
         self.rounds_done[stage] = number + 1
         self.history.append(record)
         tree = {"tensors": dict(self._shared), "rounds_done": self.rounds_done, "history": self.history}
         self._state.save("shared", tree)
+        self._export()
+
+    def _export(self) -> None:
+        """Put the shared model into the run folder, where the job's results are fetched from."""
+        assert self._place is not None
         checkpoint.save(
             self._place.run / "models" / SHARED_FILE,
             {

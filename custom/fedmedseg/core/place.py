@@ -8,8 +8,7 @@ from pathlib import Path
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-HOME_SUFFIX = ".fedmedseg"
-"""The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
+from fedmedseg.core.state import HOME_SUFFIX
 
 SIMULATED_SERVER = "SimulatorServerEngine"
 """FLARE's class, by name: importing it would load the whole server into every site."""

@@ -54,7 +54,15 @@ class RunRecord(Widget):
         self._began = time.monotonic()
         self._written = False
 
-    def begin(self, experiment: Experiment, *, sites: list[str], stages: int, history: list[dict[str, Any]]) -> None:
+    def begin(
+        self,
+        experiment: Experiment,
+        *,
+        sites: list[str],
+        stages: int,
+        history: list[dict[str, Any]],
+        shared_sha256: str | None = None,
+    ) -> None:
         """Start the record; later stages of the same run add their sites only."""
         if self._record:
             self._record["sites"] = sorted({*self._record["sites"], *sites})
@@ -65,7 +73,7 @@ class RunRecord(Widget):
             "system": experiment.system,
             "seed": experiment.seed,
             "experiment_sha256": experiment.digest,
-            "shared_sha256": None,
+            "shared_sha256": shared_sha256,
             "versions": installed_versions(),
             "hardware": f"{platform.processor() or platform.machine()}, {platform.system()}",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

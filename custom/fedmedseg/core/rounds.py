@@ -28,8 +28,9 @@ def round_record(
 ) -> dict[str, Any]:
     """One round as JSON: who was asked, who was accepted or why not, bytes each way, seconds, weights, metrics.
 
-    ``facts`` holds ``asked``, ``needed``, ``attempts`` and the monotonic times ``began``, ``aggregation_began`` and
-    ``aggregated``; ``replies`` holds ``reason`` and ``seconds`` after sending, per site that answered.
+    ``facts`` holds ``asked``, ``needed``, ``attempts``, ``refusals`` and the monotonic times ``began``,
+    ``aggregation_began`` and ``aggregated``; ``replies`` holds, per site that answered, ``reason`` and ``seconds``
+    after sending.
     """
     sites = {}
     for site in facts["asked"]:
@@ -56,7 +57,8 @@ def round_record(
         "attempts": facts["attempts"],
         "needed": facts["needed"],
         "accepted": sorted(aggregator.contributions),
-        "rejected": len(aggregator.rejections),
+        # every refusal, also those that asking again made good
+        "refusals": list(facts["refusals"]),
         "sites": sites,
         "aggregate_seconds": round(facts.get("aggregated", 0.0) - facts.get("aggregation_began", 0.0), 4),
         "wall_seconds": round(time.monotonic() - facts["began"], 3),

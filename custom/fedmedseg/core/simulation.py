@@ -16,8 +16,8 @@ from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.place import HOME_SUFFIX
 from fedmedseg.core.records import RECORD_FILE
+from fedmedseg.core.state import HOME_SUFFIX
 
 JOB_ID = "simulate_job"
 POLL_SECONDS = 0.5

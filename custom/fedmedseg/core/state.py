@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 OWNER = "run.json"
+HOME_SUFFIX = ".fedmedseg"
+"""The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
 
 
 class SiteState:

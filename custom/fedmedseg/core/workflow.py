@@ -113,7 +113,13 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.record = record
         sites = self._connected()
         # before anything can stop the stage, so that a reason finds a record to stand in
-        self.record.begin(self.experiment, sites=sites, stages=self._stages, history=self.persistor.history)
+        self.record.begin(
+            self.experiment,
+            sites=sites,
+            stages=self._stages,
+            history=self.persistor.history,
+            shared_sha256=self.persistor.resumed_sha256,
+        )
         needed = self.experiment.federation.needed(len(sites))
         if needed > len(sites):
             self.system_panic(
@@ -146,8 +152,9 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
         shared = self._global_weights[ModelLearnableKey.WEIGHTS]
         base = content_sha256(shared)
+        self._folder = place_of(fl_ctx).run / "report"
         self._replies = {}
-        self._round_facts = {"base": base, "began": time.monotonic(), "attempts": 1}
+        self._round_facts = {"base": base, "began": time.monotonic(), "attempts": 1, "refusals": []}
         current = Round(
             run=self.persistor.run,
             stage=self.stage,
@@ -160,7 +167,13 @@ class QuorumScatterAndGather(ScatterAndGather):
         )
         self.aggregator.open_round(current)
         asked = [site for site in self._connected() if site not in self._declined]
-        needed = self.experiment.federation.needed(len(asked))
+        needed = self._needed(asked)
+        if needed > len(asked):
+            # FLARE would refuse to wait for more replies than it asks for, and name no site
+            self._round_facts.update(needed=needed, asked=sorted({*asked, *self._declined}))
+            self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
+            self._stop_below_quorum(fl_ctx)
+            return
         self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
         failed = self._failed(asked)
         needed = self._needed(asked)
@@ -183,19 +196,23 @@ class QuorumScatterAndGather(ScatterAndGather):
             needed = self._needed(asked)
         self._round_facts.update(needed=needed, asked=asked)
         if self._accepted() < needed and not self._aborted(abort_signal):
-            try:
-                self._write_record(None)
-            except OSError as error:
-                self.log_error(fl_ctx, f"the record of this round could not be written: {disk_problem(error)}")
-            why = shortfall(
-                stage=self.stage,
-                number=self._current_round,
-                asked=asked,
-                accepted=self.aggregator.contributions,
-                needed=needed,
-                replies=self._replies,
-            )
-            self.system_panic(why, fl_ctx)
+            self._stop_below_quorum(fl_ctx)
+
+    def _stop_below_quorum(self, fl_ctx: FLContext) -> None:
+        facts = self._round_facts
+        try:
+            self._write_record(None)
+        except OSError as error:
+            self.log_error(fl_ctx, f"the record of this round could not be written: {disk_problem(error)}")
+        why = shortfall(
+            stage=self.stage,
+            number=self._current_round,
+            asked=facts["asked"],
+            accepted=self.aggregator.contributions,
+            needed=facts["needed"],
+            replies=self._replies,
+        )
+        self.system_panic(why, fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Time the aggregation, judge progress, and close the round's record."""
@@ -217,10 +234,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         try:
             record = self._write_record(digest)
             self.persistor.finish_round(self.stage, self._current_round, record)
-        except OSError as error:
-            # FLARE logs and forgets what an event handler raises
+        except Exception as error:
+            # FLARE logs and forgets what an event handler raises, and the job would go on unsaved
+            what = disk_problem(error) if isinstance(error, OSError) else getattr(error, "public", type(error).__name__)
             self.system_panic(
-                f"{self.stage} round {self._current_round}: the round could not be saved ({disk_problem(error)}). "
+                f"{self.stage} round {self._current_round}: the round could not be saved ({what}). "
                 "The checkpoint before it stays whole. Remedy: make room and run again with resume.",
                 fl_ctx,
             )
@@ -267,7 +285,6 @@ class QuorumScatterAndGather(ScatterAndGather):
             (Header.EXPERIMENT, self.experiment.digest),
         ):
             task.data.set_header(header, value)
-        self._folder = place_of(fl_ctx).run / "report"
         self._sent = time.monotonic()
         super().broadcast_and_wait(
             task=task,
@@ -299,6 +316,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             if not accepted:
                 reason = self.aggregator.rejections.get(client_name, str(Reason.ALREADY_RECEIVED))
         if reason is not None:
+            self._round_facts.setdefault("refusals", []).append({"site": client_name, "reason": reason})
             AuditService.add_event(user=client_name, action="fedmedseg.rejected", ref=self.stage, msg=reason)
         with self._replies_lock:
             if accepted or client_name not in self.aggregator.contributions:

@@ -21,6 +21,7 @@ from pydantic import Field
 from fedmedseg.core.config import Experiment, PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.schema import Strict, parse, read_yaml
+from fedmedseg.core.state import HOME_SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError("site name", got=repr(name), expected="letters, digits, dot, dash, underscore")
-    home = workspace.with_name(workspace.name + ".fedmedseg") / name
+    home = workspace.with_name(workspace.name + HOME_SUFFIX) / name
     own, shared = local / "sites" / f"{name}.yaml", local / SITE_FILE
     file = next((candidate for candidate in (own, shared) if candidate.is_file()), None)
     if file is not None:

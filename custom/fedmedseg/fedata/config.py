@@ -67,8 +67,6 @@ class Section(Strict):
     """Hidden width of the predictor; unset: the width of a token."""
     smooth_l1_beta: float = Field(default=2.0, gt=0.0)
     ema: EMASection = EMASection()
-    teacher_sync: Literal["keep"] = "keep"
-    """``keep``: a site continues its own teacher from round to round."""
     client_mix: Literal["ala_attn", "replace"] = "ala_attn"
     """``ala_attn``: attention tensors are mixed with learned weights; ``replace``: everything from the server."""
     ala: ALASection = ALASection()

@@ -101,6 +101,10 @@ class MaskedDistillationLearner:
 
         def prepare() -> None:
             personal = task.state.load("personal") if task.round else None
+            if personal is not None and personal["round"] >= task.round:
+                # the server went back to an older checkpoint: a memory of this site's future must not leak into it
+                logger.warning("the memory is of round %d, not of an earlier one: it is not used", personal["round"])
+                personal = None
             if task.round and personal is None:
                 logger.warning("no memory of an earlier round: student and teacher start from the server's tensors")
             objective.initialise(shared, personal, aborted=task.aborted)
@@ -117,7 +121,8 @@ class MaskedDistillationLearner:
         task.state.save("personal", {"round": task.round, **objective.memory()})
         return Reply(
             tensors=objective.network.shared(),
-            metrics={**means, **objective.figures, "collapse_alarm": self._alarm(objective, means["teacher_std"])},
+            metrics={**means, **objective.figures, "collapse_alarm": self._alarm(objective, means["teacher_std"])}
+            | {"set_aside": float(len(self.volumes.quarantined))},
             examples=len(self.volumes),
             steps=steps,
         )

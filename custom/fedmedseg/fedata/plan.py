@@ -12,13 +12,13 @@ STAGES: dict[str, StageContract] = {
     "pretraining": StageContract(
         sends="shared",
         returns="shared",
-        metrics=("loss", "teacher_std", "student_teacher_gap", "collapse_alarm", "mixing/*"),
+        metrics=("loss", "teacher_std", "student_teacher_gap", "collapse_alarm", "mixing/*", "set_aside"),
     ),
     "fine_tuning": StageContract(
-        sends="shared", returns="metrics", metrics=("loss/*", "validation_dice/*", "personal_missing")
+        sends="shared", returns="metrics", metrics=("loss/*", "validation_dice/*", "personal_missing", "set_aside")
     ),
     "evaluation": StageContract(
-        sends="nothing", returns="metrics", metrics=("dice/*", "hd95/*", "failures/*", "cases")
+        sends="nothing", returns="metrics", metrics=("dice/*", "hd95/*", "failures/*", "cases", "set_aside")
     ),
 }
 """Stages in their order. Teacher, mixing weights, optimiser, decoder and data never leave a site."""

@@ -107,7 +107,7 @@ class SegmentationLearner:
             self.experiment.data.labelled_fraction,
             "no volume: the last weights are kept" if self._validation is None else f"{len(self._validation)} volumes",
         )
-        metrics: dict[str, float] = {}
+        metrics = {"set_aside": float(len(training.quarantined))}
         for start in self.starts:
             encoder = self._encoder(start, task, shared, metrics)
             metrics |= self._fine_tune_from(start, encoder, task)
@@ -185,7 +185,8 @@ class SegmentationLearner:
         results = {name: [from_plain(score) for score in scores] for name, scores in scored.items()}
         write_scores(self._folder / "test_scores.json", results, experiment=self.experiment)
         self._draw(records)
-        return Reply(metrics=metrics_of(results) | {"cases": float(len(volumes))}, examples=len(volumes))
+        counts = {"cases": float(len(volumes)), "set_aside": float(len(self._test.quarantined))}
+        return Reply(metrics=metrics_of(results) | counts, examples=len(volumes))
 
     def _finished(self, start: str, task: Task) -> str:
         """Digest of the model that this very run fine-tuned; a model of an earlier run is never scored as ours."""
