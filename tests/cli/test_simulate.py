@@ -107,6 +107,14 @@ def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "w").read_text() == "a file where the workspace should be"
 
 
+def test_a_workspace_with_a_space_is_refused(tmp_path: Path) -> None:
+    """FLARE's simulator splits its own commands at spaces."""
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "my study")])
+    assert result.exit_code == 2
+    assert "a path without spaces" in " ".join(result.output.split())
+    assert not (tmp_path / "my study").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

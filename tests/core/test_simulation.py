@@ -35,7 +35,7 @@ def test_the_command_names_the_sites_as_flare_wants_them(
     tmp_path: Path, sites: tuple[str, ...], words: list[str]
 ) -> None:
     command = call(tmp_path, sites).command()
-    assert command[:4] == [sys.executable, "-m", "nvflare.cli", "simulator"]
+    assert command[:4] == [sys.executable, "-m", "fedmedseg.core.flare_simulator", "simulator"]
     assert command[4:] == [str(tmp_path / "job"), "-w", str(tmp_path / "workspace"), *words, "-t", "2"]
 
 

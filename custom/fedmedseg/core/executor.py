@@ -153,6 +153,14 @@ class TrainingExecutor(Executor):
     def _prepare(self, fl_ctx: FLContext) -> _Ready:
         if self._ready is None:
             place = place_of(fl_ctx)
+            if place.simulated and place.folder != place.name:
+                raise ConfigurationError(
+                    "site name",
+                    got=place.name,
+                    expected=f"{place.folder}, whose folder this process works in",
+                    remedy="start the run again: FLARE's simulator swapped two sites that started at the same moment; "
+                    "`fedmedseg simulate` and `-t 1` are safe from it",
+                )
             experiment = load_experiment(place.config / EXPERIMENT_FILE)
             torch.set_num_threads(experiment.compute.threads)
             plan = system_module(experiment.system, "plan")

@@ -21,6 +21,8 @@ class Place:
     name: str
     """Site name, or ``server``."""
     simulated: bool
+    folder: str
+    """Name of the folder this process works in; a simulated participant's own name."""
     workspace: Path
     """In the simulator the whole simulator workspace; in a federation this kit's own root."""
     local: Path
@@ -50,6 +52,7 @@ def place_of(fl_ctx: FLContext) -> Place:
     return Place(
         name="server" if is_server else fl_ctx.get_identity_name(),
         simulated=simulated,
+        folder=root.name,
         # a simulated participant's workspace is a folder of its own name inside the simulator's
         workspace=root.parent if simulated else root,
         local=Path(workspace.get_site_config_dir()).resolve(),

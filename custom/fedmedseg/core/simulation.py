@@ -44,8 +44,9 @@ class Simulation:
         """The simulator's command line."""
         default = tuple(f"site-{index + 1}" for index in range(len(self.sites)))
         names = ["-n", str(len(self.sites))] if self.sites == default else ["-c", ",".join(self.sites)]
-        # the interpreter runs FLARE's command module itself, so that no PATH decides which FLARE it is
-        call = [sys.executable, "-m", "nvflare.cli", "simulator", str(self.job), "-w", str(self.workspace)]
+        # FLARE's own command, from this interpreter whatever PATH says, with site names that cannot be swapped
+        call = [sys.executable, "-m", "fedmedseg.core.flare_simulator", "simulator"]
+        call += [str(self.job), "-w", str(self.workspace)]
         return [*call, *names, "-t", str(self.threads)]
 
 
@@ -55,6 +56,13 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: the folder cannot be written.
     """
+    if any(character.isspace() for character in str(workspace)):
+        raise ConfigurationError(
+            "workspace",
+            got=repr(str(workspace)),
+            expected="a path without spaces: FLARE's simulator splits its commands at them",
+            remedy="choose another with -w",
+        )
     try:
         for folder in (workspace, workspace.with_name(workspace.name + HOME_SUFFIX)):
             folder.mkdir(parents=True, exist_ok=True)
