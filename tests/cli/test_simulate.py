@@ -133,3 +133,30 @@ def test_site_files_are_placed_with_paths_that_do_not_depend_on_their_folder(tmp
     placed = yaml.safe_load((tmp_path / "w" / "local" / "sites" / "ward.yaml").read_text())
     assert placed["datasets"]["cmr"]["list"] == str(sites / "datalist.json")
     assert placed["cache_dir"] == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["../x", "server", "St.Mary", "a b", "Local", "-n"])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: str) -> None:
+    code, said = simulate(tmp_path, f"-c=site-1,{name}")
+    assert code == 2
+    assert "a site name of letters" in said
+    assert not list(tmp_path.rglob("x"))
+
+
+def test_a_site_without_its_file_is_named_with_those_that_have_one(tmp_path: Path) -> None:
+    code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", LISTED, {})), "-c", "ward,clinic")
+    assert code == 2
+    assert "no site file for clinic" in said
+    assert "ward" in said
+
+
+def test_a_workspace_in_use_is_refused(tmp_path: Path) -> None:
+    from fedmedseg.core.simulation import claimed, prepare_workspace
+
+    prepare_workspace(tmp_path / "w", {})
+    with claimed(tmp_path / "w"):
+        code, said = simulate(tmp_path)
+        assert code == 2
+        assert "another run is under way" in said
+    with claimed(tmp_path / "w"):
+        pass

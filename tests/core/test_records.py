@@ -122,3 +122,13 @@ def test_versions_name_what_decides_results() -> None:
     versions = installed_versions()
     assert set(versions) == {"python", "fedmedseg", "nvflare", "torch", "monai", "numpy", "nibabel"}
     assert versions["nvflare"].startswith("2.")
+
+
+def test_a_resumed_run_writes_the_files_of_the_rounds_before_it_too(
+    record: RunRecord, study: Callable[..., Experiment], folder: Path
+) -> None:
+    history = [round_record("training", 0, "a")]
+    record.begin(study(), sites=["site-1"], stages=1, history=history, shared_sha256="a")
+    record.add_round(round_record("training", 1, "b"), folder)
+    files = sorted(file.name for file in (folder / "rounds").iterdir())
+    assert files == ["training-0000.json", "training-0001.json"]

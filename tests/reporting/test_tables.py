@@ -115,3 +115,14 @@ def test_durations_are_written_for_people(seconds: float, text: str) -> None:
 )
 def test_sizes_are_written_with_binary_units(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_who_took_no_part_and_how_many_cases_were_set_aside_is_told() -> None:
+    record = records.finished(("site-1", "site-2"))
+    evaluation = record["rounds"][-1]["sites"]
+    evaluation["site-1"]["metrics"]["set_aside"] = 2.0
+    evaluation["site-2"] |= {"accepted": False, "declined": True, "reason": "NO_CASES: section test", "metrics": {}}
+    text = plain_text_summary(record)
+    assert "took no part: site-2 (evaluation): NO_CASES: section test" in text
+    assert "cases set aside: site-1 (evaluation) 2" in text
+    assert "mean over 1 of 2 sites" in text

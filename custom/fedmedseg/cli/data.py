@@ -73,7 +73,7 @@ def import_set(
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):
-                plan = assign_by_number(collection, wanted or DEFAULT_SITES, by=by, seed=seed)
+                plan = assign_by_number(collection, DEFAULT_SITES if wanted is None else wanted, by=by, seed=seed)
             elif by != "random":
                 raise ConfigurationError("--by", got=by, expected="a number of sites with it", remedy="add --sites N")
             else:

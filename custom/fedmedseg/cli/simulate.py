@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,8 @@ from fedmedseg.core.state import HOME_SUFFIX
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_TAKEN = {"server", "local", "startup", "sites"}
 
 
 def simulate(
@@ -55,7 +58,11 @@ def simulate(
         at_once = _threads(threads, len(names))
         _check_quorum(experiment, len(names))
         workspace = workspace.resolve()
-        _run(folder, settings if layers else None, experiment, workspace, names, at_once, sites)
+        try:
+            _run(folder, settings if layers else None, experiment, workspace, names, at_once, sites)
+        except (KeyboardInterrupt, SystemExit):
+            console.print("interrupted; the same call with --resume continues the study", highlight=False)
+            raise
 
 
 def _run(
@@ -71,18 +78,23 @@ def _run(
     from fedmedseg.core import simulation
     from fedmedseg.reporting.tables import plain_text_summary
 
-    simulation.prepare_workspace(workspace, simulator_resources())
-    _place_site_files(sites, workspace, names)
-    _check_site_files(workspace, names, experiment)
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
-    if settings is not None:
-        folder = write_job(folder, settings, home / "jobs" / folder.name)
-    call = simulation.Simulation(
-        job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
-    )
-    console.print(f"{experiment.study}: {len(names)} sites, {threads} at once; log: {call.log}", highlight=False)
-    with _Display(experiment, len(names), threads) as display:
-        record = simulation.run(call, display.show)
+    simulation.prepare_workspace(workspace, simulator_resources())
+    with simulation.claimed(workspace):
+        _place_site_files(sites, workspace, names)
+        _check_site_files(workspace, names, experiment)
+        if settings is not None:
+            folder = write_job(folder, settings, home / "jobs" / folder.name)
+        call = simulation.Simulation(
+            job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
+        )
+        console.print(
+            f"{experiment.study}: {len(names)} sites, {threads} at once; log: {call.log}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        with _Display(experiment, len(names), threads) as display:
+            record = simulation.run(call, display.show)
     if record is None:
         raise ConfigurationError(
             "simulator",
@@ -103,6 +115,18 @@ def _system(folder: Path) -> str:
     return read_settings(folder, [])[1].system
 
 
+def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """Names become folders, and FLARE reads a dot as the way to a relay."""
+    for name in names:
+        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise ConfigurationError(
+                source,
+                got=repr(name),
+                expected=f"a site name of letters, digits, dashes and underscores, none of {', '.join(sorted(_TAKEN))}",
+            )
+    return names
+
+
 def _site_names(number: int | None, clients: str | None, sites: Path | None, experiment: Experiment) -> tuple[str, ...]:
     if number is not None and clients:
         raise ConfigurationError("-n and -c", got="both", expected="one of them")
@@ -110,7 +134,7 @@ def _site_names(number: int | None, clients: str | None, sites: Path | None, exp
         names = tuple(name.strip() for name in clients.split(",") if name.strip())
         if len(set(names)) != len(names) or not names:
             raise ConfigurationError("-c", got=clients, expected="different site names, comma-separated")
-        return names
+        return _checked(names, "-c")
     if number is not None:
         if number < 1:
             raise ConfigurationError("-n", got=number, expected="at least 1 site")
@@ -121,7 +145,7 @@ def _site_names(number: int | None, clients: str | None, sites: Path | None, exp
             raise ConfigurationError(
                 "--sites", got=f"no .yaml file in {sites}", expected="a folder of <site>.yaml files"
             )
-        return found
+        return _checked(found, "--sites")
     planned = experiment.data.phantom.sites if experiment.data.phantom else 2
     return tuple(f"site-{index + 1}" for index in range(planned))
 
@@ -156,6 +180,11 @@ def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         source = sites / f"{name}.yaml"
+        if not source.is_file():
+            known = ", ".join(sorted(file.stem for file in sites.glob("*.yaml")))
+            raise ConfigurationError(
+                "--sites", got=f"no site file for {name}", expected=f"one per site; there are {known or 'none'}"
+            )
         settings = parse(SiteFile, read_yaml(source), source=source.name)
         content = settings.model_dump(mode="json", exclude_none=True)
         for data_set in content["datasets"].values():

@@ -91,8 +91,11 @@ class RunRecord(Widget):
         self._record["rounds"].append(record)
         if record.get("shared_sha256"):
             self._record["shared_sha256"] = record["shared_sha256"]
-        name = f"{record['stage']}-{record['round']:04d}.json"
-        _write_json(folder / "rounds" / name, record)
+        for one in self._record["rounds"]:
+            # a resumed run writes those of the runs before it too
+            file = folder / "rounds" / f"{one['stage']}-{one['round']:04d}.json"
+            if one is record or not file.exists():
+                _write_json(file, one)
         self._write(folder)
 
     def end_stage(self) -> None:

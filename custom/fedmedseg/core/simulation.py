@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,27 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
             expected="a folder that can be written, and one of the same name with .fedmedseg beside it",
             remedy="choose another with -w",
         ) from None
+
+
+@contextmanager
+def claimed(workspace: Path) -> Iterator[None]:
+    """Hold a prepared workspace for one run; the kernel lets go of it whatever ends the process.
+
+    Raises:
+        ConfigurationError: another run holds it.
+    """
+    home = workspace.with_name(workspace.name + HOME_SUFFIX)
+    with open(home / ".lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                "workspace",
+                got=f"{workspace}, where another run is under way",
+                expected="a workspace of its own for each run",
+                remedy="wait for it to end, or choose another with -w",
+            ) from None
+        yield
 
 
 def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:

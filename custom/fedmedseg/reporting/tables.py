@@ -141,11 +141,12 @@ def plain_text_summary(record: Record) -> str:
         head.append(
             short(f"replies not accepted: {', '.join(f'{site} {count}' for site, count in lost.items())}", _WIDTH)
         )
+    head += _absent(record)
     rows = dice_table(record)
     if not rows:
         return "\n".join([*head, "no evaluation was recorded"])
     models = models_in(rows)
-    body, tail = _body(rows, models), _tail(rows, models)
+    body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
     judged = verdict(_evaluations(record))
     if judged is not None:
         tail.append(judged)
@@ -157,6 +158,25 @@ def plain_text_summary(record: Record) -> str:
         body = [*body[: room - 1], f"... {left} more sites in the report"]
     title = f"{'Dice':<40}" + "".join(f"{label_of(model):>12}" for model in models)
     return "\n".join([*head, "", title.rstrip(), *body, *tail])
+
+
+def _absent(record: Record) -> list[str]:
+    """Who took no part in which stage, and how many cases were set aside: a mean hides both."""
+    lines = []
+    declined: dict[str, str] = {}
+    aside: dict[str, int] = {}
+    for one in rounds_of(record):
+        for site, answer in (one.get("sites") or {}).items():
+            if answer.get("declined"):
+                declined[f"{site} ({one.get('stage')})"] = str(answer.get("reason") or "no reason given")
+            found = number((answer.get("metrics") or {}).get("set_aside"))
+            if found:
+                aside[f"{site} ({one.get('stage')})"] = int(found)
+    if declined:
+        lines.append(short("took no part: " + "; ".join(f"{who}: {why}" for who, why in declined.items()), _WIDTH))
+    if aside:
+        lines.append(short("cases set aside: " + ", ".join(f"{who} {count}" for who, count in aside.items()), _WIDTH))
+    return lines
 
 
 def _headline(record: Record) -> str:
@@ -187,10 +207,12 @@ def _per_site(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
     ]
 
 
-def _tail(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
+def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int) -> list[str]:
     means = "".join(f"{decimal(study_mean(rows, model)):>12}" for model in models)
     lowest = [worst_site(rows, model) for model in models]
-    lines = [f"{'mean over sites':<40}{means}"]
+    judged = len({row.site for row in rows})
+    title = "mean over sites" if judged == sites else f"mean over {judged} of {sites} sites"
+    lines = [f"{title:<40}{means}"]
     lines.append(f"{'worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest))
     names = "".join(f"{short(one[0], 11) if one else '-':>12}" for one in lowest)
     return [*lines, f"{'':<40}{names}"]
