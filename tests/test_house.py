@@ -228,3 +228,20 @@ def test_no_file_holds_a_path_of_somebodys_machine() -> None:
 )
 def test_the_path_gate_sees_what_it_is_for(line: str, hit: bool) -> None:
     assert bool(MACHINE_PATH.search(line)) is hit
+
+
+def test_every_preset_makes_a_valid_study_of_its_system() -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.core.schema import read_yaml
+
+    presets = sorted((ROOT / "app_configs" / "presets").glob("*/*.yaml"))
+    assert presets
+    for preset in presets:
+        _, experiment = read_settings(find_job(preset.parent.name), [read_yaml(preset)])
+        assert experiment.system == preset.parent.name
+        assert preset.stem in experiment.study
+
+
+def test_no_document_holds_a_figure_still_to_be_filled_in() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("jobs/*/README.md")]:
+        assert not re.findall(r"@[A-Z]{3,}@", document.read_text(encoding="utf-8")), document

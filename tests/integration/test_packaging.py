@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +27,13 @@ def call(command: list[str], **kwargs: object) -> str:
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with the wheel in it."""
     folder = tmp_path_factory.mktemp("packaging")
-    call([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)])
+    source = folder / "source"
+    # a copy: building in the tree leaves a build folder whose stale modules the next wheel would carry
+    kept_out = shutil.ignore_patterns(
+        ".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "simulator_workspace*"
+    )
+    shutil.copytree(ROOT, source, ignore=kept_out)
+    call([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)])
     wheel = next(folder.glob("*.whl"))
     venv.create(folder / "env", with_pip=True)
     interpreter = folder / "env" / "bin" / "python"
