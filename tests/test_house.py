@@ -189,7 +189,7 @@ def test_a_jobs_settings_are_valid_and_its_workflows_are_its_stages(job: Path) -
 
     experiment = load_experiment(job / "app" / "config" / "experiment.yaml")
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
-    stages = list(system_module(experiment.system, "plan").STAGES)
+    stages = list(system_module(experiment.system, "plan").stages(experiment))
     assert [workflow["args"]["stage"] for workflow in server["workflows"]] == stages
     client = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
     assert sorted(task for executor in client["executors"] for task in executor["tasks"]) == sorted(stages)

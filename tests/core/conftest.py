@@ -39,7 +39,7 @@ class ToySection(Strict):
 TOY = {
     "config": SimpleNamespace(Section=ToySection),
     "plan": SimpleNamespace(
-        STAGES={
+        stages=lambda experiment: {
             "training": StageContract(sends="shared", returns="shared", metrics=("loss", "mixing/*")),
             "tuning": StageContract(sends="shared", returns="metrics", metrics=("loss/*",)),
             "testing": StageContract(sends="nothing", returns="metrics", metrics=("dice/*", "cases")),
@@ -152,7 +152,7 @@ def round_of(shared: dict[str, torch.Tensor]) -> Callable[..., Round]:
             number=number,
             base=content_sha256(tensors),
             nonce=NONCE,
-            contract=TOY["plan"].STAGES[stage],
+            contract=TOY["plan"].stages(None)[stage],
             schema=Schema(tensors),
             shared=tensors,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import random
@@ -19,13 +20,15 @@ from fedmedseg.core.aggregator import (
     Contribution,
     GuardedAggregator,
     MetricsAggregator,
+    Round,
     SharedKeysAggregator,
     normalised_weights,
     weighted_mean,
 )
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError
-from fedmedseg.core.wire import Header, Meta
+from fedmedseg.core.personal import payloads
+from fedmedseg.core.wire import WHOLE, Header, Meta
 
 Tensors = dict[str, torch.Tensor]
 
@@ -494,3 +497,60 @@ def test_reset_lets_go_of_the_tensors(aggregator: SharedKeysAggregator, send: Ca
     assert aggregator.contributions["site-1"].nbytes == 2 * 4 + 4 * 4
     aggregator.reset(context("server"))
     assert aggregator.contributions == {}
+
+
+OWN = {"a": torch.tensor([5.0, 6.0])}
+
+
+@pytest.fixture
+def personal_round(round_of: Callable, shared: Tensors) -> Round:
+    """A round in which site-2 was sent an ``a`` of its own."""
+    contract = dataclasses.replace(round_of().contract, personal=True)
+    return dataclasses.replace(round_of(), contract=contract, personal=payloads(shared, {"site-2": OWN}, WHOLE))
+
+
+def test_a_round_knows_what_each_site_was_sent(personal_round: Round, shared: Tensors) -> None:
+    assert personal_round.base_of("site-1") == personal_round.base == content_sha256(shared)
+    assert personal_round.base_of("site-2") == content_sha256({**shared, **OWN})
+    assert personal_round.start_of("site-1") is personal_round.shared
+    assert personal_round.start_of("site-2") == {"a": OWN["a"], "b": shared["b"]}
+
+
+def test_a_site_is_judged_by_what_it_was_sent_and_by_nothing_else(
+    aggregator: SharedKeysAggregator, send: Callable, personal_round: Round
+) -> None:
+    aggregator.open_round(personal_round)
+    own = personal_round.personal["site-2"].base
+    assert send("site-1", step(0.1), headers={Header.BASE: own}) is False
+    assert send("site-2", step(0.1)) is False
+    assert set(aggregator.rejections.values()) == {"STALE: base of another task"}
+    assert send("site-1", step(0.1))
+    assert send("site-2", step(0.1), headers={Header.BASE: own})
+    aggregator.renew("e5f6")
+    assert aggregator.round is not None
+    assert aggregator.round.base_of("site-2") == own, "asking again changes no payload"
+
+
+class OwnRule(SharedKeysAggregator):
+    """Hands every site heard its own ``a``, and counts how often it is asked."""
+
+    asked = 0
+
+    def personalise(self, shared: Any, contributions: Any) -> Any:
+        self.asked += 1
+        return {site: {"a": contribution.differences["a"]} for site, contribution in contributions.items()}
+
+
+def test_a_rule_is_asked_for_personal_tensors_only_where_the_contract_is_personal(
+    send: Callable, context: Callable, round_of: Callable, personal_round: Round
+) -> None:
+    rule = OwnRule()
+    for current, asked in ((round_of(), 0), (personal_round, 1)):
+        rule.open_round(current)
+        assert send("site-1", step(0.1), to=rule)
+        assert send("site-3", step(0.3), to=rule, examples=0)
+        result(rule, context)
+        assert rule.asked == asked
+    assert list(rule.personal) == ["site-1"], "a site that counts no case has no part in it"
+    rule.reset(context("server"))
+    assert rule.personal == {}

@@ -11,7 +11,17 @@ import yaml
 
 from fedmedseg.core import jobs
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.jobs import EXPERIMENT, find_job, find_preset, merged, read_settings, setting, write_job
+from fedmedseg.core.jobs import (
+    EXPERIMENT,
+    check_quorum,
+    find_job,
+    find_preset,
+    main_stage,
+    merged,
+    read_settings,
+    setting,
+    write_job,
+)
 
 
 @pytest.fixture
@@ -133,3 +143,62 @@ def test_a_job_is_copied_with_its_settings_and_replaces_an_older_copy(toy: None,
     assert (out / "meta.json").read_text() == (job / "meta.json").read_text()
     assert not (out / "stale").exists()
     assert read_settings(job, [])[1].seed == 7, "the original is as it was"
+
+
+def test_a_header_stays_a_comment_whatever_is_in_it(toy: None, bundle: Path, tmp_path: Path) -> None:
+    job = bundle / "jobs" / "toy"
+    content, experiment = read_settings(job, [])
+    out = write_job(job, content, tmp_path / "out", header="made by\n  --set study=x\nseed: 99\r\x0bstudy: y")
+    text = (out / EXPERIMENT).read_text()
+    assert text.startswith("# made by\n#   --set study=x\n# seed: 99\n")
+    assert read_settings(out, [])[1].digest == experiment.digest
+
+
+def test_entries_of_the_meta_file_are_replaced_and_others_kept(toy: None, bundle: Path, tmp_path: Path) -> None:
+    job = bundle / "jobs" / "toy"
+    (job / "meta.json").write_text(json.dumps({"name": "toy", "deploy_map": {"app": ["@ALL"]}}))
+    out = write_job(job, read_settings(job, [])[0], tmp_path / "out", meta={"name": "study", "min_clients": 3})
+    expected = {"name": "study", "deploy_map": {"app": ["@ALL"]}, "min_clients": 3}
+    assert json.loads((out / "meta.json").read_text()) == expected
+
+
+def test_a_job_may_be_written_over_itself(toy: None, bundle: Path) -> None:
+    job = bundle / "jobs" / "toy"
+    content, _ = read_settings(job, [{"seed": 9}])
+    write_job(job, content, job)
+    assert read_settings(job, [])[1].seed == 9
+    assert [path.name for path in job.parent.iterdir()] == ["toy"]
+
+
+def test_a_copy_that_cannot_be_finished_leaves_what_was_there(toy: None, bundle: Path, tmp_path: Path) -> None:
+    job, out = bundle / "jobs" / "toy", tmp_path / "out"
+    write_job(job, read_settings(job, [{"seed": 9}])[0], out)
+
+    def fail(copy: Path) -> None:
+        raise ConfigurationError("encoder", got="none")
+
+    with pytest.raises(ConfigurationError):
+        write_job(job, read_settings(job, [])[0], out, finish=fail)
+    assert read_settings(out, [])[1].seed == 9
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(("quorum", "sites", "fits"), [("all", 1, True), (0.9, 1, True), (2, 2, True), (3, 2, False)])
+def test_only_a_count_can_be_too_many(toy: None, bundle: Path, quorum: str | float, sites: int, fits: bool) -> None:
+    _, experiment = read_settings(bundle / "jobs" / "toy", [{"federation": {"quorum": quorum}}])
+    if fits:
+        check_quorum(experiment, sites)
+    else:
+        with pytest.raises(ConfigurationError, match=r"federation.quorum: got 3. Expected at most 2, the number of"):
+            check_quorum(experiment, sites)
+
+
+@pytest.mark.parametrize(("rounds", "stage"), [((5, 1, 1), "training"), ((0, 4, 1), "tuning"), ((0, 0, 1), "testing")])
+def test_the_main_stage_is_the_first_that_is_not_left_out(
+    toy: None, bundle: Path, monkeypatch: pytest.MonkeyPatch, rounds: tuple[int, ...], stage: str
+) -> None:
+    from fedmedseg.core import config
+
+    monkeypatch.setattr(jobs, "system_module", config.system_module)
+    stages = {name: {"rounds": number} for name, number in zip(("training", "tuning", "testing"), rounds, strict=True)}
+    assert main_stage(read_settings(bundle / "jobs" / "toy", [{"stages": stages}])[1]) == stage

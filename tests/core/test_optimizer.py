@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmedseg.core.config import OptimizerSection
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 
 
 def section(warmup: float = 0.2) -> OptimizerSection:
@@ -52,3 +52,25 @@ def test_one_step_agrees_with_adamw_worked_out_by_hand() -> None:
     (3.0 * weight).sum().backward()
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.01) - 0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_restored_moments_lie_in_memory_as_their_parameters(layout: torch.memory_format) -> None:
+    def made() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(3, 4, 5, 6).contiguous(memory_format=layout))
+        return weight, build_optimizer([{"params": [weight]}], section())
+
+    weight, optimizer = made()
+    weight.square().sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"] = {
+        0: {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in saved["state"][0].items()}
+    }
+    other, restored = made()
+    restore_optimizer(restored, saved)
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = restored.state[other][name]
+        assert moment.stride() == weight.stride() == other.stride()
+        assert torch.equal(moment, optimizer.state[weight][name])

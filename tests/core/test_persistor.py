@@ -15,6 +15,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.persistor import SharedModelPersistor
 
@@ -172,3 +173,72 @@ def test_a_wrong_experiment_stops_the_server_in_the_constructor(experiment_file:
     experiment_file.write_text("system: nowhere\n")
     with pytest.raises(ConfigurationError, match="system"):
         SharedModelPersistor(experiment_file=str(experiment_file))
+
+
+def test_tensors_of_single_sites_are_resumed_with_the_shared_ones_of_the_same_round(
+    opened: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    first, _ = opened()
+    assert first.personal == {}
+    for number in (0, 1):
+        first.personal = {"site-1": {"a": torch.full((2,), 10.0 + number)}, "site-2": {"b": torch.ones(2, 2)}}
+        finish(first, number, 0.1 * (1 + number), context)
+    resumed, tensors = opened(resume=True)
+    assert sorted(resumed.personal) == ["site-1", "site-2"]
+    assert resumed.personal["site-1"]["a"].tolist() == [11.0, 11.0]
+    assert tensors["a"].tolist() == pytest.approx([0.2, 0.2])
+    state_file(first).write_bytes(b"")
+    resumed, tensors = opened(resume=True)
+    assert resumed.personal["site-1"]["a"].tolist() == [10.0, 10.0], "one file: they fall back together"
+    assert tensors["a"].tolist() == pytest.approx([0.1, 0.1])
+    assert opened()[0].personal == {}, "a run that does not resume starts without"
+
+
+def test_tensors_of_single_sites_never_enter_the_run_folder(
+    opened: Callable[..., Any], context: Callable[..., FLContext], tmp_path: Path
+) -> None:
+    """Whoever may download a job's results would else hold every site's model."""
+    persistor, _ = opened()
+    marker = torch.tensor([1234.5, 6789.25])
+    persistor.personal = {"site-1": {"a": marker}}
+    finish(persistor, 0, 0.1, context)
+    pattern = marker.numpy().tobytes()
+    assert pattern in state_file(persistor).read_bytes()
+    files = [file for file in (tmp_path / "kit" / "job").rglob("*") if file.is_file()]
+    assert len(files) > 1
+    assert not [file for file in files if pattern in file.read_bytes()]
+
+
+@pytest.mark.parametrize("wrong", [{"a": torch.zeros(3)}, {"c": torch.zeros(2)}])
+def test_a_checkpoint_with_foreign_tensors_of_a_site_is_refused(
+    opened: Callable[..., Any], context: Callable[..., FLContext], wrong: Tensors
+) -> None:
+    """Fault row 43."""
+    first, _ = opened()
+    first.personal = {"site-1": wrong}
+    finish(first, 0, 0.1, context)
+    with pytest.raises(FedMedSegError, match="tensors from this server's checkpoint"):
+        opened(resume=True)
+
+
+def test_a_study_that_names_an_encoder_starts_from_it(
+    opened: Callable[..., Any], experiment_file: Path, context: Callable[..., FLContext], shared: Tensors
+) -> None:
+    digest = save_encoder(experiment_file.parent / ENCODER_FILE, {"b": torch.ones(2, 2)}, source_sha256="")
+    network = {"name": "unetr", "pretrained": digest}
+    first, tensors = opened(network=network)
+    assert content_sha256(tensors) == content_sha256({"a": shared["a"], "b": torch.ones(2, 2)})
+    last = finish(first, 0, 0.1, context)
+    _, resumed = opened(network=network, resume=True)
+    assert content_sha256(resumed) == content_sha256(last), "a resumed study continues, it does not start over"
+
+
+def test_a_missing_or_changed_encoder_stops_the_server_in_the_constructor(
+    opened: Callable[..., Any], experiment_file: Path
+) -> None:
+    network = {"name": "unetr", "pretrained": content_sha256({"b": torch.ones(2, 2)})}
+    with pytest.raises(ConfigurationError, match=r"network.pretrained: got no file"):
+        opened(network=network)
+    save_encoder(experiment_file.parent / ENCODER_FILE, {"b": torch.zeros(2, 2)}, source_sha256="")
+    with pytest.raises(ConfigurationError, match=r"named in experiment\.yaml"):
+        opened(network=network)

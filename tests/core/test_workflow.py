@@ -333,7 +333,7 @@ def test_a_round_ends_with_a_record_of_every_site(
         "examples": None,
     }
     assert stage.flow.persistor.rounds_done == {"training": 1}
-    assert record["shared_sha256"] != stage.flow._round_facts["base"]
+    assert record["shared_sha256"] != stage.flow._round_facts["shared"]
 
 
 def test_a_model_that_does_not_change_for_three_rounds_ends_the_job(
@@ -458,3 +458,17 @@ def test_a_round_that_cannot_be_saved_for_any_reason_stops_the_job(
     assert len(stage.panics) == 1
     assert "could not be saved" in stage.panics[0]
     assert "secret" not in stage.panics[0]
+
+
+def test_a_site_cannot_answer_in_another_sites_name(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    """The name in a request's context is the client's own word, the client itself is known by its token."""
+    stage = federation()
+    stage.round(monkeypatch, site_1=["silent"], site_2=["silent"])
+    for peer in ("site-1", None):
+        assert stage.flow._accept_train_result("site-2", stage.honest("site-1"), context("server", peer=peer)) is False
+    assert sorted(stage.flow.aggregator.contributions) == ["site-3"]
+    assert stage.flow._replies["site-2"]["reason"] == "SCHEMA: a reply in another site's name"
+    assert "site-1" not in stage.flow._replies
+    assert stage.flow._accept_train_result("site-1", stage.honest("site-1"), context("server", peer="site-1"))

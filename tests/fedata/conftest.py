@@ -94,7 +94,8 @@ def learner(tmp_path: Path, volumes: MemoryVolumes) -> Callable[[Experiment], Ma
 
     def make(experiment: Experiment) -> MaskedDistillationLearner:
         made = MaskedDistillationLearner(
-            experiment=experiment, site=SimpleNamespace(state_root=tmp_path / "state", device="cpu")
+            experiment=experiment,
+            site=SimpleNamespace(state_root=tmp_path / "state", cache=tmp_path / "cache", device="cpu"),
         )
         made.__dict__["volumes"] = volumes
         return made

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedmedseg.fedata.distillation import distillation_target, masked_distillation_loss
+from fedmedseg.fedata.masking import places
 
 
 def test_the_target_is_the_norm_of_the_mean_of_norms():
@@ -34,25 +35,26 @@ def test_no_gradient_flows_into_the_target():
 )
 def test_one_masked_token_by_hand(error, beta, loss):
     """0.5 e^2 / beta below beta, e - beta / 2 above it."""
-    prediction, target = torch.zeros(1, 2, 3), torch.full((1, 2, 3), error)
-    mask = torch.tensor([[True, False]])
-    assert float(masked_distillation_loss(prediction, target, mask, beta=beta)) == pytest.approx(loss)
+    prediction, target = torch.zeros(1, 1, 3), torch.stack([torch.full((3,), error), torch.full((3,), 99.0)])[None]
+    hidden = torch.tensor([[0]])
+    assert float(masked_distillation_loss(prediction, target, hidden, beta=beta)) == pytest.approx(loss)
 
 
-def test_unmasked_predictions_do_not_touch_the_loss():
-    prediction, target = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+def test_targets_of_visible_tokens_do_not_touch_the_loss():
+    prediction, target = torch.randn(2, 2, 3), torch.randn(2, 4, 3)
     mask = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]]])
-    changed = prediction.clone()
+    hidden = places(mask).hidden
+    one = masked_distillation_loss(prediction, target, hidden, beta=2.0)
+    changed = target.clone()
     changed[~mask.flatten(1)] += 100.0
-    one = masked_distillation_loss(prediction, target, mask, beta=2.0)
-    assert torch.equal(one, masked_distillation_loss(changed, target, mask, beta=2.0))
-    changed = prediction.clone()
+    assert torch.equal(one, masked_distillation_loss(prediction, changed, hidden, beta=2.0))
+    changed = target.clone()
     changed[mask.flatten(1)] += 1.0
-    assert not torch.equal(one, masked_distillation_loss(changed, target, mask, beta=2.0))
+    assert not torch.equal(one, masked_distillation_loss(prediction, changed, hidden, beta=2.0))
 
 
-def test_gradient_reaches_masked_predictions_only():
-    prediction = torch.randn(1, 3, 2, requires_grad=True)
-    mask = torch.tensor([[True, False, True]])
-    masked_distillation_loss(prediction, torch.randn(1, 3, 2), mask, beta=2.0).backward()
-    assert (prediction.grad.abs().sum(-1) > 0).tolist() == [[True, False, True]]
+def test_predictions_meet_the_targets_of_their_own_places():
+    target = torch.arange(8.0).reshape(1, 4, 2)
+    hidden = torch.tensor([[1, 3]])
+    assert float(masked_distillation_loss(target[:, [1, 3]], target, hidden, beta=2.0)) == 0.0
+    assert float(masked_distillation_loss(target[:, [3, 1]], target, hidden, beta=2.0)) > 0.0

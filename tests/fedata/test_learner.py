@@ -12,7 +12,7 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.learner import OneVolume
 from fedmedseg.fedata.objective import MaskedDistillationObjective
-from fedmedseg.fedata.plan import STAGES, initial_shared
+from fedmedseg.fedata.plan import initial_shared, stages
 
 
 def _equal(one, other):
@@ -47,7 +47,7 @@ def test_a_round_replies_with_exactly_the_shared_tensors_and_declared_figures(st
     assert set(reply.tensors) == set(shared)
     assert all(not torch.equal(reply.tensors[name], shared[name]) for name in shared)
     assert (reply.examples, reply.steps) == (6, 2)
-    STAGES["pretraining"].check_metrics(reply.metrics)
+    stages(experiment)["pretraining"].check_metrics(reply.metrics)
     assert set(reply.metrics) == {"loss", "teacher_std", "student_teacher_gap", "collapse_alarm", "set_aside"}
     assert reply.metrics["collapse_alarm"] == 0.0
 
@@ -78,7 +78,7 @@ def test_the_next_round_mixes_and_one_that_comes_late_still_does(study, learner,
         "mixing/loss_last",
         "mixing/weight_mean",
     }
-    STAGES["pretraining"].check_metrics(second.metrics)
+    stages(experiment)["pretraining"].check_metrics(second.metrics)
     later = moved(shared, seed=8)
     fifth = site.run(task(experiment, later, round=4), later)
     assert fifth.metrics["mixing/passes"] == 1
@@ -224,3 +224,110 @@ def test_crops_of_a_step_come_from_the_volume_that_was_chosen(study, learner, vo
     assert len(one) == 1
     one.image(0)
     assert volumes.reads == [4]
+
+
+MIXES = [
+    {"client_mix": "fedema"},
+    {"client_mix": "keep_attn_local", "teacher_sync": "reset"},
+    {"client_mix": "ala_all", "ala": {"step": 0.3, "normalise": True, "granularity": "head"}},
+    {"client_mix": "replace", "teacher_sync": "aggregate"},
+    {"server_aggregation": "none", "starts": ["personal"]},
+]
+
+
+@pytest.mark.parametrize("settings", MIXES)
+def test_every_mixing_continues_after_a_kill_to_the_same_bits_in_this_round_and_the_next(
+    study, learner, task, moved, monkeypatch, settings
+):
+    """Killed before the last step of round 1; round 2 stands on what round 1 remembered."""
+    experiment = study(**settings)
+    contract = stages(experiment)["pretraining"]
+    shared = initial_shared(experiment)
+    later = [moved(shared, seed=5), moved(shared, seed=6)]
+    plain = MaskedDistillationObjective.step
+
+    def dies(self, index):
+        if index == 3:
+            raise KeyboardInterrupt
+        return plain(self, index)
+
+    outcomes = []
+    for kill in (False, True):
+        site = learner(experiment)
+        site.run(task(experiment, shared), shared)
+        if kill:
+            with monkeypatch.context() as patch:
+                patch.setattr(MaskedDistillationObjective, "step", dies)
+                with pytest.raises(KeyboardInterrupt):
+                    site.run(task(experiment, later[0], round=1, checkpoint_seconds=0.0), later[0])
+            site = learner(experiment)
+        replies = []
+        for number, incoming in enumerate(later, start=1):
+            given = task(experiment, incoming, round=number)
+            replies.append(site.run(given, incoming))
+            contract.check_metrics(replies[-1].metrics)
+        outcomes.append((replies, given.state.load("personal")))
+        _forget(given)
+    (whole, memory), (continued, same) = outcomes
+    for one, other in zip(whole, continued, strict=True):
+        assert _equal(one.tensors, other.tensors)
+        assert one.tensors.keys() == shared.keys()
+        assert one.metrics == other.metrics
+    assert _equal(memory["teacher"], same["teacher"])
+    if settings.get("client_mix") == "fedema":
+        assert memory["mixing"] == same["mixing"]
+
+
+def test_fedema_follows_the_change_of_each_round_before(study, learner, task, moved):
+    """mu of rounds 1 and 2 from nothing but what crossed the wire: lambda = 0.7 / d_0, mu_2 = lambda d_1."""
+    experiment = study(client_mix="fedema", optimizer={"learning_rate": 1e-3, "warmup_fraction": 0.0})
+    shared = initial_shared(experiment)
+    site = learner(experiment)
+
+    def distance(one, other):
+        return sum(float((one[name] - other[name]).norm()) for name in one) / len(one)
+
+    first = site.run(task(experiment, shared), shared)
+    assert not any(name.startswith("mixing/") for name in first.metrics)
+    incoming = moved(shared)
+    second = site.run(task(experiment, incoming, round=1), incoming)
+    factor = 0.7 / distance(shared, first.tensors)
+    assert second.metrics["mixing/mu"] == pytest.approx(0.7)
+    assert second.metrics["mixing/lambda"] == pytest.approx(factor, rel=1e-5)
+    start = {name: 0.3 * incoming[name] + 0.7 * first.tensors[name] for name in shared}
+    expected = factor * distance(start, second.tensors)
+    assert 0.0 < expected < 1.0
+    # another process, from the disk
+    third = learner(experiment).run(task(experiment, shared, round=2), shared)
+    assert third.metrics["mixing/mu"] == pytest.approx(expected, rel=1e-4)
+    assert third.metrics["mixing/lambda"] == second.metrics["mixing/lambda"]
+
+
+def test_a_site_on_its_own_takes_nothing_of_the_server_after_its_first_round(study, learner, task, moved):
+    experiment = study(server_aggregation="none", starts=["personal"])
+    shared = initial_shared(experiment)
+    replies = []
+    for scale in (0.05, 0.5):
+        site = learner(experiment)
+        site.run(task(experiment, shared), shared)
+        incoming = moved(shared, scale)
+        given = task(experiment, incoming, round=1)
+        replies.append(site.run(given, incoming))
+        _forget(given)
+    assert _equal(replies[0].tensors, replies[1].tensors)
+    assert replies[0].metrics == replies[1].metrics
+
+
+def test_two_rounds_on_its_own_go_on_where_the_first_ended(study, learner, task):
+    experiment = study(server_aggregation="none", starts=["personal"], ema={"start": 0.5, "end": 0.5})
+    shared = initial_shared(experiment)
+    given = task(experiment, shared)
+    site = learner(experiment)
+    first = site.run(given, shared)
+    objective = learner(experiment).objective
+    objective.begin(round=1, rounds=3)
+    personal = given.state.load("personal")
+    objective.initialise(shared, personal)
+    assert _equal(objective.network.shared(), first.tensors)
+    assert _equal(objective.memory()["teacher"], personal["teacher"])
+    assert any(not torch.equal(personal["teacher"][name], first.tensors[name]) for name in personal["teacher"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from fedmedseg.fedata.masking import masked_units, random_masks
+from fedmedseg.fedata.masking import masked_units, pick, places, random_masks
 
 
 def test_152_of_216_units_of_a_96_cube_are_masked():
@@ -38,3 +39,18 @@ def test_a_generator_fixes_the_masks_and_leaves_the_global_one_alone():
     drawn = [random_masks(3, (64, 64), unit=16, ratio=0.7, generator=torch.Generator().manual_seed(9)) for _ in "ab"]
     assert torch.equal(*drawn)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_places_are_those_of_the_mask_in_the_order_of_the_tokens():
+    masks = torch.tensor([[[True, False, False], [True, True, False]], [[False, True, True], [False, False, True]]])
+    where = places(masks)
+    assert where.hidden.tolist() == [[0, 3, 4], [1, 2, 5]]
+    assert where.visible.tolist() == [[1, 2, 5], [0, 3, 4]]
+    tokens = torch.randn(2, 6, 4)
+    assert torch.equal(pick(tokens, where.hidden).flatten(0, 1), tokens[masks.flatten(1)])
+    assert torch.equal(pick(tokens, where.visible).flatten(0, 1), tokens[~masks.flatten(1)])
+
+
+def test_crops_that_hide_different_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"equally many tokens in every crop, not \[1, 2\]"):
+        places(torch.tensor([[True, False, False], [True, True, False]]))

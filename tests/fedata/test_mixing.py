@@ -7,8 +7,9 @@ import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
-from fedmedseg.fedata.config import ALASection
-from fedmedseg.fedata.mixing import learn_mixture, mix, next_weights, settled
+from fedmedseg.fedata.grain import whole
+from fedmedseg.fedata.mixing import learn_mixture, mean_weight, mix, next_weights, settled
+from fedmedseg.fedata.mixing_config import ALASection
 from fedmedseg.fedata.network import MaskedEncoder
 from fedmedseg.fedata.plan import initial_shared
 
@@ -45,6 +46,63 @@ def test_one_step_by_hand():
         step=0.1,
     )["w"]
     assert weights.tolist() == pytest.approx([0.1, 0.0, 1.0])
+
+
+def test_a_shared_weight_moves_by_the_sum_over_its_elements():
+    """0.5 - 0.1 * (2 * 1 - 1 * 2 + 1 * 3) = 0.2, and all three elements are then mixed alike."""
+    local, shared, grains = _tensors(0.0, 0.0, 0.0), _tensors(1.0, 2.0, 3.0), {"w": whole((3,))}
+    weights = next_weights(_tensors(0.5), _tensors(2.0, -1.0, 1.0), local, shared, step=0.1, grains=grains)
+    assert weights["w"].tolist() == pytest.approx([0.2])
+    assert mix(local, shared, weights, grains)["w"].tolist() == pytest.approx([0.2, 0.4, 0.6])
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_a_normalised_gradient_moves_the_steepest_weight_by_the_step_whatever_its_size(size):
+    """Products with w_g - w_c are 8, -4 and, in the other tensor, 2: of 8, steps of 0.2 are 0.2, 0.1 and 0.05."""
+    gradients = {"a": size * torch.tensor([4.0, -4.0]), "b": size * torch.tensor([2.0])}
+    local = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    shared = {"a": torch.tensor([2.0, 1.0]), "b": torch.ones(1)}
+    weights = {"a": torch.tensor([0.5, 0.5]), "b": torch.tensor([0.5])}
+    found = next_weights(weights, gradients, local, shared, step=0.2, normalise=True)
+    assert found["a"].tolist() == pytest.approx([0.3, 0.6])
+    assert found["b"].tolist() == pytest.approx([0.45])
+
+
+def test_a_gradient_of_zeros_is_not_normalised():
+    weights = next_weights(_tensors(0.5), _tensors(0.0), _tensors(0.0), _tensors(1.0), step=1.0, normalise=True)
+    assert weights["w"].tolist() == [0.5]
+
+
+def test_normalising_is_done_in_every_batch():
+    """Gradients 2 (W - 0.25): each is divided by itself, so W falls by 0.2 in each of 3 passes of 1 batch."""
+    section = ALASection(step=0.2, threshold=0.0, first_passes_max=3, normalise=True)
+    found = learn_mixture(
+        local=_tensors(0.0), shared=_tensors(1.0), weights=None, gradient=_parabola(0.25), batches=1, section=section
+    )
+    assert float(found.weights["w"]) == pytest.approx(0.4)
+
+
+def test_one_weight_for_a_tensor_finds_the_best_of_its_line():
+    """Own (0, 0), shared (1, 2), best (1, 0): along W the loss is (W - 1)^2 + 4 W^2, least at 0.2."""
+    section = ALASection(step=0.05, threshold=0.0, first_passes_max=50)
+    found = learn_mixture(
+        local=_tensors(0.0, 0.0),
+        shared=_tensors(1.0, 2.0),
+        weights=None,
+        gradient=_parabola(torch.tensor([1.0, 0.0])),
+        batches=1,
+        section=section,
+        grains={"w": whole((2,))},
+    )
+    assert float(found.weights["w"]) == pytest.approx(0.2, abs=1e-6)
+    assert found.tensors["w"].tolist() == pytest.approx([0.2, 0.4], abs=1e-6)
+    assert found.figures["mixing/weight_mean"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_the_mean_weight_counts_every_element():
+    """One weight of 0.2 for three elements and 1.0 for one: (0.6 + 1) / 4."""
+    weights = {"a": torch.tensor([0.2]), "b": torch.tensor([1.0])}
+    assert mean_weight(weights, {"a": torch.zeros(3), "b": torch.zeros(1)}) == pytest.approx(0.4)
 
 
 def test_the_first_use_descends_to_the_best_mixture():
@@ -160,7 +218,7 @@ def test_the_vits_scope_is_its_projections(study):
     scope = MaskedEncoder(experiment=experiment).attention()
     assert {name.split(".attn.")[1] for name in scope} == {"qkv.weight", "out_proj.weight", "out_proj.bias"}
     assert len(scope) == 3 * 12
-    assert {name for name in names if ".attn." in name} == set(scope)
+    assert {name for name in names if name.startswith("vit.") and ".attn." in name} == set(scope)
 
 
 def test_attention_of_the_full_size_swin_is_1_77_million_parameters(settings):

@@ -148,7 +148,7 @@ def test_replace_takes_everything_from_the_server(study, moved):
     following = _next_round(experiment, objective.memory(), incoming)
     student = following.network.shared()
     assert all(torch.equal(student[name], incoming[name]) for name in incoming)
-    assert following.mixing is None
+    assert following.memory()["mixing"] is None
     assert set(following.figures) == {"student_teacher_gap"}
 
 
@@ -169,12 +169,13 @@ def test_mixing_changes_attention_between_own_and_shared_and_nothing_else(study,
             high = torch.maximum(incoming[name], memory["tensors"][name]) + 1e-6
             assert bool(((student[name] >= low) & (student[name] <= high)).all()), name
     assert any(not torch.equal(student[name], incoming[name]) for name in scope)
-    assert set(following.mixing) == scope
-    expected = mix(memory["tensors"], incoming, following.mixing)
+    weights = following.memory()["mixing"]
+    assert set(weights) == scope
+    expected = mix(memory["tensors"], incoming, weights)
     assert all(torch.equal(student[name], expected[name]) for name in scope)
-    for weights in following.mixing.values():
-        assert float(weights.min()) >= 0.0
-        assert float(weights.max()) <= 1.0
+    for weight in weights.values():
+        assert float(weight.min()) >= 0.0
+        assert float(weight.max()) <= 1.0
     assert 0.0 < following.figures["mixing/weight_mean"] < 1.0
 
 
@@ -195,7 +196,7 @@ def test_mixing_is_skipped_where_server_and_site_agree(study):
     following = _next_round(experiment, memory, memory["tensors"])
     student = following.network.shared()
     assert all(torch.equal(student[name], memory["tensors"][name]) for name in student)
-    assert following.mixing is None
+    assert following.memory()["mixing"] is None
     assert set(following.figures) == {"student_teacher_gap"}
 
 
@@ -266,9 +267,109 @@ def test_a_gradient_that_is_not_finite_leaves_student_and_teacher_alone(study):
     before = [
         parameter.detach().clone() for parameter in (*objective.network.parameters(), *objective.teacher.parameters())
     ]
-    objective.network.mask_token.register_hook(lambda gradient: gradient * math.inf)
+    objective.network.encoder.norm.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(FedMedSegError, match="gradient norm") as caught:
         objective.step(1)
     assert caught.value.reason is Reason.LOCAL_DIVERGED
     after = [*objective.network.parameters(), *objective.teacher.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("masked_tokens", ["drop", "replace"])
+def test_the_vits_blocks_see_visible_tokens_alone_or_a_token_in_place_of_the_others(study, masked_tokens):
+    """Of 4 tokens 3 are masked; the teacher sees all 4 either way."""
+    experiment = study("unetr", (32, 32), masked_tokens=masked_tokens)
+    objective, _ = _trained(experiment, steps=0)
+    seen: dict[str, tuple[int, ...]] = {}
+    for who, encoder in (("teacher", objective.teacher), ("student", objective.network.encoder)):
+        encoder.blocks[0].register_forward_pre_hook(
+            lambda _module, given, who=who: seen.update({who: tuple(given[0].shape)})
+        )
+    torch.manual_seed(0)
+    objective.step(0)
+    assert seen["teacher"] == (4, 4, 24)
+    assert seen["student"] == ((4, 1, 24) if masked_tokens == "drop" else (4, 4, 24))
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("linear", 0.2 + 0.8 * 5 / 11), ("constant", 0.2)])
+def test_the_teacher_follows_by_the_schedule_that_was_chosen(study, schedule, expected):
+    """Step 1 of round 1, of 3 rounds of 4 steps: position 5 of 0 to 11."""
+    end = {} if schedule == "constant" else {"end": 1.0}
+    objective, _ = _trained(study(rounds=3, ema={"schedule": schedule, "start": 0.2, **end}), steps=1)
+    objective.begin(round=1, rounds=3)
+    before = {name: tensor.clone() for name, tensor in objective.memory()["teacher"].items()}
+    torch.manual_seed(0)
+    objective.step(1)
+    after = objective.memory()
+    for name, tensor in after["teacher"].items():
+        wanted = expected * before[name] + (1 - expected) * after["tensors"][name]
+        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("pretext", ["distillation", "ibot"])
+def test_a_reset_teacher_is_the_student_as_it_starts_the_round(study, moved, pretext):
+    more = {} if pretext == "distillation" else {"ibot": {"hidden": 8, "bottleneck": 4, "prototypes": 6}}
+    settings = {"pretext": pretext, "ala": {"step": 1e4}, **more}
+    results = {}
+    for sync in ("keep", "reset"):
+        experiment = study(teacher_sync=sync, **settings)
+        objective, shared = _trained(experiment)
+        memory = objective.memory()
+        results[sync] = _next_round(experiment, memory, moved(shared)), memory
+    following, _ = results["reset"]
+    after = following.memory()
+    assert following.figures["student_teacher_gap"] == 0.0
+    assert all(torch.equal(after["teacher"][name], after["tensors"][name]) for name in after["teacher"])
+    kept, memory = results["keep"]
+    assert kept.figures["student_teacher_gap"] > 0.0
+    assert all(torch.equal(kept.memory()["teacher"][name], memory["teacher"][name]) for name in memory["teacher"])
+    # both learned their mixture against the teacher of the round before
+    weights, others = after["mixing"], kept.memory()["mixing"]
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
+@pytest.mark.parametrize("pretext", ["distillation", "ibot"])
+@pytest.mark.parametrize("mix", ["ala_attn", "ala_all", "fedema", "replace"])
+def test_an_averaged_teacher_comes_from_the_server_and_is_no_part_of_the_mixing(study, moved, pretext, mix):
+    more = {} if pretext == "distillation" else {"ibot": {"hidden": 8, "bottleneck": 4, "prototypes": 6}}
+    experiment = study(pretext=pretext, teacher_sync="aggregate", client_mix=mix, **more)
+    objective, shared = _trained(experiment)
+    followed = {name for name in shared if name.startswith(("vit.", "head."))}
+    assert shared.keys() - objective.network.shared().keys() == {f"teacher.{name}" for name in followed}
+    assert all(torch.equal(shared[f"teacher.{name}"], shared[name]) for name in followed)
+    reply, memory = objective.shared(), objective.memory()
+    assert reply.keys() == shared.keys()
+    assert all(torch.equal(reply[f"teacher.{name}"], memory["teacher"][name]) for name in followed)
+    assert any(not torch.equal(reply[f"teacher.{name}"], reply[name]) for name in followed)
+    incoming = moved(reply)
+    following = _next_round(experiment, memory, incoming)
+    after = following.memory()
+    assert after["teacher"].keys() == followed
+    assert all(torch.equal(after["teacher"][name], incoming[f"teacher.{name}"]) for name in followed)
+    assert after["tensors"].keys() == objective.network.shared().keys()
+    if mix.startswith("ala"):
+        assert not any(name.startswith("teacher.") for name in after["mixing"])
+
+
+def test_teachers_do_not_travel_unless_they_are_averaged(study):
+    for sync in ("keep", "reset"):
+        objective, shared = _trained(study(teacher_sync=sync), steps=1)
+        assert not any(name.startswith("teacher.") for name in shared)
+        assert objective.shared().keys() == shared.keys()
+
+
+def test_in_round_zero_an_averaged_teacher_is_the_student_whatever_encoder_the_server_was_given(study, moved):
+    """A pretrained encoder is laid over the student's tensors alone; its teacher must not be the untrained one."""
+    experiment = study(teacher_sync="aggregate")
+    shared = initial_shared(experiment)
+    other = moved(shared)
+    given = {name: shared[name] if name.startswith("teacher.") else other[name] for name in shared}
+    objective = _objective(experiment)
+    objective.begin(round=0, rounds=3)
+    objective.initialise(given, None)
+    assert objective.figures["student_teacher_gap"] == 0.0
+    assert all(torch.equal(tensor, given[name]) for name, tensor in objective.memory()["teacher"].items())
+    # a site that joins later takes the averaged one
+    objective.begin(round=1, rounds=3)
+    objective.initialise(given, None)
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in objective.memory()["teacher"].items())

@@ -6,30 +6,42 @@ import pytest
 import torch
 
 from fedmedseg.core.wire import Schema
-from fedmedseg.fedata.plan import STAGES, initial_shared
+from fedmedseg.fedata.plan import initial_shared, stages
 from fedmedseg.networks.factory import build_segmentation, encoder_names
 
 CASES = [("swin_unetr", (64, 64)), ("swin_unetr", (64, 32, 32)), ("unetr", (32, 32)), ("unetr", (32, 16, 16))]
 
 
+PREDICTOR = {f"predictor.{place}" for place in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")}
+
+
 @pytest.mark.parametrize(("network", "crop"), CASES)
-def test_the_shared_tensors_are_encoder_mask_token_and_predictor(study, network, crop):
+def test_the_shared_tensors_are_encoder_and_heads(study, network, crop):
+    """Swin's masked tokens are replaced and read by a predictor; the ViT's are dropped and predicted by a decoder."""
     # 2 of (32, 16, 16) units masked of 2 would leave none visible
     experiment = study(network, crop, mask_ratio=0.5)
     shared = initial_shared(experiment)
-    encoder = encoder_names(build_segmentation(experiment), experiment)
-    predictor = {f"predictor.{place}" for place in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")}
-    assert set(shared) == {*encoder, "mask_token", *predictor}
+    encoder = set(encoder_names(build_segmentation(experiment), experiment))
+    assert encoder < set(shared)
+    heads = set(shared) - encoder
+    if network == "swin_unetr":
+        assert heads == {"mask_token", *PREDICTOR}
+    else:
+        assert all(name.startswith("decoder.") for name in heads)
+        assert "decoder.mask_token" in heads
+    replaced = initial_shared(study(network, crop, mask_ratio=0.5, masked_tokens="replace"))
+    assert set(replaced) == {*encoder, "mask_token", *PREDICTOR}
     assert Schema(shared).problem(shared) is None
     assert {tensor.dtype for tensor in shared.values()} == {torch.float32}
 
 
-def test_no_teacher_merging_head_or_index_is_shared(study):
+@pytest.mark.parametrize("pretext", ["distillation", "ibot", "simmim", "mae"])
+def test_no_teacher_merging_centre_or_index_is_shared(study, pretext):
     for network, crop in (("swin_unetr", (64, 64)), ("unetr", (32, 32))):
-        for name in initial_shared(study(network, crop)):
+        for name in initial_shared(study(network, crop, pretext=pretext)):
             parts = name.split(".")
-            assert parts[0] in ("swinViT", "vit", "mask_token", "predictor")
-            assert not {"teacher", "norm_cross_attn", "relative_position_index", "optimizer"} & set(parts)
+            assert parts[0] in ("swinViT", "vit", "mask_token", "predictor", "decoder", "head", "pixels")
+            assert not {"teacher", "norm_cross_attn", "relative_position_index", "optimizer", "centre"} & set(parts)
             assert not name.startswith("swinViT.layers4.0.downsample")
 
 
@@ -48,13 +60,19 @@ def test_another_seed_starts_elsewhere(settings):
 
     one = initial_shared(parse_experiment(settings()))
     other = initial_shared(parse_experiment(settings() | {"seed": 2}))
-    assert not torch.equal(one["mask_token"], other["mask_token"])
+    assert all(not torch.equal(one[name], other[name]) for name in one if name.endswith("mlp.linear1.weight"))
 
 
-def test_only_pretraining_returns_tensors():
-    assert {name: (stage.sends, stage.returns) for name, stage in STAGES.items()} == {
+def test_only_pretraining_returns_tensors(study):
+    assert {name: (stage.sends, stage.returns) for name, stage in stages(study()).items()} == {
         "pretraining": ("shared", "shared"),
         "fine_tuning": ("shared", "metrics"),
         "evaluation": ("nothing", "metrics"),
     }
-    assert list(STAGES) == ["pretraining", "fine_tuning", "evaluation"]
+    assert list(stages(study())) == ["pretraining", "fine_tuning", "evaluation"]
+
+
+@pytest.mark.parametrize("rule", ["layer_att", "fedavg", "fedatt_faithful", "pair_att"])
+def test_only_pair_attention_sends_a_site_tensors_of_its_own_and_in_pretraining_alone(study, rule):
+    personal = {name for name, stage in stages(study(server_aggregation=rule)).items() if stage.personal}
+    assert personal == ({"pretraining"} if rule == "pair_att" else set())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedmedseg.fedata.monitor import collapsed, token_spread
-from fedmedseg.fedata.teacher import make_teacher, momentum, relative_gap, update_teacher
+from fedmedseg.fedata.teacher import from_wire, make_teacher, momentum, relative_gap, to_wire, update_teacher
 
 
 def test_the_average_follows_its_closed_form():
@@ -26,8 +26,34 @@ def test_momentum_is_half_a_cosine_over_all_steps(step, expected):
     assert momentum(step, 101, start=0.996, end=1.0) == pytest.approx(expected, abs=1e-12)
 
 
-def test_momentum_never_falls():
-    values = [momentum(step, 400, start=0.996, end=1.0) for step in range(400)]
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [0.2, 0.2 + 0.8 * (1 - 0.5**0.5) / 2, 0.6, 1.0]),
+        ("linear", [0.2, 0.4, 0.6, 1.0]),
+        ("constant", [0.2, 0.2, 0.2, 0.2]),
+    ],
+)
+def test_each_schedule_at_start_quarter_half_and_end(schedule, expected):
+    values = [momentum(step, 101, start=0.2, end=1.0, schedule=schedule) for step in (0, 25, 50, 100)]
+    assert values == pytest.approx(expected)
+    assert momentum(0, 1, start=0.2, end=1.0, schedule=schedule) == pytest.approx(0.2)
+
+
+def test_a_teacher_travels_under_names_of_its_own_and_as_a_copy():
+    teacher = {"vit.w": torch.tensor([1.0])}
+    wire = to_wire(teacher)
+    assert list(wire) == ["teacher.vit.w"]
+    teacher["vit.w"].add_(1.0)
+    assert wire["teacher.vit.w"].tolist() == [1.0]
+    student, averaged = from_wire({"vit.w": torch.tensor([3.0]), **wire})
+    assert (student["vit.w"].tolist(), averaged["vit.w"].tolist()) == ([3.0], [1.0])
+    assert (list(student), list(averaged)) == (["vit.w"], ["vit.w"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_momentum_never_falls(schedule):
+    values = [momentum(step, 400, start=0.996, end=1.0, schedule=schedule) for step in range(400)]
     assert values == sorted(values)
     assert momentum(0, 1, start=0.996, end=1.0) == 0.996
 

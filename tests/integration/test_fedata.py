@@ -184,3 +184,36 @@ def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
     rows = floor({name: site["metrics"] for name, site in evaluation["sites"].items()})
     assert overall(rows).holds, rows
     assert "floor kept" in study.out
+
+
+def test_pair_attention_sends_each_site_a_model_of_its_own(tmp_path: Path) -> None:
+    """Two rounds through FLARE: shared tensors at first, then bytes that differ from site to site and from the mean."""
+    changes = (
+        *TINY,
+        "fedata.server_aggregation=pair_att",
+        "fedata.pair={temperature: 1.0, prox: 0.1}",
+        "fedata.local_steps=2",
+        "segmentation.steps=1",
+        "fedata.starts=[personal, shared]",
+    )
+    study = simulate(tmp_path / "w", "-n", "2", "-t", "2", changes=changes)
+    assert study.code == 0, study.out
+    first, second, tuning, _ = study.record["rounds"]
+    assert [entry["personal_sha256"] for entry in first["sites"].values()] == [None, None]
+    sent = {name: entry["personal_sha256"] for name, entry in second["sites"].items()}
+    assert len({*sent.values(), first["shared_sha256"]}) == 3
+    assert second["accepted"] == ["site-1", "site-2"], "each was judged by what it was sent"
+    for entry in second["sites"].values():
+        assert entry["bytes_down"] == entry["bytes_up"] == first["sites"]["site-1"]["bytes_down"]
+        assert entry["metrics"]["loss/prox"] > 0
+    for row in second["notes"]["pair_attention"].values():
+        assert sum(row.values()) == pytest.approx(1.0)
+    assert [entry["personal_sha256"] for entry in tuning["sites"].values()] == [None, None], "fine-tuning gets the mean"
+    # what each site trained from is what the record says: it remembers the digest it was given with its last task
+    bases = {
+        name: checkpoint.load(next(study.site(name).glob("state/**/running_pretraining.safetensors")))["tree"]["key"]
+        for name in sent
+    }
+    assert all(f"|{digest}|" in bases[name] for name, digest in sent.items())
+    exported = checkpoint.load(next((tmp_path / "w" / "server").rglob("shared.safetensors")))
+    assert checkpoint.content_sha256(exported["tensors"]) == second["shared_sha256"]

@@ -95,3 +95,83 @@ def test_vit_position_embeddings_stay_under_the_mask(encoder):
     assert spread() > 1e-3
     torch.nn.init.zeros_(module.patch_embedding.position_embeddings)
     assert spread() < 1e-6
+
+
+def _dropped(crop, ratio=0.6):
+    """Masks of two crops that hide equally many units, and the numbers of the visible ones."""
+    units = 1
+    for edge in crop:
+        units *= edge // 16
+    torch.manual_seed(2)
+    order = torch.rand(2, units).argsort(1)
+    kept = max(2, units - int(ratio * units))
+    mask = torch.ones(2, units, dtype=torch.bool).scatter(1, order[:, :kept], False)
+    return mask, order[:, :kept].sort(1).values
+
+
+@pytest.mark.parametrize("crop", [(64, 48), (48, 32, 32)])
+def test_dropping_is_running_monais_blocks_on_the_visible_tokens_alone(encoder, crop):
+    """The same bits as MONAI's blocks on what a loop over crops picks by the mask from the embedded units."""
+    _, module = encoder("unetr", crop)
+    mask, visible = _dropped(crop)
+    images = torch.randn(2, 1, *crop)
+    entered = []
+    module.blocks[0].register_forward_pre_hook(lambda _module, given: entered.append(given[0]))
+    with torch.no_grad():
+        found = vit.block_tokens(module, images, top=3, visible=visible)
+        everywhere = module.patch_embedding(images)
+        expected = torch.stack([everywhere[row][~mask[row]] for row in range(2)])
+        # one sum of 16 ** dims products each, in another order
+        torch.testing.assert_close(entered[0], expected, rtol=1e-5, atol=1e-5)
+        x, outputs = entered[0], []
+        for block in list(module.blocks):
+            x = block(x)
+            outputs.append(x)
+    assert len(found) == 3
+    assert found[0].shape == (2, visible.shape[1], 24)
+    assert all(torch.equal(one, other) for one, other in zip(found, outputs[-3:], strict=True))
+
+
+def test_what_dropping_embeds_has_the_gradient_of_monais_convolution(encoder):
+    _, module = encoder("unetr", (48, 32, 32))
+    module = module.double()
+    mask, visible = _dropped((48, 32, 32))
+    images = torch.randn(2, 1, 48, 32, 32, dtype=torch.float64)
+    weights = torch.randn(2, visible.shape[1], 24, dtype=torch.float64)
+    gradients = []
+    embedded = module.patch_embedding(images)[~mask].unflatten(0, (2, -1))
+    for x in (embedded, vit._embed_visible(module.patch_embedding, images, visible)):
+        module.zero_grad()
+        (x * weights).sum().backward()
+        gradients.append({name: one.grad.clone() for name, one in module.patch_embedding.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("crop", [(64, 48), (48, 32, 32)])
+def test_dropping_is_full_attention_whose_keys_are_the_visible_tokens(encoder, crop):
+    """In double precision, all tokens through all blocks with hidden keys excluded: visible rows agree."""
+    _, module = encoder("unetr", crop)
+    module = module.double()
+    mask, visible = _dropped(crop)
+    images = torch.randn(2, 1, *crop, dtype=torch.float64)
+    with torch.no_grad():
+        (found,) = vit.block_tokens(module, images, top=1, visible=visible)
+        x = module.patch_embedding(images)
+        for block in module.blocks:
+            x = block(x, attn_mask=~mask[:, None, None, :])
+    expected = torch.stack([x[row][~mask[row]] for row in range(2)])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_dropped_content_cannot_be_seen_and_visible_content_can(encoder):
+    _, module = encoder("unetr", (32, 32))
+    images = torch.randn(1, 1, 32, 32)
+    visible = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        plain = vit.block_tokens(module, images, top=1, visible=visible)[0]
+        hidden, seen = images.clone(), images.clone()
+        hidden[..., :16, :16] += 5.0
+        seen[..., 16:, 16:] += 5.0
+        assert torch.equal(plain, vit.block_tokens(module, hidden, top=1, visible=visible)[0])
+        assert not torch.equal(plain, vit.block_tokens(module, seen, top=1, visible=visible)[0])

@@ -22,6 +22,8 @@ from nvflare.fuel.utils.zip_utils import unzip_all_from_bytes
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError
+from fedmedseg.core.personal import payloads, personalise
+from fedmedseg.core.wire import WHOLE
 
 
 class Bomb:
@@ -169,6 +171,30 @@ def test_an_honest_reply_still_crosses_the_wire() -> None:
     received = fobs.loads(fobs.dumps(sent))
     assert checkpoint.content_sha256(received.data) == checkpoint.content_sha256(tensors)
     assert received.meta == {"examples": 3}
+
+
+def test_a_sites_task_holds_its_own_model_and_no_trace_of_another_sites() -> None:
+    """The bytes themselves are searched, as FLARE would send them, each around its own copy of one broadcast."""
+    from nvflare.apis.shareable import make_copy
+    from nvflare.apis.utils.decomposers import flare_decomposers
+
+    flare_decomposers.register()
+    fobs.register(TensorDecomposer)
+    generator = torch.Generator().manual_seed(3)
+    models = {site: {"w": torch.randn(64, generator=generator)} for site in ("shared", "site-1", "site-2", "site-3")}
+    shared = {**models.pop("shared"), "rest": torch.ones(3)}
+    made = payloads(shared, models, WHOLE)
+    broadcast = DXO(DataKind.WEIGHTS, data=dict(shared)).to_shareable()
+    sent = {}
+    for site in ("site-2", "site-1", "newcomer", "site-3"):
+        data = make_copy(broadcast)
+        if site in made:
+            personalise(data, made[site])
+        sent[site] = fobs.dumps(data)
+    traces = {site: tensors["w"].numpy().tobytes() for site, tensors in models.items()}
+    for site, content in sent.items():
+        assert [other for other, trace in traces.items() if trace in content] == ([site] if site in models else [])
+        assert (shared["w"].numpy().tobytes() in content) is (site == "newcomer")
 
 
 def _decomposer_of(cls: type) -> Any:

@@ -13,7 +13,7 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.data.site import Site
-from fedmedseg.fedata.plan import STAGES, initial_shared
+from fedmedseg.fedata.plan import initial_shared, stages
 from fedmedseg.segmentation import learner as module
 from fedmedseg.segmentation.learner import SegmentationLearner
 from fedmedseg.segmentation.starts import initial_network
@@ -98,7 +98,7 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     assert set(reply.metrics) == {f"{kind}/{start}" for kind in ("loss", "validation_dice") for start in starts} | {
         "set_aside"
     }
-    STAGES["fine_tuning"].check_metrics(reply.metrics)
+    stages(experiment)["fine_tuning"].check_metrics(reply.metrics)
     assert "3 labelled volumes of 2 patients" in caplog.text
     # finished trainings are not kept four times over
     assert not list(task.state.folder.glob("running_*"))
@@ -106,7 +106,7 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     # evaluation runs in a process of its own
     evaluation = make_task("evaluation", experiment=experiment, base="nothing")
     reply = make_learner(experiment).run(evaluation, {})
-    STAGES["evaluation"].check_metrics(reply.metrics)
+    stages(experiment)["evaluation"].check_metrics(reply.metrics)
     models = (*starts, "untrained")
     assert {f"failures/{model}/disc" for model in models} <= set(reply.metrics)
     assert reply.metrics["cases"] == reply.examples == 3
@@ -157,7 +157,7 @@ def test_a_site_that_joined_late_starts_personal_from_shared_and_says_so(experim
     study = experiment.model_copy(update={"fedata": experiment.fedata.model_copy(update={"starts": ("personal",)})})
     reply = make_learner(study).run(make_task("fine_tuning", experiment=study), initial_shared(study))
     assert reply.metrics["personal_missing"] == 1.0
-    STAGES["fine_tuning"].check_metrics(reply.metrics)
+    stages(experiment)["fine_tuning"].check_metrics(reply.metrics)
     assert caplog.text.count("uses the shared encoder") == 1
 
 
@@ -259,8 +259,6 @@ def test_a_site_without_labelled_cases_takes_no_part_in_either_stage(experiment,
 def test_what_the_learner_cannot_do_is_refused(experiment, make_learner, make_task):
     with pytest.raises(ConfigurationError, match="stage"):
         make_learner(experiment).run(make_task("pretraining", experiment=experiment), {})
-    with pytest.raises(ConfigurationError, match="rounds"):
-        make_learner(experiment).run(make_task("fine_tuning", experiment=experiment, rounds=2), {})
     with pytest.raises(FedMedSegError) as caught:
         make_learner(experiment).run(make_task("fine_tuning", experiment=experiment), {})
     assert caught.value.reason == Reason.MISSING_TENSORS

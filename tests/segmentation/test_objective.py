@@ -81,7 +81,8 @@ def test_a_pretrained_encoder_learns_slower_during_the_first_tenth(make_experime
 
 
 def test_the_slow_share_is_a_tenth_rounded_up():
-    assert [encoder_rate_factor(0.1, index, 25) for index in (0, 2, 3, 24)] == [0.1, 0.1, 1.0, 1.0]
+    assert [encoder_rate_factor(0.1, index, 25, share=0.1) for index in (0, 2, 3, 24)] == [0.1, 0.1, 1.0, 1.0]
+    assert [encoder_rate_factor(0.1, index, 25, share=1.0) for index in (0, 12, 24)] == [0.1, 0.1, 0.1]
 
 
 def test_all_parameters_are_trained_and_each_once(make_experiment, make_net, discs):

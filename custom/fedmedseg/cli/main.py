@@ -9,11 +9,15 @@ import typer
 import fedmedseg
 from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
+from fedmedseg.cli.encoder import encoder_app
+from fedmedseg.cli.job import job
 from fedmedseg.cli.simulate import simulate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(simulate)
+app.command()(job)
 app.add_typer(data_app, name="data", help="Import, check and generate data.")
+app.add_typer(encoder_app, name="encoder", help="Pretrained encoders from other people's weight files.")
 
 
 def _version(wanted: bool) -> None:

@@ -13,10 +13,11 @@ import yaml
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.estimate import Estimate
-from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting, write_job
+from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.progress import clock
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX
@@ -28,7 +29,7 @@ _TAKEN = {"server", "local", "startup", "sites"}
 
 
 def simulate(
-    job: Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")],
+    job: JobName,
     workspace: Annotated[Path, typer.Option("-w", "--workspace", help="Simulator workspace; emptied by FLARE.")] = Path(
         "simulator_workspace"
     ),
@@ -38,37 +39,30 @@ def simulate(
     sites: Annotated[
         Path | None, typer.Option("--sites", help="Folder of site files (<site>.yaml): real data instead of phantoms.")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="Settings laid over the job's: a name or a file.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, as stages.pretraining.rounds=2; may be repeated.")
-    ] = None,
+    preset: Presets = None,
+    changes: Changes = None,
+    encoder: EncoderFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the earlier run of this study.")] = False,
 ) -> None:
     """Run a study in FLARE's simulator and say how it went."""
     with friendly_errors():
-        folder = find_job(job)
-        layers = [read_yaml(find_preset(_system(folder), preset))] if preset else []
-        layers += [setting(text) for text in changes or []]
+        study = read_study(job, preset, changes, encoder)
         if resume:
-            layers.append({"resume": True})
-        settings, experiment = read_settings(folder, layers)
+            study = study.over({"resume": True})
+        experiment = study.experiment
         names = _site_names(number, clients, sites, experiment)
         at_once = _threads(threads, len(names))
-        _check_quorum(experiment, len(names))
+        check_quorum(experiment, len(names))
         workspace = workspace.resolve()
         try:
-            _run(folder, settings if layers else None, experiment, workspace, names, at_once, sites)
+            _run(study, workspace, names, at_once, sites)
         except (KeyboardInterrupt, SystemExit):
             console.print("interrupted; the same call with --resume continues the study", highlight=False)
             raise
 
 
 def _run(
-    folder: Path,
-    settings: dict[str, Any] | None,
-    experiment: Experiment,
+    study: Study,
     workspace: Path,
     names: tuple[str, ...],
     threads: int,
@@ -78,13 +72,17 @@ def _run(
     from fedmedseg.core import simulation
     from fedmedseg.reporting.tables import plain_text_summary
 
+    folder, experiment = study.folder, study.experiment
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
     simulation.prepare_workspace(workspace, simulator_resources())
     with simulation.claimed(workspace):
         _place_site_files(sites, workspace, names)
         _check_site_files(workspace, names, experiment)
-        if settings is not None:
-            folder = write_job(folder, settings, home / "jobs" / folder.name)
+        if study.layers:
+            out = home / "jobs" / folder.name
+            folder = write_job(folder, study.settings, out, finish=study.place_encoder)
+        else:
+            study.check_encoder(folder)
         call = simulation.Simulation(
             job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
         )
@@ -109,10 +107,6 @@ def _run(
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
         raise typer.Exit(1)
-
-
-def _system(folder: Path) -> str:
-    return read_settings(folder, [])[1].system
 
 
 def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
@@ -157,17 +151,6 @@ def _threads(threads: int | None, sites: int) -> int:
     if not 1 <= threads <= sites:
         raise ConfigurationError("-t", got=threads, expected=f"1 to {sites}, the number of sites")
     return threads
-
-
-def _check_quorum(experiment: Experiment, sites: int) -> None:
-    needed = experiment.federation.needed(sites)
-    if needed > sites:
-        raise ConfigurationError(
-            "federation.quorum",
-            got=needed,
-            expected=f"at most {sites}, the number of sites",
-            remedy="lower it or add sites",
-        )
 
 
 def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.personal import Payload, Personal
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
 WEIGHT_CAP = 10.0
@@ -40,6 +41,18 @@ class Round:
     contract: StageContract
     schema: Schema
     shared: Mapping[str, torch.Tensor] = field(repr=False)
+    personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
+    """Per site that was sent tensors of its own: what it was sent."""
+
+    def base_of(self, site: str) -> str:
+        """Digest of what ``site`` was sent."""
+        return self.personal[site].base if site in self.personal else self.base
+
+    def start_of(self, site: str) -> Mapping[str, torch.Tensor]:
+        """The tensors, named as ``shared``, that the differences of ``site`` are differences to."""
+        if site not in self.personal:
+            return self.shared
+        return {name: self.personal[site].tensors[name] for name in self.shared}
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,15 @@ class GuardedAggregator(Aggregator):
         self.rejections: dict[str, str] = {}
         self.weights: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
+        self.personal: Personal = {}
+        """New tensors of single sites, from the round that was aggregated last."""
 
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
+            self.personal = {}
 
     def renew(self, nonce: str) -> None:
         """Ask again within the same round: what was accepted stays, earlier rejections may be made good."""
@@ -125,12 +141,16 @@ class GuardedAggregator(Aggregator):
                 counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
                 differences = self.combine(self.round.shared, counted, {site: self.weights[site] for site in counted})
                 self.round.schema.require(differences, sender="the aggregation rule")
+                if self.round.contract.personal:
+                    self.personal = self.personalise(self.round.shared, counted)
+                    for tensors in self.personal.values():
+                        self.round.schema.require({**self.round.shared, **tensors}, sender="the aggregation rule")
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Let go of the round's tensors."""
         with self._lock:
-            self.contributions = {}
+            self.contributions, self.personal = {}, {}
 
     def combine(
         self,
@@ -145,6 +165,14 @@ class GuardedAggregator(Aggregator):
         """
         raise TypeError(f"{type(self).__name__} judges metrics only; a stage that returns tensors needs a rule")
 
+    def personalise(self, shared: Mapping[str, torch.Tensor], contributions: Mapping[str, Contribution]) -> Personal:
+        """New tensors for single sites, asked for after ``combine`` where the stage's contract is personal.
+
+        Tensors, not differences, named as some or all of ``shared``; each site's own go to that site alone from the
+        next round on. ``self.round.start_of(site)`` is what a site's differences are to.
+        """
+        raise TypeError(f"{type(self).__name__} makes no personal tensors; a stage that sends them needs a rule")
+
     def _judge(self, site: str, shareable: Shareable) -> Contribution:
         current = self.round
         if current is None or self._closed:
@@ -155,7 +183,7 @@ class GuardedAggregator(Aggregator):
             (Header.RUN, current.run),
             (Header.STAGE, current.stage),
             (Header.ROUND, current.number),
-            (Header.BASE, current.base),
+            (Header.BASE, current.base_of(site)),
             (Header.NONCE, current.nonce),
         ):
             if shareable.get_header(header) != expected:

@@ -80,6 +80,23 @@ def load(path: Path) -> Any | None:
     return None
 
 
+def load_file(path: Path) -> Any:
+    """Exactly this file, never the generation before it.
+
+    Raises:
+        CheckpointError: missing, damaged, or no checkpoint of this format.
+    """
+    try:
+        return _read(path)
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            path.name,
+            got=f"{'no' if isinstance(error, FileNotFoundError) else 'a damaged'} file",
+            expected="an intact checkpoint",
+            reason=Reason.DISK,
+        ) from None
+
+
 def previous(path: Path) -> Path:
     """Where the generation before the newest lies."""
     return path.with_name(path.name + ".previous")

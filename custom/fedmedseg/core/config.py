@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class PhantomSection(Strict):
@@ -87,6 +88,9 @@ class SwinUNETRSection(Strict):
     heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
     window: Positive = 7
     drop_path: float = Field(0.0, ge=0.0, lt=1.0)
+    pretrained: Digest | None = None
+    """SHA-256 of the encoder that pretraining starts from, which lies in the job's config folder
+    (``core.encoder_file``); unset: random weights from the study's seed."""
 
     @property
     def input_multiple(self) -> int:
@@ -102,6 +106,8 @@ class UNETRSection(Strict):
     hidden_size: Positive = 768
     mlp_dim: Positive = 3072
     heads: Positive = 12
+    pretrained: Digest | None = None
+    """As in ``SwinUNETRSection``."""
 
     @property
     def input_multiple(self) -> int:
@@ -131,23 +137,32 @@ class OptimizerSection(Strict):
 class SegmentationSection(Strict):
     """Supervised training, validation and test, shared by every system."""
 
+    fine_tuning: Literal["local", "federated"] = "local"
+    """``local``: every site trains a network of its own; ``federated``: one per start, averaged after every round
+    of the stage (FedAvg, McMahan et al. 2017), of which each site keeps the round that does best on its validation."""
     steps: Positive
+    """Optimiser steps of a site, over all rounds of the stage."""
     batch: Positive = 4
     optimizer: OptimizerSection
     encoder_rate_factor: Fraction = 0.1
-    """Learning-rate factor of a pretrained encoder during the first tenth of the steps."""
+    """Learning-rate factor of a pretrained encoder, so that the still random decoder does not spoil it."""
+    encoder_rate_share: Fraction = 0.1
+    """Share of the steps, from the first, in which that factor holds; 1.0 holds it to the end."""
     validate_every: Positive = 100
     overlap: float = Field(0.5, ge=0.0, lt=1.0)
     """Sliding-window overlap."""
     foreground_share: float = Field(0.67, ge=0.0, le=1.0)
     """Share of crops centred on a labelled voxel."""
     augment: bool = True
+    test_untrained: bool = True
+    """Test the untrained network too, the floor that any training must clear; a study of many runs can do without."""
 
 
 class StageSection(Strict):
     """How often the server asks for a stage, and how long it waits."""
 
-    rounds: Positive = 1
+    rounds: int = Field(default=1, ge=0)
+    """0 leaves the stage out, where the system can do without it."""
     timeout: Positive | None = None
     """Seconds a round may take; unset: federation.timeout."""
 
@@ -184,6 +199,16 @@ class ComputeSection(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_seconds: float = Field(30.0, ge=0.0)
     """A running task is saved at most this often, so that a killed process continues."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of forward passes (``core.compute``); weights, gradients and losses are float32 always. ``auto``, here and in
+    the next two, lets each site time its own network on its own machine once and remember what is fastest, which is
+    never slower than plain float32. What a clock decides may come out differently on another machine or after the
+    site's cache was emptied, and other arithmetic gives other last bits: a study whose results must repeat byte for
+    byte keeps the fixed defaults, one that must be fast sets all three to ``auto``."""
+    attention: Literal["fused", "explicit", "auto"] = "fused"
+    """One kernel for softmax attention where MONAI has it, or attention written out."""
+    layout: Literal["contiguous", "channels_last", "auto"] = "contiguous"
+    """Order of convolutions' tensors in memory."""
 
 
 class Experiment(Strict):
@@ -263,7 +288,8 @@ def parse_experiment(content: object, *, source: str = "experiment.yaml") -> Exp
     fields: dict[str, Any] = {system: (section, ...)}
     model = create_model(f"Experiment_{system}", __base__=Experiment, **fields)
     experiment = parse(model, content, source=source)
-    expected = set(system_module(system, "plan").STAGES)
+    contracts = system_module(system, "plan").stages(experiment)
+    expected = set(contracts)
     if set(experiment.stages) != expected:
         stray = sorted(set(experiment.stages) ^ expected)
         raise ConfigurationError(

@@ -30,7 +30,7 @@ from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.training import Aborted
-from fedmedseg.core.wire import Header, Meta, Schema, StageContract
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract, differences_to
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ class TrainingExecutor(Executor):
         shared: dict[str, torch.Tensor] = {}
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
-            ready.schema.require(dxo.data, sender="the server")
+            sent = contract.sent_in(_whole(shareable, Header.ROUND))
+            ready.schema.part(sent).require(dxo.data, sender="the server")
             shared = dxo.data
             if content_sha256(shared) != shareable.get_header(Header.BASE):
                 raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)
@@ -116,12 +117,10 @@ class TrainingExecutor(Executor):
         fl_ctx: FLContext,
     ) -> Shareable:
         contract.check_metrics(reply.metrics)
+        schema = ready.schema.part(contract.returned)
         differences: dict[str, torch.Tensor] = {}
         if contract.returns == "shared":
-            differences = {
-                name: reply.tensors[name].detach().cpu() - shared[name] for name in sorted(ready.schema.specs)
-            }
-            ready.schema.require(differences, sender="this site")
+            differences = differences_to(shared, reply.tensors, schema)
         dxo = DXO(
             data_kind=DataKind.WEIGHT_DIFF,
             data=differences,
@@ -135,7 +134,7 @@ class TrainingExecutor(Executor):
         answer = dxo.to_shareable()
         for header in (Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE):
             answer.set_header(header, request.get_header(header))
-        answer.set_header(Header.SCHEMA, ready.schema.digest)
+        answer.set_header(Header.SCHEMA, schema.digest)
         self._to_tensorboard(reply, request, fl_ctx)
         return answer
 
@@ -166,7 +165,7 @@ class TrainingExecutor(Executor):
             plan = system_module(experiment.system, "plan")
             self._ready = _Ready(
                 experiment=experiment,
-                contracts=plan.STAGES,
+                contracts=plan.stages(experiment),
                 schema=Schema(plan.initial_shared(experiment)),
                 learner=self.make_learner(experiment, place),
                 place=place,

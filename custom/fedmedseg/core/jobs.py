@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import fedmedseg
-from fedmedseg.core.config import Experiment, parse_experiment
+from fedmedseg.core.config import Experiment, parse_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.schema import read_yaml
 
 CONFIG = Path("app") / "config"
 EXPERIMENT = CONFIG / "experiment.yaml"
+META = "meta.json"
 
 
 def bundle_roots() -> list[Path]:
@@ -120,10 +123,61 @@ def read_settings(job: Path, changes: list[Mapping[str, Any]]) -> tuple[dict[str
     return content, parse_experiment(content)
 
 
-def write_job(job: Path, settings: Mapping[str, Any], out: Path) -> Path:
-    """Copy ``job`` to ``out`` with ``settings`` as its experiment.yaml."""
-    if out.exists():
-        shutil.rmtree(out)
-    shutil.copytree(job, out)
-    (out / EXPERIMENT).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def main_stage(experiment: Experiment) -> str:
+    """The stage whose rounds make up a study: the first in its system's plan that is not left out."""
+    stages = system_module(experiment.system, "plan").stages(experiment)
+    return next(stage for stage in stages if experiment.stages[stage].rounds > 0)
+
+
+def check_quorum(experiment: Experiment, sites: int, *, what: str = "the number of sites") -> None:
+    """Refuse a quorum that ``sites`` sites can never reach.
+
+    ``all`` and a fraction follow the sites that take part; only a count can be too many.
+
+    Raises:
+        ConfigurationError: naming both numbers.
+    """
+    needed = experiment.federation.needed(sites)
+    if needed > sites:
+        raise ConfigurationError(
+            "federation.quorum", got=needed, expected=f"at most {sites}, {what}", remedy="lower it or add sites"
+        )
+
+
+def write_job(
+    job: Path,
+    settings: Mapping[str, Any],
+    out: Path,
+    *,
+    header: str = "",
+    meta: Mapping[str, Any] | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """Copy ``job`` to ``out`` with ``settings`` as its experiment.yaml; what was at ``out`` goes once all is written.
+
+    ``header`` becomes a comment at its top, ``meta`` replaces entries of meta.json, and ``finish`` is called with the
+    copy before it takes its name.
+    """
+    copy = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        shutil.copytree(job, copy)
+        # every line for itself: a line break in a setting must not end the comment
+        comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+        content = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        (copy / EXPERIMENT).write_text(comment + content, encoding="utf-8")
+        if meta:
+            entries = {**json.loads((copy / META).read_text(encoding="utf-8")), **meta}
+            (copy / META).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if finish is not None:
+            finish(copy)
+        if out.exists():
+            shutil.rmtree(out)
+        copy.rename(out)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
     return out
+
+
+def is_job(folder: Path) -> bool:
+    """Whether ``folder`` is a job's, and so may be replaced by another."""
+    return (folder / META).is_file() and (folder / EXPERIMENT).is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -32,3 +33,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group ``rate`` times its own ``rate_factor`` (1 where it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
+    """Load an optimiser's state dict, its moments laid out in memory as their parameters.
+
+    A checkpoint holds contiguous tensors. An update of tensors that do not lie alike may differ in the last bit from
+    one of tensors that do, and a training that was killed would not continue exactly.
+    """
+    optimizer.load_state_dict(tree)
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from nvflare.app_common.abstract.model_persistor import ModelPersistor
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.state import SiteState, earlier_run
 from fedmedseg.core.wire import Schema
@@ -34,11 +36,14 @@ class SharedModelPersistor(ModelPersistor):
         self.experiment_file = experiment_file
         self.experiment = load_experiment(experiment_file)
         initial = system_module(self.experiment.system, "plan").initial_shared(self.experiment)
+        initial = with_encoder(initial, self.experiment, Path(experiment_file).parent)
         self.schema = Schema(initial)
         self._shared: Mapping[str, torch.Tensor] = initial
         self._state: SiteState | None = None
         self._place: Place | None = None
         self.run = ""
+        self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
+        """Tensors of single sites, which replace the shared ones of these names in what that site alone is sent."""
         self.rounds_done: dict[str, int] = {}
         self.history: list[dict[str, Any]] = []
         self.resumed_sha256: str | None = None
@@ -58,6 +63,9 @@ class SharedModelPersistor(ModelPersistor):
         if saved is not None:
             self.schema.require(saved["tensors"], sender="this server's checkpoint")
             self._shared = saved["tensors"]
+            for tensors in saved.get("personal", {}).values():
+                self.schema.require({**self._shared, **tensors}, sender="this server's checkpoint")
+            self.personal = dict(saved.get("personal", {}))
             self.rounds_done = dict(saved["rounds_done"])
             self.history = list(saved["history"])
             self.resumed_sha256 = checkpoint.content_sha256(self._shared)
@@ -76,7 +84,10 @@ class SharedModelPersistor(ModelPersistor):
         self._shared = dict(model[ModelLearnableKey.WEIGHTS])
 
     def finish_round(self, stage: str, number: int, record: dict[str, Any]) -> None:
-        """Write tensors, position and record of a finished round as one checkpoint.
+        """Write all tensors, position and record of a finished round as one checkpoint.
+
+        Tensors of single sites lie in it, too, so that they and the shared ones are always of the same round. They
+        never enter the run folder, which is what is handed out.
 
         Raises:
             OSError: the disk is full; the checkpoint before it stays whole.
@@ -84,7 +95,12 @@ class SharedModelPersistor(ModelPersistor):
         assert self._state is not None, "the persistor was not opened"
         self.rounds_done[stage] = number + 1
         self.history.append(record)
-        tree = {"tensors": dict(self._shared), "rounds_done": self.rounds_done, "history": self.history}
+        tree = {
+            "tensors": dict(self._shared),
+            "personal": self.personal,
+            "rounds_done": self.rounds_done,
+            "history": self.history,
+        }
         self._state.save("shared", tree)
         self._export()
 

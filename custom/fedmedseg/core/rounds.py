@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from fedmedseg.core.aggregator import GuardedAggregator
+from fedmedseg.core.wire import tensor_bytes
 
 NO_REPLY = "no reply in time"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,:;()%+ -]")
@@ -37,11 +38,14 @@ def round_record(
         reply = replies.get(site, {"reason": NO_REPLY, "seconds": None})
         contribution = aggregator.contributions.get(site)
         seconds = contribution.train_seconds if contribution else 0.0
+        own = aggregator.round.personal.get(site) if aggregator.round else None
         sites[site] = {
             "accepted": contribution is not None,
             "declined": site in declined,
             "reason": None if contribution else reply["reason"],
-            "bytes_down": bytes_down,
+            "bytes_down": tensor_bytes(own.tensors) if own else bytes_down,
+            # of the tensors this site alone was sent; None where it was sent the shared ones
+            "personal_sha256": own.base if own else None,
             "bytes_up": contribution.nbytes if contribution else 0,
             "train_seconds": round(seconds, 3),
             # the rest of the time between sending and receiving: transport, polling, waiting for a turn

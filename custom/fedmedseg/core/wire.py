@@ -3,6 +3,7 @@
 | direction | sender | content |
 |---|---|---|
 | server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
+| server -> one site | workflow | the same with that site's own tensors for shared ones, where the contract says so |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
 | site -> server | executor | the same metrics once more, one event each, for TensorBoard (FLARE's analytics) |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
@@ -54,6 +55,25 @@ class Meta:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the shared tensors, by the beginning of their names."""
+
+    within: tuple[str, ...] = ("",)
+    without: tuple[str, ...] = ()
+
+    def holds(self, name: str) -> bool:
+        """Whether the tensor called ``name`` belongs to this part."""
+        return name.startswith(self.within) and not (self.without and name.startswith(self.without))
+
+    def of(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of this part; not copied."""
+        return {name: tensor for name, tensor in tensors.items() if self.holds(name)}
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class StageContract:
     """What a stage sends, what its replies carry and so what they are judged by."""
 
@@ -61,6 +81,18 @@ class StageContract:
     returns: Literal["shared", "metrics"]
     metrics: tuple[str, ...] = ()
     """fnmatch patterns of the metric names that may leave a site."""
+    sent: Part = WHOLE
+    """Which of the shared tensors go to a site."""
+    sent_later: Part | None = None
+    """Which of them in all rounds after the first; unset: the same."""
+    returned: Part = WHOLE
+    """Of which of them the differences come back; they are among those sent."""
+    personal: bool = False
+    """Whether a site for which the server keeps tensors of its own is sent those, and the rule may make new ones."""
+
+    def sent_in(self, number: int) -> Part:
+        """Which of the shared tensors go to a site in round ``number`` (from 0)."""
+        return self.sent if number == 0 or self.sent_later is None else self.sent_later
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
         """Raise unless every metric is declared and a finite number, and they are no flood.
@@ -115,6 +147,12 @@ class Schema:
                     remedy="keep integer buffers off the wire",
                     reason=Reason.SCHEMA,
                 )
+
+    def part(self, part: Part) -> Schema:
+        """The schema of some of the tensors."""
+        chosen = Schema({})
+        chosen.specs = {name: spec for name, spec in self.specs.items() if part.holds(name)}
+        return chosen
 
     @property
     def nbytes(self) -> int:
@@ -172,6 +210,20 @@ class Schema:
                 expected=f"the {len(self.specs)} tensors this experiment declares",
                 reason=found[0],
             )
+
+
+def differences_to(
+    base: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor], schema: Schema
+) -> dict[str, torch.Tensor]:
+    """What a reply carries: trained minus sent, on the CPU, of exactly the tensors of ``schema``.
+
+    Raises:
+        FedMedSegError: a difference is not finite.
+    """
+    # contiguous whatever the layout it was trained in: a payload has no other
+    differences = {name: (trained[name].detach().cpu() - base[name]).contiguous() for name in sorted(schema.specs)}
+    schema.require(differences, sender="this site")
+    return differences
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import Task as FlareTask
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
@@ -26,10 +30,11 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.persistor import SharedModelPersistor
+from fedmedseg.core.personal import payloads, personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
-from fedmedseg.core.wire import Header, StageContract
+from fedmedseg.core.wire import Header, Part, StageContract
 
 RETRY_SECONDS = 20
 TASK_CHECK_SECONDS = 0.02
@@ -64,7 +69,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.experiment_file = experiment_file
         self.record_id = record_id
         self.experiment = load_experiment(experiment_file)
-        contracts: dict[str, StageContract] = system_module(self.experiment.system, "plan").STAGES
+        contracts: dict[str, StageContract] = system_module(self.experiment.system, "plan").stages(self.experiment)
         if stage not in contracts:
             guess = nearest(stage, contracts)
             raise ConfigurationError(
@@ -75,6 +80,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             )
         self.contract = contracts[stage]
         self._stages = len(contracts)
+        self._personal_ahead = any(contracts[name].personal for name in [*contracts][[*contracts].index(stage) :])
         section = self.experiment.stages[stage]
         federation = self.experiment.federation
         timeout = section.timeout or federation.timeout
@@ -136,6 +142,10 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Run the stage's rounds."""
         if abort_signal.triggered:
             return
+        if self._num_rounds == 0:
+            self.log_info(fl_ctx, f"{self.stage}: left out, its rounds are 0")
+            self.record.end_stage()
+            return
         super().control_flow(abort_signal, fl_ctx)
         if not abort_signal.triggered and self._current_round == self._num_rounds:
             self.record.end_stage()
@@ -151,10 +161,16 @@ class QuorumScatterAndGather(ScatterAndGather):
     ) -> None:
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
         shared = self._global_weights[ModelLearnableKey.WEIGHTS]
-        base = content_sha256(shared)
+        sent = self._sent_part().of(shared)
+        base = content_sha256(sent)
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {}
-        self._round_facts = {"base": base, "began": time.monotonic(), "attempts": 1, "refusals": []}
+        self._round_facts = {
+            "shared": base if len(sent) == len(shared) else self._digest(),
+            "began": time.monotonic(),
+            "attempts": 1,
+            "refusals": [],
+        }
         current = Round(
             run=self.persistor.run,
             stage=self.stage,
@@ -162,8 +178,9 @@ class QuorumScatterAndGather(ScatterAndGather):
             base=base,
             nonce=uuid.uuid4().hex,
             contract=self.contract,
-            schema=self.persistor.schema,
-            shared=shared,
+            schema=self.persistor.schema.part(self.contract.returned),
+            shared=self.contract.returned.of(shared),
+            personal=payloads(sent, self.persistor.personal, self._sent_part()) if self.contract.personal else {},
         )
         self.aggregator.open_round(current)
         asked = [site for site in self._connected() if site not in self._declined]
@@ -174,7 +191,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
             self._stop_below_quorum(fl_ctx)
             return
-        self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
+        self._send(task, current, sent, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
         failed = self._failed(asked)
         needed = self._needed(asked)
         alive = len(self._answered()) >= needed
@@ -192,7 +209,7 @@ class QuorumScatterAndGather(ScatterAndGather):
                 before_task_sent_cb=self._prepare_train_task_data,
                 result_received_cb=self._process_train_result,
             )
-            self._send(again, current, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
+            self._send(again, current, sent, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
             needed = self._needed(asked)
         self._round_facts.update(needed=needed, asked=asked)
         if self._accepted() < needed and not self._aborted(abort_signal):
@@ -217,6 +234,9 @@ class QuorumScatterAndGather(ScatterAndGather):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Time the aggregation, judge progress, and close the round's record."""
         super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.BEFORE_TASK_DATA_FILTER:
+            self._personalise(fl_ctx)
+            return
         if fl_ctx.get_prop(AppConstants.PHASE) is None or self._phase != AppConstants.PHASE_TRAIN:
             return
         if event_type == AppEventType.BEFORE_AGGREGATION:
@@ -226,13 +246,32 @@ class QuorumScatterAndGather(ScatterAndGather):
         elif event_type == AppEventType.ROUND_DONE:
             self._finish_round(fl_ctx)
 
+    def _personalise(self, fl_ctx: FLContext) -> None:
+        """Give a site its own tensors in the copy of the task that FLARE is about to send it; see ``core.personal``.
+
+        The site is the one FLARE assigned the task to after checking its token, not what the request says of itself.
+        A task of another stage or of an earlier question stays as it is: it holds the shared tensors, and what comes
+        back of it is refused.
+        """
+        data, number = fl_ctx.get_prop(FLContextKey.TASK_DATA), fl_ctx.get_prop(FLContextKey.TASK_ID)
+        current = self.aggregator.round if isinstance(self.aggregator, GuardedAggregator) else None
+        if current is None or not current.personal or not isinstance(data, Shareable):
+            return
+        if (data.get_header(Header.NONCE), data.get_header(Header.STAGE)) != (current.nonce, self.stage):
+            return
+        client_task = self.communicator.process_task_check(number, fl_ctx)
+        payload = current.personal.get(client_task.client.name) if client_task is not None else None
+        if payload is not None:
+            personalise(data, payload)
+
     def _finish_round(self, fl_ctx: FLContext) -> None:
-        digest = self._round_facts["base"]
+        digest = self._round_facts["shared"]
         if self.contract.returns == "shared":
-            digest = content_sha256(self._global_weights[ModelLearnableKey.WEIGHTS])
-            self._unchanged = self._unchanged + 1 if digest == self._round_facts["base"] else 0
+            digest = self._digest()
+            self._unchanged = self._unchanged + 1 if digest == self._round_facts["shared"] else 0
         try:
             record = self._write_record(digest)
+            self._keep_personal()
             self.persistor.finish_round(self.stage, self._current_round, record)
         except Exception as error:
             # FLARE logs and forgets what an event handler raises, and the job would go on unsaved
@@ -247,6 +286,13 @@ class QuorumScatterAndGather(ScatterAndGather):
         if self._unchanged >= limit:
             self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)
 
+    def _keep_personal(self) -> None:
+        """A site that was not heard in this round keeps what it had; what no stage sends any more is let go."""
+        if self.contract.personal:
+            self.persistor.personal |= self.aggregator.personal
+        elif not self._personal_ahead:
+            self.persistor.personal = {}
+
     def _write_record(self, digest: str | None) -> dict[str, Any]:
         record = round_record(
             stage=self.stage,
@@ -256,7 +302,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             replies=self._replies,
             declined=self._declined,
             aggregator=self.aggregator,
-            bytes_down=self.persistor.schema.nbytes if self.contract.sends == "shared" else 0,
+            bytes_down=self.persistor.schema.part(self._sent_part()).nbytes if self.contract.sends == "shared" else 0,
             shared_sha256=digest,
         )
         self.record.add_round(record, self._folder)
@@ -266,6 +312,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self,
         task: FlareTask,
         current: Round,
+        sent: Mapping[str, torch.Tensor],
         fl_ctx: FLContext,
         targets: list[str],
         enough: int,
@@ -274,6 +321,8 @@ class QuorumScatterAndGather(ScatterAndGather):
     ) -> None:
         if self.contract.sends == "nothing":
             task.data.pop("DXO", None)
+        else:
+            DXO(DataKind.WEIGHTS, data=dict(sent)).update_shareable(task.data)
         for header, value in (
             (Header.RUN, current.run),
             (Header.STAGE, current.stage),
@@ -311,6 +360,11 @@ class QuorumScatterAndGather(ScatterAndGather):
             if client_name not in self.aggregator.contributions:
                 self.aggregator.rejections[client_name] = reason
             self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
+        elif (peer := fl_ctx.get_peer_context()) is None or peer.get_identity_name() != client_name:
+            # FLARE knows the client by its token; the name in the context is what the client calls itself, and it is
+            # the one an aggregator sees
+            reason = f"{Reason.SCHEMA}: a reply in another site's name"
+            self.log_warning(fl_ctx, f"round {self._current_round}: {client_name}: {reason}")
         else:
             accepted = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
             if not accepted:
@@ -322,6 +376,12 @@ class QuorumScatterAndGather(ScatterAndGather):
             if accepted or client_name not in self.aggregator.contributions:
                 self._replies[client_name] = {"reason": reason, "seconds": time.monotonic() - self._sent}
         return accepted
+
+    def _sent_part(self) -> Part:
+        return self.contract.sent_in(self._current_round)
+
+    def _digest(self) -> str:
+        return content_sha256(self._global_weights[ModelLearnableKey.WEIGHTS])
 
     def _connected(self) -> list[str]:
         return sorted(client.name for client in self._engine.get_clients())

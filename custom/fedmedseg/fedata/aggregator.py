@@ -1,4 +1,4 @@
-"""FedATA's server rule as a FLARE aggregator: attention over sites per layer group, or FedAvg."""
+"""FedATA's server rules as a FLARE aggregator: attention over sites, personal models, FedAtt as published, FedAvg."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ import torch
 
 from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
 from fedmedseg.core.config import load_experiment
-from fedmedseg.fedata.attention import layer_attention
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.personal import Personal
+from fedmedseg.core.seeding import derive_seed
+from fedmedseg.fedata.attention import layer_attention, published_attention
+from fedmedseg.fedata.personal_models import moved, pair_weights, personal_models, update_cosines
+from fedmedseg.fedata.teacher import TEACHER
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 class AttentionAggregator(GuardedAggregator):
-    """Adaptive attention aggregation (Dai et al. 2024; `layer_att` is our reconstruction) or `fedavg`.
+    """Adaptive attention aggregation (Dai et al. 2024) in the form that ``fedata.server_aggregation`` chooses.
+
+    ``layer_att`` and ``pair_att`` are our reconstructions; ``fedatt_faithful`` is Ji et al. 2019. ``notes`` hold
+    ``attention`` (group or tensor, site, weight) or ``pair_attention`` (site, site, share) for the round's record.
+    A teacher's tensors, where teachers are averaged, get the plain mean whatever the rule.
 
     Args:
         experiment_file: path of experiment.yaml; its `fedata` section chooses the rule.
@@ -21,20 +32,71 @@ class AttentionAggregator(GuardedAggregator):
     def __init__(self, experiment_file: str) -> None:
         super().__init__()
         self.experiment_file = experiment_file
-        self._section = load_experiment(experiment_file).wing
+        self._experiment = load_experiment(experiment_file)
+        self._section = self._experiment.wing
 
     def combine(
-        self,
-        shared: Mapping[str, torch.Tensor],
-        contributions: Mapping[str, Contribution],
-        weights: Mapping[str, float],
-    ) -> Mapping[str, torch.Tensor]:
+        self, shared: Tensors, contributions: Mapping[str, Contribution], weights: Mapping[str, float]
+    ) -> Tensors:
         """Differences to the shared tensors; the attention weights go to the round's record."""
         differences = {site: contribution.differences for site, contribution in contributions.items()}
-        if self._section.server_aggregation == "fedavg":
-            return weighted_mean(differences, weights)
-        updated, attention = layer_attention(
-            shared, differences, weights, kappa=self._section.kappa, server_step=self._section.server_step
+        updated = self._ruled(
+            _students(shared), {site: _students(tensors) for site, tensors in differences.items()}, weights
         )
-        self.notes["attention"] = attention
-        return updated
+        teachers = {site: _teachers(tensors) for site, tensors in differences.items()}
+        return {**updated, **weighted_mean(teachers, weights)}
+
+    def personalise(self, shared: Tensors, contributions: Mapping[str, Contribution]) -> Personal:
+        """The model of each site that was heard, under ``pair_att``."""
+        ours = _students(shared)
+        differences = {site: _students(contribution.differences) for site, contribution in contributions.items()}
+        xi = pair_weights(update_cosines(differences), temperature=self._section.pair.temperature)
+        self.notes["pair_attention"] = xi
+        return personal_models(ours, self._starts(differences), differences, xi)
+
+    def _ruled(
+        self, shared: Tensors, differences: Mapping[str, Tensors], weights: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        section = self._section
+        if section.server_aggregation == "layer_att":
+            updated, self.notes["attention"] = layer_attention(
+                shared,
+                differences,
+                weights,
+                kappa=section.kappa,
+                server_step=section.server_step,
+                standardised=section.standardised,
+            )
+            return updated
+        if section.server_aggregation == "fedatt_faithful":
+            updated, self.notes["attention"] = published_attention(
+                shared, differences, step=section.fedatt.step, noise=section.fedatt.noise, draws=self._draws
+            )
+            return updated
+        if section.server_aggregation == "pair_att":
+            # sites start from models of their own: the mean is one of models, not of differences
+            return moved(shared, self._starts(differences), differences, weights)
+        if section.server_aggregation == "fedavg":
+            return weighted_mean(differences, weights)
+        raise ConfigurationError(
+            "fedata.server_aggregation", got=repr(section.server_aggregation), expected="a rule that aggregates tensors"
+        )
+
+    def _starts(self, differences: Mapping[str, Tensors]) -> dict[str, Tensors]:
+        """What each site's differences are to, of the students' tensors."""
+        assert self.round is not None, "open_round was not called"
+        return {site: self.round.start_of(site) for site in differences}
+
+    def _draws(self, name: str) -> torch.Generator:
+        """Noise of one tensor in one round: the same whichever run, attempt or process asks."""
+        assert self.round is not None, "open_round was not called"
+        seed = derive_seed(self._experiment.seed, "fedatt", self.round.stage, self.round.number, name)
+        return torch.Generator().manual_seed(seed)
+
+
+def _students(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
+
+
+def _teachers(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(TEACHER)}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from fedmedseg.fedata.masking import pick
+
 
 def distillation_target(hidden: Sequence[torch.Tensor]) -> torch.Tensor:
     """Targets t = LN(mean over blocks of LN(h)), both norms without affine parameters.
@@ -22,14 +24,13 @@ def distillation_target(hidden: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def masked_distillation_loss(
-    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, *, beta: float
+    prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, *, beta: float
 ) -> torch.Tensor:
     """Smooth L1 with turning point ``beta``, averaged over channels and over masked tokens only.
 
-    ``prediction`` and ``target`` are (B, tokens, C), ``mask`` (B, tokens) or (B, *grid), true where masked.
+    ``prediction`` (B, M, C) is of the places ``hidden`` (B, M) of ``target`` (B, tokens, C).
     """
-    hidden = mask.flatten(1)
-    return functional.smooth_l1_loss(prediction[hidden], target[hidden], beta=beta)
+    return functional.smooth_l1_loss(prediction.float(), pick(target, hidden), beta=beta)
 
 
 def _normalise(tokens: torch.Tensor) -> torch.Tensor:

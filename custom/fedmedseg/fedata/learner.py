@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
+from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.fedata.monitor import collapsed
 from fedmedseg.fedata.objective import MaskedDistillationObjective
+from fedmedseg.networks.timing import choose
 
 if TYPE_CHECKING:
     from fedmedseg.data.site import Site
@@ -54,6 +56,7 @@ class MaskedDistillationLearner:
     def __init__(self, *, experiment: Experiment, site: Site) -> None:
         self.experiment = experiment
         self.site = site
+        self._way: ComputeChoice | None = None
 
     @property
     def state_root(self) -> Path:
@@ -70,6 +73,24 @@ class MaskedDistillationLearner:
     @cached_property
     def objective(self) -> MaskedDistillationObjective:
         """Student and teacher over this site's volumes."""
+        return self._build()
+
+    def _compute(self, task: Task) -> ComputeChoice:
+        """How student and teacher are computed here; asked once per process, since a full disk would not remember."""
+        if self._way is None:
+            section, data = self.experiment.wing, self.experiment.data
+            self._way = choose(
+                self.experiment,
+                work="pretext",
+                shape=(section.volumes_per_step * section.crops_per_volume, 1, *data.crop),
+                trial=lambda: self._build().trial(),
+                cache=self.site.cache,
+                device=self.site.device,
+                aborted=task.aborted,
+            )
+        return self._way
+
+    def _build(self) -> MaskedDistillationObjective:
         from fedmedseg.data.sampling import image_crop
 
         volumes, data = self.volumes, self.experiment.data
@@ -84,8 +105,9 @@ class MaskedDistillationLearner:
         """One round: personal initialisation, ``local_steps`` steps, reply with exactly the shared tensors.
 
         What the site must remember is saved as ``personal`` before the reply is handed over: ``round``, ``tensors``
-        (named as the shared ones), ``teacher``, ``mixing`` and ``reference``. A site that missed rounds mixes from
-        the last one it did. Round 0 starts from the server's tensors alone.
+        (named as the shared ones), ``teacher``, ``pretext``, ``mixing`` and ``reference``. A site that missed rounds
+        mixes from the last one it did. Round 0 starts from the server's tensors alone. Where the pretext has no
+        teacher, the reply has no figures of one.
 
         Raises:
             Aborted: the federation asked to stop; the task can be given again and continues.
@@ -96,7 +118,10 @@ class MaskedDistillationLearner:
         if task.stage != STAGE:
             raise ConfigurationError("stage", got=repr(task.stage), expected=repr(STAGE))
         objective = self.objective
+        objective.use(self._compute(task))
         objective.begin(round=task.round, rounds=task.rounds)
+        # before the loop, which prepares nothing where it continues after a kill
+        objective.stay_near(shared)
         steps = self.experiment.wing.local_steps
 
         def prepare() -> None:
@@ -112,17 +137,19 @@ class MaskedDistillationLearner:
         means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)
         if "mixing/passes" in objective.figures:
             logger.info(
-                "mixing took %.4f of the server's attention tensors in %.0f pass(es), loss %.4f to %.4f",
+                "mixing took %.4f of the server's tensors in scope in %.0f pass(es), loss %.4f to %.4f",
                 *(
                     objective.figures[f"mixing/{figure}"]
                     for figure in ("weight_mean", "passes", "loss_first", "loss_last")
                 ),
             )
+        if "mixing/mu" in objective.figures:
+            logger.info("%.4f of this site's own model was kept", objective.figures["mixing/mu"])
         task.state.save("personal", {"round": task.round, **objective.memory()})
+        alarm = {"collapse_alarm": self._alarm(objective, means["teacher_std"])} if "teacher_std" in means else {}
         return Reply(
-            tensors=objective.network.shared(),
-            metrics={**means, **objective.figures, "collapse_alarm": self._alarm(objective, means["teacher_std"])}
-            | {"set_aside": float(len(self.volumes.quarantined))},
+            tensors=objective.shared(),
+            metrics={**means, **objective.figures, **alarm, "set_aside": float(len(self.volumes.quarantined))},
             examples=len(self.volumes),
             steps=steps,
         )

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Places:
+    """Token numbers per crop, ascending: ``visible`` (B, V) and ``hidden`` (B, M)."""
+
+    visible: torch.Tensor
+    hidden: torch.Tensor
 
 
 def masked_units(units: int, ratio: float) -> int:
@@ -26,3 +35,23 @@ def random_masks(
     masks = torch.zeros(crops, units, dtype=torch.bool)
     masks.scatter_(1, hidden, True)
     return masks.reshape(crops, *grid)
+
+
+def places(masks: torch.Tensor) -> Places:
+    """Where the tokens of masks (B, *grid) are visible and where hidden.
+
+    Raises:
+        ValueError: crops that hide different numbers of tokens, which no one gather could take.
+    """
+    flat = masks.flatten(1)
+    counts = flat.sum(dim=1)
+    if bool((counts != counts[0]).any()):
+        raise ValueError(f"masks that hide equally many tokens in every crop, not {counts.tolist()}")
+    order = flat.to(torch.uint8).argsort(dim=1, stable=True)
+    visible = flat.shape[1] - int(counts[0])
+    return Places(visible=order[:, :visible], hidden=order[:, visible:])
+
+
+def pick(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, N, C) at ``index`` (B, M): (B, M, C)."""
+    return tokens.take_along_dim(index.unsqueeze(-1), dim=1)

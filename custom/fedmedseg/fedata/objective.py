@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
-from fedmedseg.fedata.distillation import distillation_target, masked_distillation_loss
-from fedmedseg.fedata.masking import random_masks
-from fedmedseg.fedata.mixing import learn_mixture
-from fedmedseg.fedata.monitor import token_spread
+from fedmedseg.fedata.initialisation import SEEDS, make_initialisation
+from fedmedseg.fedata.masking import places, random_masks
 from fedmedseg.fedata.network import MaskedEncoder
-from fedmedseg.fedata.teacher import make_teacher, momentum, relative_gap, update_teacher
-
-SEEDS = 2**62
+from fedmedseg.fedata.personal_models import proximal_term
+from fedmedseg.fedata.pretext import Outcome
+from fedmedseg.fedata.pretexts import make_pretext
+from fedmedseg.fedata.teacher import from_wire, make_teacher, momentum, relative_gap, to_wire, update_teacher
+from fedmedseg.networks.compute import prepare
+from fedmedseg.networks.timing import StepTrial
 
 
 class MaskedDistillationObjective:
@@ -40,8 +42,32 @@ class MaskedDistillationObjective:
         self.experiment, self.volumes, self.crop, self.device = experiment, volumes, crop, device
         self.section = experiment.wing
         self.network = MaskedEncoder(experiment=experiment).to(device)
-        self.teacher = make_teacher(self.network.encoder)
+        self.pretext = make_pretext(self.section, self.network)
+        self.teacher = make_teacher(self.network.encoder) if self.pretext.has_teacher else None
+        self.initialisation = make_initialisation(self.section, self.network, volumes=volumes)
+        self.use(SHIPPED)
         self.begin(round=0, rounds=1)
+
+    def use(self, choice: ComputeChoice) -> None:
+        """Compute student and teacher in that way from now on; weights, moments, averages and losses stay float32."""
+        self.compute = choice
+        for network in self._networks():
+            prepare(network, choice)
+
+    def trial(self) -> StepTrial:
+        """This objective's forward and backward on noise of a batch's shape, to be timed; it is spent by that."""
+        section, crop = self.section, self.experiment.data.crop
+        count = section.volumes_per_step * section.crops_per_volume
+        images = torch.randn(count, 1, *crop, device=self.device)
+        masks = random_masks(count, crop, unit=section.mask_unit, ratio=section.mask_ratio).to(self.device)
+        self.network.train()
+
+        def loss(choice: ComputeChoice) -> torch.Tensor:
+            self.compute = choice
+            return self._loss(images, masks)[0]
+
+        seed = derive_seed(self.experiment.seed, "compute", "pretext")
+        return StepTrial(networks=self._networks(), loss=loss, seed=seed)
 
     def begin(self, *, round: int, rounds: int) -> None:
         """Place a round in the stage's schedules, with an optimiser of its own.
@@ -49,11 +75,19 @@ class MaskedDistillationObjective:
         Moments of AdamW belong to the model they were gathered on, which the server has just moved; they are not
         carried over. Learning rate and momentum go on where the last round ended.
         """
-        self.first_step, self.total = round * self.section.local_steps, rounds * self.section.local_steps
+        self.position, self.total = round * self.section.local_steps, rounds * self.section.local_steps
+        self.first_step = self.position
+        self.pretext.reset()
         self.optimizer = build_optimizer(_decay_groups(self.network.trained()), self.section.optimizer)
-        self.mixing: dict[str, torch.Tensor] | None = None
+        self.initialisation.begin()
         self.reference: float | None = None
         self.figures: dict[str, float] = {}
+        self.centre: dict[str, torch.Tensor] = {}
+
+    def stay_near(self, shared: Mapping[str, torch.Tensor]) -> None:
+        """Pull the student towards the server's tensors from now on in this round, where ``pair.prox`` asks for it."""
+        if self.section.pair.prox:
+            self.centre = {name: shared[name].to(self.device) for name in self.network.trained()}
 
     def initialise(
         self,
@@ -64,33 +98,46 @@ class MaskedDistillationObjective:
     ) -> None:
         """Personal initialisation of a round from the server's tensors and what the site remembers (see ``memory``).
 
-        Without a memory the student is the server's and the teacher a copy of it.
+        Without a memory the student is the server's. The teacher is a copy of the server's student then, and the
+        site's own of its last round otherwise; ``teacher_sync`` ``aggregate`` takes the server's teacher from round 1
+        on, and ``reset`` copies the student in the end. Mixing weights are learned against the teacher from before a
+        reset.
         """
-        self.network.load_shared(shared)
+        student, averaged = from_wire(shared)
+        own = student if personal is None else personal["teacher"]
+        # in round 0 nothing was averaged yet, and the server may have been given an encoder but no teacher
+        _copy(self._teacher_tensors(), averaged if averaged and self.first_step else own)
         if personal is None:
-            _copy(self._teacher_tensors(), shared)
+            self.initialisation.first(student)
         else:
-            _copy(self._teacher_tensors(), personal["teacher"])
-            self.mixing, self.reference = self._on_device(personal["mixing"]), personal["reference"]
-            if self.section.client_mix == "ala_attn":
-                self._mix(shared, personal["tensors"], aborted)
-        self.figures["student_teacher_gap"] = relative_gap(self._teacher_tensors(), self.network.trained())
+            self.reference = personal["reference"]
+            self.pretext.load(personal["pretext"])
+            self.figures |= self.initialisation.start(
+                student, personal["tensors"], personal["mixing"], loss=self._mixing_loss, aborted=aborted
+            )
+        if self.section.teacher_sync == "reset":
+            _copy(self._teacher_tensors(), self.network.trained())
+        if self.teacher is not None:
+            self.figures["student_teacher_gap"] = relative_gap(self._teacher_tensors(), self.network.trained())
 
     def step(self, index: int) -> Mapping[str, float]:
-        """One optimiser step on fresh crops and masks; returns ``loss`` and ``teacher_std``.
+        """One optimiser step on fresh crops and masks; returns ``loss`` and the pretext's figures.
 
         Raises:
             FedMedSegError: loss or gradient are not finite (reason LOCAL_DIVERGED); student and teacher are then
                 untouched, so that a diverged step can reach neither the site's memory nor its next round.
         """
-        position = self.first_step + index
-        set_learning_rate(self.optimizer, learning_rate(self.section.optimizer, position, self.total))
+        self.position = self.first_step + index
+        set_learning_rate(self.optimizer, learning_rate(self.section.optimizer, self.position, self.total))
         rng = np.random.default_rng(int(torch.randint(SEEDS, (1,))))
         chosen = rng.choice(
             self.volumes, size=self.section.volumes_per_step, replace=self.volumes < self.section.volumes_per_step
         )
         self.network.train()
-        loss, spread = self._loss(*self._batch(chosen, rng))
+        loss, outcome = self._loss(*self._batch(chosen, rng))
+        if self.centre:
+            pull = proximal_term(self.network.trained(), self.centre, weight=self.section.pair.prox)
+            loss, outcome.figures["loss/prox"] = loss + pull, float(pull.detach())
         require_finite("loss", float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -98,42 +145,63 @@ class MaskedDistillationObjective:
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), self.section.optimizer.clip_norm)
         require_finite("gradient norm", float(norm))
         self.optimizer.step()
-        ema = self.section.ema
-        update_teacher(self._teacher_tensors(), trained, momentum(position, self.total, start=ema.start, end=ema.end))
+        if self.teacher is not None:
+            ema = self.section.ema
+            follow = momentum(self.position, self.total, start=ema.start, end=ema.end, schedule=ema.schedule)
+            update_teacher(self._teacher_tensors(), trained, follow)
+        self.pretext.follow(outcome.targets)
         if self.reference is None:
-            self.reference = spread
-        return {"loss": float(loss.detach()), "teacher_std": spread}
+            self.reference = outcome.figures.get("teacher_std")
+        return {"loss": float(loss.detach()), **outcome.figures}
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """What a reply carries, copied to the CPU: the student and, where teachers are averaged, the teacher."""
+        teacher = self._teacher_tensors() if self.section.teacher_sync == "aggregate" else {}
+        return self.network.shared() | to_wire(teacher)
 
     def memory(self) -> dict[str, Any]:
-        """What the site keeps for its next round: student, teacher, mixing weights, reference of the monitor."""
-        return {
-            "tensors": self.network.shared(),
-            "teacher": {name: tensor.detach() for name, tensor in self._teacher_tensors().items()},
-            "mixing": self.mixing,
-            "reference": self.reference,
-        }
+        """What the site keeps for its next round: student, teacher, the pretext's own, what the personal
+        initialisation remembers, reference of the monitor."""
+        return {**self._core(), "mixing": self.initialisation.memory()}
 
     def state(self) -> Any:
-        """The memory, the optimiser and the round's figures: all that a killed round needs to go on."""
-        return {**self.memory(), "optimizer": self.optimizer.state_dict(), "figures": self.figures}
+        """The memory as it is in the middle of a round, the optimiser and the round's figures: all that a killed
+        round needs to go on."""
+        return {
+            **self._core(),
+            "mixing": self.initialisation.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "figures": self.figures,
+        }
 
     def restore(self, tree: Any) -> None:
         """Go on from ``state``."""
         self.network.load_shared(tree["tensors"])
         _copy(self._teacher_tensors(), tree["teacher"])
-        self.optimizer.load_state_dict(tree["optimizer"])
-        self.mixing, self.reference = self._on_device(tree["mixing"]), tree["reference"]
-        self.figures = dict(tree["figures"])
+        self.pretext.load(tree["pretext"])
+        restore_optimizer(self.optimizer, tree["optimizer"])
+        self.initialisation.restore(tree["mixing"])
+        self.reference, self.figures = tree["reference"], dict(tree["figures"])
 
-    def _loss(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Pretext loss of a batch and the spread of the teacher's tokens; the teacher sees whole crops."""
-        with torch.no_grad():
-            hidden = self.network.hidden(self.teacher, images)
-        prediction = self.network(images, masks)
-        loss = masked_distillation_loss(
-            prediction, distillation_target(hidden), masks, beta=self.section.smooth_l1_beta
-        )
-        return loss, token_spread(hidden[-1])
+    def _core(self) -> dict[str, Any]:
+        return {
+            "tensors": self.network.shared(),
+            "teacher": {name: tensor.detach() for name, tensor in self._teacher_tensors().items()},
+            "pretext": self.pretext.memory(),
+            "reference": self.reference,
+        }
+
+    def _loss(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, Outcome]:
+        """Pretext loss of a batch and what came with it; a teacher sees whole crops."""
+        where = places(masks)
+        images = self.compute.on_device(images, self.device)
+        # losses and targets raise what the networks give them to float32 themselves
+        with self.compute.autocast(self.device):
+            with torch.no_grad():
+                targets = self.pretext.targets(self.teacher, images, where)
+            view = self.network(images, masks)
+            outcome = self.pretext.loss(view, targets, where, position=self.position, total=self.total)
+        return outcome.loss, outcome
 
     def _batch(
         self, chosen: Sequence[int] | np.ndarray, rng: np.random.Generator, masks: torch.Generator | None = None
@@ -149,58 +217,20 @@ class MaskedDistillationObjective:
         )
         return torch.stack(crops).to(self.device), drawn.to(self.device)
 
-    def _mix(
-        self, shared: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], aborted: Callable[[], bool]
-    ) -> None:
-        """Replace the student's attention tensors by the learned mixture; nothing where own and shared are equal.
+    def _mixing_loss(self, volumes: np.ndarray, rng: np.random.Generator, masks: torch.Generator) -> torch.Tensor:
+        return self._loss(*self._batch(volumes, rng, masks))[0]
 
-        Crops and masks are those of one seed in every pass, and drop path is off: otherwise their noise, not the
-        choice between the two models, would move the weights.
-        """
-        trained = self.network.trained()
-        scope = self.network.attention()
-        given = {name: shared[name].to(self.device) for name in scope}
-        local = {name: own[name].to(self.device) for name in scope}
-        if all(torch.equal(given[name], local[name]) for name in scope):
-            return
-        seed = int(torch.randint(SEEDS, (1,)))
-        sample = np.random.default_rng(seed).permutation(self.volumes)
-        sample = sample[: max(1, math.ceil(self.section.ala.sample_share * self.volumes - 1e-9))]
-        size = self.section.volumes_per_step
-        batches = [sample[start : start + size] for start in range(0, len(sample), size)]
-        self.network.eval()
-
-        def gradient(number: int, tensors: Mapping[str, torch.Tensor]) -> tuple[float, Mapping[str, torch.Tensor]]:
-            self.network.load_shared(tensors)
-            masks = torch.Generator().manual_seed(seed + number)
-            loss, _ = self._loss(*self._batch(batches[number], np.random.default_rng([seed, number]), masks))
-            found = torch.autograd.grad(loss, [trained[name] for name in scope])
-            return float(loss.detach()), dict(zip(scope, found, strict=True))
-
-        mixture = learn_mixture(
-            local=local,
-            shared=given,
-            weights=self.mixing,
-            gradient=gradient,
-            batches=len(batches),
-            section=self.section.ala,
-            aborted=aborted,
-        )
-        self.network.load_shared(mixture.tensors)
-        self.mixing = mixture.weights
-        self.figures |= mixture.figures
+    def _networks(self) -> list[torch.nn.Module]:
+        """Student and, where there is one, teacher."""
+        return [self.network] if self.teacher is None else [self.network, self.teacher]
 
     def _teacher_tensors(self) -> dict[str, torch.Tensor]:
-        """The teacher's tensors that follow the student, by their name in the student."""
+        """The teacher's tensors that follow the student, by their name in the student; none without a teacher."""
+        if self.teacher is None:
+            return {}
         trained = self.network.trained()
-        return {
-            name: tensor
-            for name, tensor in self.teacher.named_parameters(prefix=self.network.prefix)
-            if name in trained
-        }
-
-    def _on_device(self, tensors: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
-        return None if tensors is None else {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        encoder = self.teacher.named_parameters(prefix=self.network.prefix)
+        return {name: tensor for name, tensor in encoder if name in trained} | self.pretext.teacher_tensors()
 
 
 @torch.no_grad()

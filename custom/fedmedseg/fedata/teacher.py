@@ -9,12 +9,23 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fedmedseg.fedata.mixing_config import Schedule
 
-def momentum(step: int, total: int, *, start: float, end: float) -> float:
-    """Momentum at global step ``step`` (0-based) of ``total``: half a cosine from ``start`` to ``end``.
+TEACHER = "teacher."
+"""Beginning of the names under which a teacher's tensors travel with ``teacher_sync: aggregate``."""
 
-    Counted over all rounds, so it does not fall back when a round begins.
+
+def momentum(step: int, total: int, *, start: float, end: float, schedule: Schedule = "cosine") -> float:
+    """Momentum at global step ``step`` (0-based) of ``total``: ``start`` at the first, ``end`` at the last.
+
+    ``cosine`` is half a cosine, ``linear`` a straight line (data2vec, Baevski et al., 2022), ``constant`` is
+    ``start``. Counted over all rounds, so it does not fall back when a round begins.
     """
+    if schedule == "constant":
+        return start
+    done = step / max(1, total - 1)
+    if schedule == "linear":
+        return start + (end - start) * done
     return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, total - 1)))
 
 
@@ -43,3 +54,15 @@ def relative_gap(teacher: Mapping[str, torch.Tensor], student: Mapping[str, torc
     difference = sum(float((student[name] - teacher[name]).square().sum()) for name in sorted(teacher))
     norm = sum(float(teacher[name].square().sum()) for name in sorted(teacher))
     return math.sqrt(difference / max(norm, 1e-12))
+
+
+def to_wire(teacher: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of a teacher's tensors on the CPU, under their names on the wire."""
+    return {f"{TEACHER}{name}": tensor.detach().cpu().clone() for name, tensor in teacher.items()}
+
+
+def from_wire(shared: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Shared tensors parted into the student's and the teacher's, each by their names in the student; not copied."""
+    student = {name: tensor for name, tensor in shared.items() if not name.startswith(TEACHER)}
+    teacher = {name.removeprefix(TEACHER): tensor for name, tensor in shared.items() if name.startswith(TEACHER)}
+    return student, teacher

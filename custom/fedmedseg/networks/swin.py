@@ -19,6 +19,11 @@ def unreached(encoder: SwinTransformer) -> list[str]:
     return ["layers4.0.downsample"]
 
 
+def last_stage(encoder: SwinTransformer) -> str:
+    """The submodule whose blocks give the distilled tokens."""
+    return "layers4.0"
+
+
 def attention_type() -> type[nn.Module]:
     """The module that holds a block's self-attention."""
     from monai.networks.nets.swin_unetr import WindowAttention

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from torch import nn
 
+from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.training import Aborted
@@ -23,6 +24,7 @@ def evaluate(
     experiment: Experiment,
     device: str,
     salt: str,
+    choice: ComputeChoice | None = None,
     aborted: Callable[[], bool] = lambda: False,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[CaseScore]:
@@ -31,7 +33,8 @@ def evaluate(
     Probabilities are resampled, not labels: a resampled label map would show steps that the network did not
     make. One score per volume; ``reporting.metrics.per_patient`` merges those of one patient, and every
     mean a site reports is taken over patients. Scores carry hashes made with the site's
-    ``salt``, never a name; ``on_case`` hears (volumes done, volumes in all).
+    ``salt``, never a name; ``choice`` is how the network is computed (see ``predict``); ``on_case`` hears (volumes
+    done, volumes in all).
 
     Raises:
         Aborted: ``aborted()`` became true between two volumes.
@@ -40,7 +43,8 @@ def evaluate(
     scores: list[CaseScore] = []
     indices = labelled(volumes)
     for index in _unless_aborted(indices, aborted):
-        probabilities = predict(model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device)
+        overlap = experiment.segmentation.overlap
+        probabilities = predict(model, volumes.image(index), experiment.data, overlap, device, choice)
         case = volumes.cases[index]
         scores.append(
             CaseScore(
@@ -65,11 +69,12 @@ def validate(
     volumes: Volumes,
     experiment: Experiment,
     device: str,
+    choice: ComputeChoice | None = None,
     aborted: Callable[[], bool] = lambda: False,
 ) -> float:
     """Mean foreground Dice on the preprocessed grid: over patients first, then over structures.
 
-    nan where no structure is in any truth or prediction.
+    nan where no structure is in any truth or prediction. ``choice`` as for ``predict``.
 
     Raises:
         Aborted: ``aborted()`` became true between two volumes.
@@ -77,7 +82,8 @@ def validate(
     scores = []
     for index in _unless_aborted(labelled(volumes), aborted):
         case = volumes.cases[index]
-        probabilities = predict(model, volumes.image(index), experiment.data, experiment.segmentation.overlap, device)
+        overlap = experiment.segmentation.overlap
+        probabilities = predict(model, volumes.image(index), experiment.data, overlap, device, choice)
         structures = score_structures(
             label_map(probabilities),
             label_of(volumes, index),

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import DataSection
 from fedmedseg.core.errors import DataError
+from fedmedseg.networks.compute import applied, logits_of
 
 WINDOWS_PER_FORWARD_2D = 8
 WINDOWS_PER_FORWARD_3D = 1
@@ -19,6 +21,7 @@ def predict(
     data: DataSection,
     overlap: float,
     device: str | torch.device,
+    choice: ComputeChoice | None = None,
 ) -> torch.Tensor:
     """Class probabilities of one preprocessed volume.
 
@@ -26,7 +29,8 @@ def predict(
     ``data.crop`` overlap by ``overlap`` (0..1) and are blended with Gaussian weights; probabilities, not
     logits, are blended, so they sum to 1 everywhere. A volume smaller than the crop is padded with its
     own lowest value (air) and cut back. Only windows go to ``device``: the result, float32
-    (classes, X, Y, Z), lies on the CPU. The model's training mode is restored afterwards.
+    (classes, X, Y, Z), lies on the CPU. ``choice`` is how the network is computed (None: float32, as it is); it and the
+    model's training mode are as before afterwards.
 
     Raises:
         DataError: ``image`` is not (1, X, Y, Z).
@@ -38,15 +42,16 @@ def predict(
         raise DataError("image", got=tuple(volume.shape), expected="one channel and three axes, (1, X, Y, Z)")
     flat = data.spatial_dims == 2
     batch = volume.permute(3, 0, 1, 2) if flat else volume[None]
+    way = choice or SHIPPED
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with applied(model, choice), torch.inference_mode():
             result = sliding_window_inference(
                 batch.contiguous(),
                 roi_size=data.crop,
-                sw_batch_size=WINDOWS_PER_FORWARD_2D if flat else WINDOWS_PER_FORWARD_3D,
-                predictor=lambda windows: torch.softmax(model(windows).float(), dim=1),
+                sw_batch_size=windows_per_forward(data),
+                predictor=lambda windows: torch.softmax(logits_of(model, windows, way, device), dim=1),
                 overlap=overlap,
                 mode="gaussian",
                 cval=float(volume.min()),
@@ -59,6 +64,11 @@ def predict(
         raise TypeError(f"the network must return one tensor, not {type(result).__name__}")
     probabilities = result.permute(1, 2, 3, 0) if flat else result[0]
     return probabilities.contiguous().clone()
+
+
+def windows_per_forward(data: DataSection) -> int:
+    """How many windows go through the network at once."""
+    return WINDOWS_PER_FORWARD_2D if data.spatial_dims == 2 else WINDOWS_PER_FORWARD_3D
 
 
 def label_map(probabilities: torch.Tensor) -> np.ndarray:

@@ -11,20 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.core.training import require_finite
 from fedmedseg.data.volumes import Volumes
+from fedmedseg.networks.compute import logits_of, prepare
 from fedmedseg.segmentation.batches import LabelledBatches
 from fedmedseg.segmentation.evaluation import validate
 from fedmedseg.segmentation.loss import SegmentationLoss
 
 logger = logging.getLogger(__name__)
-
-SLOW_ENCODER_SHARE = 0.1
-"""Share of the steps in which a pretrained encoder learns at the reduced rate, so that the still random
-decoder does not spoil it."""
 
 
 class SupervisedObjective:
@@ -32,7 +30,9 @@ class SupervisedObjective:
 
     ``pretrained`` are the state-dict names of tensors that come from pretraining (empty from scratch).
     ``validation`` None (whoever passes it says so), or a validation set in which no structure can be scored
-    (told at the end): the last weights count as the best.
+    (told at the end): the last weights count as the best. ``first_step`` places a round of a federated training in
+    the schedules, which run over the steps of all rounds. ``compute`` and ``inference`` are how the network is computed
+    in training and in validation; without the second, as in training but in float32.
     """
 
     def __init__(
@@ -45,8 +45,15 @@ class SupervisedObjective:
         pretrained: Collection[str],
         device: str,
         aborted: Callable[[], bool] = lambda: False,
+        first_step: int = 0,
+        compute: ComputeChoice = SHIPPED,
+        inference: ComputeChoice | None = None,
     ) -> None:
+        self.first_step = first_step
         self.model = model.to(device)
+        self.compute = compute
+        self.inference = inference
+        prepare(self.model, compute)
         self.training = training
         self.validation = validation
         self.experiment = experiment
@@ -69,12 +76,13 @@ class SupervisedObjective:
             Aborted: the federation asked to stop during a validation.
         """
         section = self._section
-        self._set_rates(index)
+        self._set_rates(self.first_step + index)
         # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
         rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
         images, labels, annotated = self._batches.draw(rng)
         self.model.train()
-        loss = self._loss(self.model(images.to(self.device)), labels.to(self.device), annotated)
+        logits = logits_of(self.model, images, self.compute, self.device)
+        loss = self._loss(logits, labels.to(self.device), annotated)
         value = float(loss.detach())
         if not math.isfinite(value):
             # the training loop raises on it; the weights must not take it in before
@@ -108,12 +116,15 @@ class SupervisedObjective:
     def restore(self, tree: Any) -> None:
         """Continue exactly from what ``state`` returned."""
         self.model.load_state_dict(tree["model"])
-        self._optimizer.load_state_dict(tree["optimizer"])
+        restore_optimizer(self._optimizer, tree["optimizer"])
         self._best = tree["best"]
         self.best_dice = tree["best_dice"]
 
     def _set_rates(self, index: int) -> None:
-        factor = encoder_rate_factor(self._section.encoder_rate_factor, index, self._section.steps)
+        section = self._section
+        factor = encoder_rate_factor(
+            section.encoder_rate_factor, index, section.steps, share=section.encoder_rate_share
+        )
         for group in self._optimizer.param_groups:
             if group["pretrained"]:
                 group["rate_factor"] = factor
@@ -127,6 +138,7 @@ class SupervisedObjective:
             volumes=self.validation,
             experiment=self.experiment,
             device=self.device,
+            choice=self.inference,
             aborted=self.aborted,
         )
         logger.debug("validation Dice after %d steps: %.4f", done, dice)
@@ -136,9 +148,9 @@ class SupervisedObjective:
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
 
-def encoder_rate_factor(factor: float, index: int, steps: int) -> float:
+def encoder_rate_factor(factor: float, index: int, steps: int, *, share: float) -> float:
     """``factor`` during the first tenth of ``steps`` (0-based ``index``), then 1."""
-    return factor if index < math.ceil(SLOW_ENCODER_SHARE * steps) else 1.0
+    return factor if index < math.ceil(share * steps - 1e-9) else 1.0
 
 
 def _groups(model: nn.Module, pretrained: Collection[str]) -> Sequence[dict[str, object]]:

@@ -13,9 +13,6 @@ from fedmedseg.core.seeding import derive_seed
 from fedmedseg.networks.factory import build_segmentation
 from fedmedseg.segmentation.models import check_tensors
 
-PERSONAL, SHARED, SCRATCH, UNTRAINED = "personal", "shared", "scratch", "untrained"
-STARTS = (PERSONAL, SHARED, SCRATCH)
-
 
 def initial_network(experiment: Experiment) -> nn.Module:
     """The study's network with weights that depend on its seed alone.

@@ -1,0 +1,261 @@
+"""What FedATA is worth: it and its baselines on real hospitals' data, at several shares of the labels.
+
+    python benchmarks/fedata_worth.py sunnybrook --sites DIR/sites --minutes 110
+    python benchmarks/fedata_worth.py sunnybrook --table
+
+Every method is the same job under other settings (benchmarks/studies/, app_configs/presets/fedata/), run in one
+process per method and seed (`fedmedseg.core.in_process`). A finished cell is a JSON file under
+benchmarks/results/fedata_worth/; a call continues with those that are missing or whose settings have changed, starts
+none after --minutes, and works on --workers groups at once. --table prints the table of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedmedseg.core.checkpoint import content_sha256, write_atomic
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.in_process import InProcessFederation, carry
+from fedmedseg.core.jobs import find_job, find_preset, merged, read_settings, write_job
+from fedmedseg.core.records import installed_versions
+from fedmedseg.core.schema import read_yaml
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "fedata_worth"
+SYSTEM = "fedata"
+FEDERATED_ROUNDS = 5
+
+METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "fedata": ([], {"fedata": {"starts": ["personal"]}}),
+    "fed_mae": (["fed_mae"], {"fedata": {"starts": ["shared"]}}),
+    "fed_simmim": (["fed_simmim"], {"fedata": {"starts": ["shared"]}}),
+    "fedema": (["fedema"], {"fedata": {"starts": ["personal"]}}),
+    "local_only": (["local_only"], {}),
+    "no_pretraining": (["no_pretraining"], {}),
+    "fedavg_scratch": (["fedavg_scratch"], {"stages": {"fine_tuning": {"rounds": FEDERATED_ROUNDS}}}),
+}
+"""Presets and settings of each method. Where a pretraining ends with one model for all, sites start from that one;
+where it ends with personal ones, from their own."""
+
+NAMES = {
+    "fedata": "FedATA",
+    "fed_mae": "Fed-MAE",
+    "fed_simmim": "Fed-SimMIM",
+    "fedema": "FedEMA",
+    "local_only": "local self-distillation",
+    "no_pretraining": "no pretraining, local",
+    "fedavg_scratch": "FedAvg from scratch",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one share of the labels under one seed."""
+
+    study: str
+    method: str
+    fraction: float
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """Where its result lies."""
+        return RESULTS / self.study / f"{self.method}-{round(100 * self.fraction):03d}-seed{self.seed}.json"
+
+    def settings(self, extra: list[dict[str, Any]]) -> tuple[dict[str, Any], Experiment]:
+        """The job's settings under this cell, and the study they describe."""
+        study = read_yaml(HERE / "studies" / f"{SYSTEM}_{self.study}.yaml")
+        presets, changes = METHODS[self.method]
+        layers = [read_yaml(find_preset(SYSTEM, name)) for name in (study["preset"], *presets)]
+        own = {
+            "study": f"{SYSTEM}-worth-{self.study}",
+            "seed": self.seed,
+            "data": {"labelled_fraction": self.fraction},
+            # under this many test cases of the whole study a picture per cell is of no use
+            "resume": False,
+        }
+        return read_settings(find_job(SYSTEM), [*layers, study["settings"], changes, own, *extra])
+
+    def is_done(self, extra: list[dict[str, Any]]) -> bool:
+        """Whether a result of exactly these settings is there."""
+        if not self.file.is_file():
+            return False
+        return json.loads(self.file.read_text())["experiment_sha256"] == self.settings(extra)[1].digest
+
+
+def cells_of(study: str, methods: Iterable[str]) -> list[Cell]:
+    """All cells, the first seed of every method before the second of any."""
+    content = read_yaml(HERE / "studies" / f"{SYSTEM}_{study}.yaml")
+    return [
+        Cell(study, method, fraction, seed)
+        for seed in content["seeds"]
+        for method in methods
+        for fraction in content["fractions"]
+    ]
+
+
+def run_group(cells: list[Cell], sites: Path, work: Path, extra: list[dict[str, Any]], deadline: float) -> None:
+    """Pretrain once, then fine-tune and test at each share of the labels; each cell is written when it is done."""
+    logging.getLogger("fedmedseg").setLevel(logging.ERROR)
+    first = cells[0]
+    folder = work / first.study / f"{first.method}-{first.seed}"
+    pretrained: InProcessFederation | None = None
+    pretraining: list[Any] = []
+    for cell in cells:
+        if time.time() > deadline:
+            return
+        settings, _ = cell.settings(extra)
+        job = write_job(find_job(SYSTEM), settings, folder / f"job-{cell.fraction:g}")
+        names = place_sites(sites, folder / "w", work / "cache")
+        run = f"{cell.method}{cell.seed}".replace("_", "")
+        federation = InProcessFederation(job=job, workspace=folder / "w", sites=names, run=run)
+        began = time.monotonic()
+        if pretrained is None:
+            pretraining = federation.run_stage("pretraining")
+            pretrained, seconds = federation, time.monotonic() - began
+        else:
+            # pretraining does not read labels: its outcome is that of the group's first cell
+            federation.shared.update(pretrained.shared)
+            carry("personal", pretrained, federation, stages=("pretraining", "fine_tuning"))
+            seconds = 0.0
+        tuned = federation.run_stage("fine_tuning")
+        tested = federation.run_stage("evaluation")[-1]
+        result = {
+            "study": cell.study,
+            "method": cell.method,
+            "labelled_fraction": cell.fraction,
+            "seed": cell.seed,
+            "experiment_sha256": federation.experiment.digest,
+            "shared_sha256": content_sha256(federation.shared),
+            "labelled_patients": {site: labelled_patients(federation, site) for site in names},
+            "sites": {site: {name: round(value, 5) for name, value in tested[site].items()} for site in names},
+            "validation": {
+                site: {name: round(value, 5) for name, value in tuned[-1][site].items() if name.startswith("valid")}
+                for site in names
+            },
+            "patients": {site: patients_of(federation, site) for site in names},
+            "pretraining": {
+                "first_round": pretraining[0] if pretraining else None,
+                "last_round": pretraining[-1] if pretraining else None,
+                "seconds": round(seconds, 1),
+            },
+            "seconds": round(time.monotonic() - began, 1),
+            "versions": installed_versions(),
+            "hardware": f"{platform.machine()}, {federation.experiment.compute.threads} thread",
+        }
+        write_atomic(cell.file, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+        print(f"{time.strftime('%H:%M:%S')} {cell.file.stem}: mean Dice {mean_dice(result):.3f}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder.with_name("w.fedmedseg"), ignore_errors=True)
+
+
+def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
+    """Give the workspace its site files, with one cache of prepared volumes for all groups."""
+    files = sorted(sites.glob("*.yaml"))
+    if not files:
+        raise ConfigurationError("--sites", got=f"no .yaml file in {sites}", expected="a folder of site files")
+    target = workspace / "local" / "sites"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        content = read_yaml(file)
+        for data_set in content["datasets"].values():
+            data_set["list"] = str((file.parent / data_set["list"]).resolve())
+        home = workspace.with_name(workspace.name + ".fedmedseg") / file.stem
+        own = {"cache_dir": str((cache / file.stem).resolve())}
+        own |= {key: str((home / key).resolve()) for key in ("state_dir", "models_dir")}
+        (target / file.name).write_text(yaml.safe_dump(merged(content, own)), encoding="utf-8")
+    return [file.stem for file in files]
+
+
+def labelled_patients(federation: InProcessFederation, site: str) -> int:
+    """Labelled patients the site fine-tuned on."""
+    return len(federation.learner(site, "fine_tuning").training_patients)
+
+
+def patients_of(federation: InProcessFederation, site: str) -> list[dict[str, float | None]]:
+    """Dice of every test patient per structure, in the order of the salted keys; no key is kept."""
+    folder = federation.learner(site, "evaluation").site.models / federation.experiment.study
+    content = json.loads((folder / "test_scores.json").read_text())
+    (model,) = content["models"].values()
+    return [{name: one["dice"] for name, one in case["structures"].items()} for case in model["patients"]]
+
+
+def dice_of(figures: dict[str, float]) -> float:
+    """A site's mean test Dice over its structures."""
+    return statistics.fmean(value for name, value in figures.items() if name.startswith("dice/"))
+
+
+def mean_dice(result: dict[str, Any]) -> float:
+    """Mean over sites."""
+    return statistics.fmean(dice_of(figures) for figures in result["sites"].values())
+
+
+def table(study: str) -> str:
+    """Markdown: per share of the labels, each method's Dice per site, mean and worst, over seeds (mean and SD)."""
+    found = [json.loads(file.read_text()) for file in sorted((RESULTS / study).glob("*.json"))]
+    lines: list[str] = []
+    for fraction in sorted({one["labelled_fraction"] for one in found}):
+        here = [one for one in found if one["labelled_fraction"] == fraction]
+        sites = sorted(here[0]["sites"])
+        counts = ", ".join(f"{site} {here[0]['labelled_patients'][site]}" for site in sites)
+        lines += ["", f"**{fraction:.0%} of the labels** (labelled patients: {counts})", ""]
+        lines += [f"| method | {' | '.join(sites)} | mean | worst site | seeds |", "|---" * (len(sites) + 4) + "|"]
+        for method, name in NAMES.items():
+            runs = [one for one in here if one["method"] == method]
+            if not runs:
+                continue
+            per_site = [statistics.fmean(dice_of(one["sites"][site]) for one in runs) for site in sites]
+            means = [mean_dice(one) for one in runs]
+            worst = [min(dice_of(one["sites"][site]) for site in sites) for one in runs]
+            spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
+            lines.append(
+                f"| {name} | {' | '.join(f'{value:.3f}' for value in per_site)} "
+                f"| {statistics.fmean(means):.3f}{spread} | {statistics.fmean(worst):.3f} | {len(runs)} |"
+            )
+    return "\n".join(lines).strip() or "no finished cell"
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=sorted(f.stem.removeprefix("fedata_") for f in (HERE / "studies").glob("*")))
+    parser.add_argument("--sites", type=Path, help="folder of site files, as the import writes them")
+    parser.add_argument("--work", type=Path, default=Path("runs/fedata_worth"), help="states and cached volumes")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=110.0, help="begin no cell after so many minutes")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    if not options.table:
+        if options.sites is None:
+            parser.error("--sites is needed to run cells")
+        deadline = time.time() + 60 * options.minutes
+        groups: dict[tuple[str, int], list[Cell]] = {}
+        for cell in cells_of(options.study, options.methods):
+            if not cell.is_done([]):
+                groups.setdefault((cell.method, cell.seed), []).append(cell)
+        print(f"{sum(map(len, groups.values()))} cells in {len(groups)} groups are missing", flush=True)
+        work = options.work.resolve()
+        # spawn: a forked torch may hang in its thread pool
+        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
+            jobs = [(cells, options.sites.resolve(), work, [], deadline) for cells in groups.values()]
+            pool.starmap(run_group, jobs, chunksize=1)
+    print(table(options.study))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`fedmedseg encoder`: take a pretrained encoder out of somebody else's weight file, with an account of what fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.study import Changes, Presets, read_study
+from fedmedseg.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedmedseg.networks.pretrained import Match
+
+encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = 3
+
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="A PyTorch or safetensors weight file.")]
+Job = Annotated[str, typer.Option("--job", help="The job by name (fedata) or folder whose network it is for.")]
+Least = Annotated[
+    float, typer.Option("--min-matched", help="Share of the encoder's tensors that have to match, above 0 up to 1.")
+]
+Prefix = Annotated[
+    str | None, typer.Option("--prefix", help="What stands before the encoder's names, in a file that holds several.")
+]
+
+
+@encoder_app.command("import")
+def import_encoder(
+    source: Source,
+    job: Job,
+    out: Annotated[Path, typer.Option("--out", help="The file to write, for --encoder of `simulate` and `job`.")],
+    preset: Presets = None,
+    changes: Changes = None,
+    least: Least = 1.0,
+    prefix: Prefix = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")] = False,
+) -> None:
+    """Write the tensors that fit a study's encoder, and say which did and which did not."""
+    from fedmedseg.core.encoder_file import save_encoder
+    from fedmedseg.networks.weight_files import file_sha256
+
+    with friendly_errors():
+        if out.exists() and not (force and out.is_file()):
+            raise ConfigurationError(
+                "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
+            )
+        found = _report(source, job, preset, changes, least, prefix)
+        try:
+            digest = save_encoder(out, found.matched, source_sha256=file_sha256(source))
+        except OSError as error:
+            raise ConfigurationError("--out", got=type(error).__name__, expected="a file that can be written") from None
+    console.print(f"written: {out} (SHA-256 of its tensors: {digest})", highlight=False, soft_wrap=True)
+
+
+@encoder_app.command()
+def report(
+    source: Source,
+    job: Job,
+    preset: Presets = None,
+    changes: Changes = None,
+    least: Least = 1.0,
+    prefix: Prefix = None,
+) -> None:
+    """Say what of a weight file fits a study's encoder, and write nothing. Too little ends with code 2."""
+    with friendly_errors():
+        _report(source, job, preset, changes, least, prefix)
+
+
+def _report(
+    source: Path, job: str, preset: list[str] | None, changes: list[str] | None, least: float, prefix: str | None
+) -> Match:
+    """Print the account, then refuse what is not good enough.
+
+    Raises:
+        ConfigurationError: see ``networks.pretrained.require``.
+    """
+    from fedmedseg.networks.pretrained import encoder_of, match, require
+    from fedmedseg.networks.weight_files import read_tensors
+
+    if not 0.0 < least <= 1.0:
+        raise ConfigurationError("--min-matched", got=least, expected="a share above 0 and up to 1")
+    experiment = read_study(job, preset, changes, None).experiment
+    tensors = read_tensors(source)
+    found = match(tensors, encoder_of(experiment), prefix=prefix)
+    console.print(_table(found, f"{source.name} for {experiment.network.name} of {experiment.study}"))
+    require(found, least=least)
+    if experiment.network.name == "unetr":
+        console.print(
+            "the number of heads leaves no trace in the tensors: the file's network must have "
+            f"{experiment.network.heads}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return found
+
+
+def _table(found: Match, title: str) -> Table:
+    table = Table("tensors", "", "names", title=escape(title), box=box.SIMPLE_HEAD)
+    rows = {
+        "matched": [f"{name} {tuple(tensor.shape)}" for name, tensor in found.matched.items()],
+        "other shape": [f"{name}: {why}" for name, why in found.mismatched.items()],
+        "missing": list(found.missing),
+        "of another encoder": list(found.foreign),
+        "not pretrained here": list(found.left_out),
+        "unused": list(found.unused),
+    }
+    for label, names in rows.items():
+        more = [f"and {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
+        table.add_row(label, str(len(names)), escape("\n".join([*names[:EXAMPLES], *more])))
+    table.caption = f"{found.share:.1%} of the encoder, under {found.prefix or '(no prefix)'}"
+    return table

@@ -1,0 +1,161 @@
+"""`fedmedseg job`: a job folder for a federation, with settings that were checked before anybody submits it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+import fedmedseg
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import EXPERIMENT, check_quorum, is_job, main_stage, write_job
+
+
+def job(
+    job: JobName,
+    out: Annotated[Path, typer.Option("--out", help="The job folder to write.")],
+    min_clients: Annotated[
+        int, typer.Option("--min-clients", help="FLARE starts the job once so many sites are there.")
+    ],
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds of the main training stage. Default: as the settings say.")
+    ] = None,
+    preset: Presets = None,
+    changes: Changes = None,
+    encoder: EncoderFile = None,
+    without_phantoms: Annotated[
+        bool, typer.Option("--without-phantoms", help="Leave out data.phantom, which serves the simulator alone.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the job folder that is at --out.")] = False,
+) -> None:
+    """Write a job folder that can be submitted as it is, or tried in the simulator."""
+    with friendly_errors():
+        if min_clients < 1:
+            raise ConfigurationError("--min-clients", got=min_clients, expected="at least 1 site")
+        if rounds is not None and rounds < 1:
+            raise ConfigurationError(
+                "--rounds",
+                got=rounds,
+                expected="at least 1 round",
+                remedy="leave a stage out with a preset or with --set stages.STAGE.rounds=0",
+            )
+        _may_write(out, force)
+        study = read_study(job, preset, changes, encoder)
+        if rounds is not None:
+            study = study.over({"stages": {main_stage(study.experiment): {"rounds": rounds}}})
+        if without_phantoms:
+            study = study.over({"data": {"phantom": None}})
+        check_quorum(
+            study.experiment, min_clients, what="the sites that --min-clients waits for: the first round could not pass"
+        )
+        header = _header(study, preset, changes, rounds, min_clients, encoder, without_phantoms)
+        write_job(
+            study.folder,
+            study.settings,
+            out.resolve(),
+            header=header,
+            meta={"name": study.experiment.study, "min_clients": min_clients},
+            finish=study.place_encoder,
+        )
+    _tell(study.experiment, out, min_clients)
+
+
+def _may_write(out: Path, force: bool) -> None:
+    """Only a job folder is ever replaced, and only when that was asked for."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not is_job(out):
+        raise ConfigurationError(
+            "--out", got=f"{out}, which is there and no job folder", expected="a new folder", remedy="choose another"
+        )
+    if not force:
+        raise ConfigurationError(
+            "--out", got=f"{out}, which is there", expected="a new folder", remedy="choose another, or add --force"
+        )
+
+
+def _header(
+    study: Study,
+    presets: Sequence[str] | None,
+    changes: Sequence[str] | None,
+    rounds: int | None,
+    min_clients: int,
+    encoder: Path | None,
+    without_phantoms: bool,
+) -> str:
+    """How this folder was made. Files by their name alone: a path tells about somebody's machine."""
+    words = ["fedmedseg", "job", study.folder.name]
+    for name in presets or []:
+        words += ["--preset", Path(name).name]
+    for change in changes or []:
+        words += ["--set", change]
+    words += ["--rounds", str(rounds)] if rounds is not None else []
+    words += ["--min-clients", str(min_clients)]
+    words += ["--encoder", encoder.name] if encoder is not None else []
+    words += ["--without-phantoms"] if without_phantoms else []
+    lines = [f"Written by fedmedseg {fedmedseg.__version__}:", f"  {shlex.join(words)}"]
+    if study.experiment.data.phantom is not None:
+        lines.append("data.phantom is read by the simulator alone; in a federation every site has a file of its own.")
+    return "\n".join(lines)
+
+
+def _tell(experiment: Experiment, out: Path, min_clients: int) -> None:
+    """What was written, what it asks of the sites, and what to type next."""
+    table = Table(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _facts(experiment, min_clients).items():
+        table.add_row(name, value)
+    for file in sorted(path for path in out.rglob("*") if path.is_file()):
+        table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
+    console.print(table)
+    data = experiment.data
+    site_file = f"each site's own file names a data list for the role {data.role!r}"
+    if data.phantom is None:
+        lines = [f"data: {site_file}, in the simulator too"]
+        trial = f"fedmedseg simulate {shlex.quote(str(out))} --sites FOLDER_OF_SITE_FILES"
+        where = ", and site files in its folder sites"
+    else:
+        lines = [
+            f"data: in a federation {site_file}; without it the site fails with that reason. data.phantom is read by "
+            "the simulator alone, for sites without a file (--without-phantoms leaves it out)",
+        ]
+        trial = f"fedmedseg simulate {shlex.quote(str(out))} -n {min_clients}"
+        where = ""
+    lines += [
+        f"try it:    {trial}",
+        f"or:        nvflare simulator {shlex.quote(str(out))} -n {min_clients}   "
+        f"(with simulator_workspace/local as in this project's folder{where})",
+        f"submit it: nvflare job submit -j {shlex.quote(str(out))}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _facts(experiment: Experiment, min_clients: int) -> dict[str, str]:
+    quorum, data = experiment.federation.quorum, experiment.data
+    meaning = {
+        "all": "all: every connected site that takes part in a stage",
+        "count": f"{quorum}: so many accepted replies a round",
+        "share": f"{quorum}: this share of the sites that take part in a stage",
+    }["all" if quorum == "all" else "count" if isinstance(quorum, int) else "share"]
+    rounds = (f"{stage} {section.rounds}" for stage, section in experiment.stages.items())
+    facts = {
+        "settings": f"{EXPERIMENT} (SHA-256 of the study: {experiment.digest[:16]}...)",
+        "system": experiment.system,
+        "network": f"{experiment.network.name}, crops of {' x '.join(map(str, data.crop))}",
+        "rounds": ", ".join(rounds),
+        "sites to start with": f"{min_clients} (min_clients)",
+        "replies a round needs": meaning,
+    }
+    if experiment.network.pretrained is not None:
+        facts["starts from"] = f"the encoder {experiment.network.pretrained[:16]}..."
+    return facts

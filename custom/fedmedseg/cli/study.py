@@ -1,0 +1,130 @@
+"""What `simulate` and `job` share: a job's settings under presets, single settings and an imported encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import CONFIG, find_job, find_preset, read_settings, setting
+from fedmedseg.core.schema import read_yaml
+
+JobName = Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")]
+Presets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preset", help="Settings laid over the job's: a name or a file; may be repeated, the later over the earlier."
+    ),
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, as stages.pretraining.rounds=2; may be repeated.")
+]
+EncoderFile = Annotated[
+    Path | None,
+    typer.Option("--encoder", help="Weights that pretraining starts from (see `fedmedseg encoder report`)."),
+]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that fits a study, ready to be put into its job."""
+
+    tensors: Mapping[str, Any]
+    sha256: str
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A job with everything that was laid over its settings."""
+
+    folder: Path
+    layers: tuple[Mapping[str, Any], ...]
+    settings: dict[str, Any]
+    experiment: Experiment
+    encoder: Encoder | None = None
+
+    def over(self, layer: Mapping[str, Any]) -> Study:
+        """The same study with one more layer.
+
+        Raises:
+            ConfigurationError: the settings are then no longer valid.
+        """
+        layers = (*self.layers, layer)
+        settings, experiment = read_settings(self.folder, list(layers))
+        return Study(self.folder, layers, settings, experiment, self.encoder)
+
+    def place_encoder(self, job: Path) -> None:
+        """Put the encoder beside the experiment.yaml of ``job``, a copy of this study's, or take a stale one away.
+
+        Raises:
+            ConfigurationError: the experiment names an encoder and the folder holds none, or another.
+        """
+        from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
+
+        file = job / CONFIG / ENCODER_FILE
+        if self.encoder is not None:
+            save_encoder(file, self.encoder.tensors, source_sha256=self.encoder.source_sha256)
+        elif self.experiment.network.pretrained is None:
+            file.unlink(missing_ok=True)
+        self.check_encoder(job)
+
+    def check_encoder(self, job: Path) -> None:
+        """Raise unless ``job`` holds the encoder that the experiment names, if it names one."""
+        if self.experiment.network.pretrained is not None:
+            from fedmedseg.core.encoder_file import named_encoder
+
+            named_encoder(self.experiment, job / CONFIG)
+
+
+def read_study(job: str, presets: Sequence[str] | None, changes: Sequence[str] | None, encoder: Path | None) -> Study:
+    """The study that a command line describes: presets in their order, then single settings, then the encoder.
+
+    Raises:
+        ConfigurationError: names what is wrong and how to mend it.
+    """
+    folder = find_job(job)
+    layers: list[Mapping[str, Any]] = []
+    if presets:
+        system = read_settings(folder, [])[1].system
+        layers += [_preset(system, name) for name in presets]
+    layers += [setting(text) for text in changes or []]
+    fitting = None
+    if encoder is not None:
+        # settings that make sense with an encoder only are judged with one, though its digest is not known yet
+        _, experiment = read_settings(folder, [*layers, {"network": {"pretrained": "0" * 64}}])
+        fitting = fitting_encoder(encoder, experiment)
+        layers.append({"network": {"pretrained": fitting.sha256}})
+    settings, experiment = read_settings(folder, layers)
+    return Study(folder, tuple(layers), settings, experiment, fitting)
+
+
+def fitting_encoder(file: Path, experiment: Experiment) -> Encoder:
+    """All of the encoder of ``experiment`` from ``file``, or what an earlier import left of it.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or does not fit.
+    """
+    from fedmedseg.core.checkpoint import content_sha256
+    from fedmedseg.core.encoder_file import is_encoder
+    from fedmedseg.networks.pretrained import encoder_of, match, require
+    from fedmedseg.networks.weight_files import file_sha256, read_tensors
+
+    tensors, wanted = read_tensors(file), encoder_of(experiment)
+    found = match(tensors, wanted)
+    # an imported file may hold a part of the encoder, by its user's own --min-matched; all of it has to fit
+    require(found, least=len(tensors) / len(wanted.trained) if is_encoder(file) else 1.0)
+    return Encoder(found.matched, content_sha256(found.matched), file_sha256(file))
+
+
+def _preset(system: str, name: str) -> Mapping[str, Any]:
+    file = find_preset(system, name)
+    content = read_yaml(file)
+    if not isinstance(content, Mapping):
+        raise ConfigurationError(file.name, got=type(content).__name__, expected="a mapping of settings")
+    return content

@@ -1,0 +1,217 @@
+"""A federation in one process: the job's own learners, contracts, checks and server rules, site after site.
+
+It has no sockets, no processes and no polling, so that a study of many small runs is not spent on starting them.
+Every tensor goes through the same contract, schema, guarded aggregator and rule as under FLARE, in the order of the
+sites' names; the shared model and the sites' models are the same bytes as the simulator's. Which learner does which
+task, and which rule aggregates which stage, is read from the job's FLARE configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_context import FLContext
+
+from fedmedseg.core.aggregator import Contribution, GuardedAggregator, Round
+from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.encoder_file import with_encoder
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.executor import EXPERIMENT_FILE, PROGRESS_FILE
+from fedmedseg.core.jobs import CONFIG
+from fedmedseg.core.learner import Learner, Task
+from fedmedseg.core.personal import payloads
+from fedmedseg.core.place import Place
+from fedmedseg.core.progress import Progress
+from fedmedseg.core.state import SiteState
+from fedmedseg.core.wire import Schema, StageContract, differences_to
+
+logger = logging.getLogger(__name__)
+
+NONCE = "in-process"
+
+
+class InProcessFederation:
+    """One run of one job.
+
+    Args:
+        job: the job's folder, as ``nvflare simulator`` takes it.
+        workspace: what the simulator would call its workspace; state, caches and models lie beside it.
+        sites: names of the sites; ``workspace/local/sites/<name>.yaml`` where a site has a file of its own.
+        run: token of this run; a second call with the same one continues where the first was killed.
+    """
+
+    def __init__(self, *, job: Path, workspace: Path, sites: Sequence[str], run: str) -> None:
+        self.job, self.workspace, self.run = job, workspace.resolve(), run
+        self.sites = sorted(sites)
+        if not self.sites or len(set(self.sites)) != len(self.sites):
+            raise ConfigurationError("sites", got=list(sites), expected="one or more different names")
+        self.experiment = load_experiment(job / CONFIG / EXPERIMENT_FILE)
+        torch.set_num_threads(self.experiment.compute.threads)
+        plan = system_module(self.experiment.system, "plan")
+        self.contracts: dict[str, StageContract] = plan.stages(self.experiment)
+        initial = plan.initial_shared(self.experiment)
+        self.shared: dict[str, torch.Tensor] = dict(with_encoder(initial, self.experiment, job / CONFIG))
+        self.schema = Schema(self.shared)
+        self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
+        """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""
+        self.declined: dict[str, dict[str, str]] = {}
+        """Per stage: the sites that take no part in it, with their reasons."""
+        self._client = json.loads((job / CONFIG / "config_fed_client.json").read_text(encoding="utf-8"))
+        self._server = json.loads((job / CONFIG / "config_fed_server.json").read_text(encoding="utf-8"))
+        self._executors: dict[str, Any] = {}
+        self._learners: dict[tuple[str, str], Learner] = {}
+
+    def run_stage(self, stage: str) -> list[dict[str, dict[str, float]]]:
+        """All rounds of one stage; returns, per round, each site's metrics with ``seconds`` among them.
+
+        Raises:
+            FedMedSegError: a site failed, or fewer took part than the quorum; unlike under FLARE nobody is left out.
+            ConfigurationError: no such stage.
+        """
+        if stage not in self.contracts:
+            raise ConfigurationError("stage", got=repr(stage), expected=f"one of {', '.join(self.contracts)}")
+        rounds = self.experiment.stages[stage].rounds
+        return [self._run_round(stage, number, rounds) for number in range(rounds)]
+
+    def state(self, site: str, stage: str) -> SiteState:
+        """What ``site`` remembers under this run."""
+        return SiteState(
+            Path(self.learner(site, stage).state_root),
+            study=self.experiment.study,
+            experiment=self.experiment.digest,
+            site=site,
+            run=self.run,
+        )
+
+    def _run_round(self, stage: str, number: int, rounds: int) -> dict[str, dict[str, float]]:
+        contract = self.contracts[stage]
+        sent = contract.sent_in(number).of(self.shared) if contract.sends == "shared" else {}
+        base = content_sha256(sent if contract.sends == "shared" else self.shared)
+        returned = self.schema.part(contract.returned)
+        current = Round(
+            run=self.run,
+            stage=stage,
+            number=number,
+            base=base,
+            nonce=NONCE,
+            contract=contract,
+            schema=returned,
+            shared=contract.returned.of(self.shared),
+            personal=payloads(sent, self.personal, contract.sent_in(number)) if contract.personal else {},
+        )
+        aggregator = self._aggregator(stage)
+        aggregator.open_round(current)
+        metrics: dict[str, dict[str, float]] = {}
+        for site in self.sites:
+            if site in self.declined.get(stage, {}):
+                continue
+            given = current.personal[site].tensors if site in current.personal else sent
+            task = self._task(site, stage, number, rounds, current.base_of(site))
+            began = time.monotonic()
+            try:
+                reply = self.learner(site, stage).run(task, given)
+            except FedMedSegError as error:
+                if error.reason != Reason.NO_CASES:
+                    raise
+                self.declined.setdefault(stage, {})[site] = error.public
+                logger.warning("%s takes no part in %s: %s", site, stage, error.public)
+                continue
+            contract.check_metrics(reply.metrics)
+            differences: dict[str, torch.Tensor] = {}
+            if contract.returns == "shared":
+                differences = differences_to(given, reply.tensors, returned)
+            seconds = time.monotonic() - began
+            aggregator.contributions[site] = Contribution(
+                site=site,
+                differences=differences,
+                examples=reply.examples,
+                steps=reply.steps,
+                train_seconds=seconds,
+                metrics=reply.metrics,
+            )
+            metrics[site] = {**reply.metrics, "seconds": seconds}
+        self._require_quorum(stage, metrics)
+        for name, difference in from_shareable(aggregator.aggregate(FLContext())).data.items():
+            self.shared[name] = self.shared[name] + difference
+        self.personal |= aggregator.personal
+        return metrics
+
+    def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        asked = len(self.sites) - len(self.declined.get(stage, {}))
+        needed = max(1, self.experiment.federation.needed(asked))
+        if len(metrics) < needed:
+            raise FedMedSegError(
+                f"{stage}: sites", got=len(metrics), expected=f"at least {needed}", reason=Reason.NO_CASES
+            )
+
+    def _task(self, site: str, stage: str, number: int, rounds: int, base: str) -> Task:
+        return Task(
+            site=site,
+            stage=stage,
+            round=number,
+            rounds=rounds,
+            seed=self.experiment.seed,
+            base=base,
+            state=self.state(site, stage),
+            progress=Progress(
+                site=site, stage=stage, round=number, rounds=rounds, file=self._place(site).run / PROGRESS_FILE
+            ),
+            checkpoint_seconds=self.experiment.compute.checkpoint_seconds,
+        )
+
+    def _place(self, site: str) -> Place:
+        run = self.workspace / site
+        run.mkdir(parents=True, exist_ok=True)
+        return Place(
+            name=site,
+            simulated=True,
+            folder=site,
+            workspace=self.workspace,
+            local=self.workspace / "local",
+            config=self.job / CONFIG,
+            run=run,
+        )
+
+    def learner(self, site: str, stage: str) -> Learner:
+        """The learner behind the executor that the job configures for ``stage``; one per executor and site."""
+        entries = [entry for entry in self._client["executors"] if stage in entry["tasks"]]
+        path = entries[0]["executor"]["path"]
+        if (path, site) not in self._learners:
+            if path not in self._executors:
+                self._executors[path] = _class(path)(**entries[0]["executor"].get("args", {}))
+            self._learners[path, site] = self._executors[path].make_learner(self.experiment, self._place(site))
+        return self._learners[path, site]
+
+    def _aggregator(self, stage: str) -> GuardedAggregator:
+        """The aggregator that the job configures for ``stage``."""
+        args = next(flow["args"] for flow in self._server["workflows"] if flow["args"]["stage"] == stage)
+        entry = next(part for part in self._server["components"] if part["id"] == args["aggregator_id"])
+        given = dict(entry.get("args", {}))
+        if "experiment_file" in given:
+            given["experiment_file"] = str(self.job / CONFIG / EXPERIMENT_FILE)
+        return _class(entry["path"])(**given)
+
+
+def carry(name: str, source: InProcessFederation, target: InProcessFederation, *, stages: tuple[str, str]) -> None:
+    """Hand what each site remembers as ``name`` in one run to another run, a fine-tuning on fewer labels say.
+
+    ``stages`` name a stage of the source and one of the target, whose executors know the sites' folders.
+    """
+    for site in source.sites:
+        tree = source.state(site, stages[0]).load(name)
+        if tree is not None:
+            target.state(site, stages[1]).save(name, tree)
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,109 @@
+"""Contracts of the stages that every system ends with, and the tensors of a federated fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.wire import Part, StageContract
+
+PERSONAL, SHARED, SCRATCH, UNTRAINED = "personal", "shared", "scratch", "untrained"
+STARTS = (PERSONAL, SHARED, SCRATCH)
+
+FINE_TUNED = "fine_tuned."
+"""Beginning of the shared tensors' names of federated fine-tuning: ``fine_tuned.<start>.<name in the network>``."""
+
+TUNING_METRICS = ("loss/*", "validation_dice/*", "personal_missing", "set_aside")
+TEST_METRICS = ("dice/*", "hd95/*", "failures/*", "cases", "set_aside", "validation_dice/*", "best_round/*")
+
+
+def is_federated(experiment: Experiment) -> bool:
+    """Whether the sites fine-tune together."""
+    return experiment.segmentation.fine_tuning == "federated"
+
+
+def segmentation_stages(experiment: Experiment) -> dict[str, StageContract]:
+    """``fine_tuning`` and ``evaluation``.
+
+    Local: every site trains alone from the shared tensors and returns figures. Federated: the networks under
+    ``FINE_TUNED`` are trained as FedAvg does; the encoder goes along in the first round only, and the evaluation
+    gets the networks as the last round left them.
+    """
+    if not is_federated(experiment):
+        return {
+            "fine_tuning": StageContract(
+                sends="shared", returns="metrics", metrics=TUNING_METRICS, sent=Part(without=(FINE_TUNED,))
+            ),
+            "evaluation": StageContract(sends="nothing", returns="metrics", metrics=TEST_METRICS),
+        }
+    networks = Part(within=(FINE_TUNED,))
+    return {
+        "fine_tuning": StageContract(
+            sends="shared", returns="shared", metrics=TUNING_METRICS, sent_later=networks, returned=networks
+        ),
+        "evaluation": StageContract(sends="shared", returns="metrics", metrics=TEST_METRICS, sent=networks),
+    }
+
+
+def check_stages(experiment: Experiment) -> None:
+    """Refuse rounds and starts that these stages cannot run.
+
+    Raises:
+        ConfigurationError: naming the field, what came, what was expected and how to mend it.
+    """
+    rounds = {stage: experiment.stages[stage].rounds for stage in ("fine_tuning", "evaluation")}
+    if rounds["evaluation"] != 1:
+        raise ConfigurationError(
+            "stages.evaluation.rounds", got=rounds["evaluation"], expected="1: the test set is read once"
+        )
+    if not is_federated(experiment):
+        if rounds["fine_tuning"] != 1:
+            raise ConfigurationError(
+                "stages.fine_tuning.rounds",
+                got=rounds["fine_tuning"],
+                expected="1: sites fine-tune on their own, a second round would repeat the first",
+                remedy="set it to 1 and give segmentation.steps the length you want",
+            )
+        return
+    if not 1 <= rounds["fine_tuning"] <= experiment.segmentation.steps:
+        raise ConfigurationError(
+            "stages.fine_tuning.rounds",
+            got=rounds["fine_tuning"],
+            expected=f"1 to {experiment.segmentation.steps}, the steps that the rounds share (segmentation.steps)",
+        )
+    if PERSONAL in experiment.wing.starts:
+        raise ConfigurationError(
+            f"{experiment.system}.starts",
+            got=list(experiment.wing.starts),
+            expected="shared or scratch with segmentation.fine_tuning federated, which needs one start for all sites",
+            remedy="remove personal from starts, or use fine_tuning local",
+        )
+
+
+def fine_tuned_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """The networks of a federated fine-tuning before its first round: one per start, equal, from the study's seed.
+
+    Empty where fine-tuning is local. Parameters only, float32, on the CPU.
+    """
+    if not is_federated(experiment):
+        return {}
+    from fedmedseg.segmentation.starts import initial_network
+
+    network = {name: tensor.detach() for name, tensor in initial_network(experiment).named_parameters()}
+    return {
+        wire_name(start, name): tensor.clone() for start in experiment.wing.starts for name, tensor in network.items()
+    }
+
+
+def wire_name(start: str, name: str) -> str:
+    """Name on the wire of one tensor of the network that is fine-tuned from ``start``."""
+    return f"{FINE_TUNED}{start}.{name}"
+
+
+def network_of(start: str, shared: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the network that is fine-tuned from ``start``, by their names in the network."""
+    prefix = wire_name(start, "")
+    return {name.removeprefix(prefix): tensor for name, tensor in shared.items() if name.startswith(prefix)}
