@@ -1,10 +1,10 @@
 """Whether the way of computing that a site chooses by timing is faster than plain float32, and never slower.
 
-    python benchmarks/compute_choice.py --seconds 20
+    python benchmarks/compute_choice.py --seconds 4
 
 For every network and work: what ``compute: {precision: auto, attention: auto, layout: auto}`` chooses
 (``core.compute.measure``, as a site does it), and then, in a second timing that knows nothing of the first, plain
-float32 against every way in turns. ``chosen_over_plain`` and ``chosen_over_best`` are of the second timing, so that a
+float32 against every way that was not hopeless in turns. ``chosen_over_plain`` and ``chosen_over_best`` are of the second timing, so that a
 choice by luck would show. Copies of memory before, between and after tell how steady the machine was. Writes
 benchmarks/results/compute_choice.json.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.compute import PLAIN, ComputeChoice, Trial, measure, options
+from fedmedseg.core.compute import HOPELESS, PLAIN, ComputeChoice, Trial, measure, options
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.records import installed_versions
 from fedmedseg.networks.timing import machine
@@ -90,7 +91,9 @@ def compare(trial: Trial, experiment: Experiment, seconds: float, *, fused_matte
     began = time.perf_counter()
     choice = measure(trial, ways)
     choosing = time.perf_counter() - began
-    times = in_turns(trial, [way for way in ways if str(way) not in choice.struck], seconds)
+    fastest = min(choice.ratios.values())
+    near = [way for way in ways if choice.ratios.get(str(way), math.inf) <= HOPELESS * fastest or way == PLAIN]
+    times = in_turns(trial, near, seconds)
     ratio = {
         str(way): statistics.median(own / plain for own, plain in zip(found, times[PLAIN], strict=True))
         for way, found in times.items()
@@ -111,6 +114,7 @@ def compare(trial: Trial, experiment: Experiment, seconds: float, *, fused_matte
         "over_plain": {way: round(value, 3) for way, value in ratio.items()},
         "median_s": {way: round(value, 4) for way, value in medians.items()},
         "mad_s": {way: round(value, 4) for way, value in mads.items()},
+        "over_plain_when_choosing": {way: round(value, 3) for way, value in choice.ratios.items()},
         "struck_out": dict(choice.struck),
     }
 
@@ -130,7 +134,7 @@ def copy_rate(megabytes: int = 256, repeats: int = 5) -> float:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the second timing, per network and work")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of the second timing, per network and work")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="networks whose name holds this")
     arguments = parser.parse_args()

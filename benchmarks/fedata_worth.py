@@ -12,6 +12,7 @@ none after --minutes, and works on --workers groups at once. --table prints the 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -27,7 +28,6 @@ from typing import Any
 import yaml
 
 from fedmedseg.core.checkpoint import content_sha256, write_atomic
-from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.in_process import InProcessFederation, carry
 from fedmedseg.core.jobs import find_job, find_preset, merged, read_settings, write_job
@@ -76,25 +76,27 @@ class Cell:
         """Where its result lies."""
         return RESULTS / self.study / f"{self.method}-{round(100 * self.fraction):03d}-seed{self.seed}.json"
 
-    def settings(self, extra: list[dict[str, Any]]) -> tuple[dict[str, Any], Experiment]:
-        """The job's settings under this cell, and the study they describe."""
+    def settings(self) -> dict[str, Any]:
+        """The job's settings under this cell, as its experiment.yaml would say them."""
         study = read_yaml(HERE / "studies" / f"{SYSTEM}_{self.study}.yaml")
         presets, changes = METHODS[self.method]
-        layers = [read_yaml(find_preset(SYSTEM, name)) for name in (study["preset"], *presets)]
+        data = read_yaml(find_preset(SYSTEM, study["preset"]))
+        method = [read_yaml(find_preset(SYSTEM, name)) for name in presets]
         own = {
             "study": f"{SYSTEM}-worth-{self.study}",
             "seed": self.seed,
             "data": {"labelled_fraction": self.fraction},
-            # under this many test cases of the whole study a picture per cell is of no use
-            "resume": False,
         }
-        return read_settings(find_job(SYSTEM), [*layers, study["settings"], changes, own, *extra])
+        return read_settings(find_job(SYSTEM), [data, study["settings"], *method, changes, own])[0]
 
-    def is_done(self, extra: list[dict[str, Any]]) -> bool:
+    @property
+    def key(self) -> str:
+        """SHA-256 of the settings as they are written: a default that a later version adds does not change it."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+
+    def is_done(self) -> bool:
         """Whether a result of exactly these settings is there."""
-        if not self.file.is_file():
-            return False
-        return json.loads(self.file.read_text())["experiment_sha256"] == self.settings(extra)[1].digest
+        return self.file.is_file() and json.loads(self.file.read_text())["settings_sha256"] == self.key
 
 
 def cells_of(study: str, methods: Iterable[str]) -> list[Cell]:
@@ -108,7 +110,7 @@ def cells_of(study: str, methods: Iterable[str]) -> list[Cell]:
     ]
 
 
-def run_group(cells: list[Cell], sites: Path, work: Path, extra: list[dict[str, Any]], deadline: float) -> None:
+def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> None:
     """Pretrain once, then fine-tune and test at each share of the labels; each cell is written when it is done."""
     logging.getLogger("fedmedseg").setLevel(logging.ERROR)
     first = cells[0]
@@ -118,8 +120,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, extra: list[dict[str, 
     for cell in cells:
         if time.time() > deadline:
             return
-        settings, _ = cell.settings(extra)
-        job = write_job(find_job(SYSTEM), settings, folder / f"job-{cell.fraction:g}")
+        job = write_job(find_job(SYSTEM), cell.settings(), folder / f"job-{cell.fraction:g}")
         names = place_sites(sites, folder / "w", work / "cache")
         run = f"{cell.method}{cell.seed}".replace("_", "")
         federation = InProcessFederation(job=job, workspace=folder / "w", sites=names, run=run)
@@ -139,6 +140,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, extra: list[dict[str, 
             "method": cell.method,
             "labelled_fraction": cell.fraction,
             "seed": cell.seed,
+            "settings_sha256": cell.key,
             "experiment_sha256": federation.experiment.digest,
             "shared_sha256": content_sha256(federation.shared),
             "labelled_patients": {site: labelled_patients(federation, site) for site in names},
@@ -246,13 +248,13 @@ def main() -> None:
         deadline = time.time() + 60 * options.minutes
         groups: dict[tuple[str, int], list[Cell]] = {}
         for cell in cells_of(options.study, options.methods):
-            if not cell.is_done([]):
+            if not cell.is_done():
                 groups.setdefault((cell.method, cell.seed), []).append(cell)
         print(f"{sum(map(len, groups.values()))} cells in {len(groups)} groups are missing", flush=True)
         work = options.work.resolve()
         # spawn: a forked torch may hang in its thread pool
         with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
-            jobs = [(cells, options.sites.resolve(), work, [], deadline) for cells in groups.values()]
+            jobs = [(cells, options.sites.resolve(), work, deadline) for cells in groups.values()]
             pool.starmap(run_group, jobs, chunksize=1)
     print(table(options.study))
 
