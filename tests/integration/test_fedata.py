@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.in_process import InProcessFederation
+from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 from fedmedseg.reporting.floor import floor, overall
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,49 @@ def test_one_thread_and_three_threads_end_byte_for_byte_the_same(one_thread: Stu
     assert one_thread.record["shared_sha256"] == three_threads.record["shared_sha256"]
     assert one_thread.model_digests() == three_threads.model_digests()
     assert len(one_thread.model_digests()) == 9
+
+
+def in_one_process(folder: Path, sites: int, changes: tuple[str, ...]) -> tuple[InProcessFederation, dict[str, str]]:
+    """The same study without FLARE's processes: the federation after its last stage, and its models' digests."""
+    job = find_job("fedata")
+    settings, _ = read_settings(job, [setting(change) for change in changes])
+    names = [f"site-{index + 1}" for index in range(sites)]
+    written = write_job(job, settings, folder / "job")
+    federation = InProcessFederation(job=written, workspace=folder / "w", sites=names, run="oneprocess")
+    for stage in federation.contracts:
+        federation.run_stage(stage)
+    models = {
+        f"{name}/{file.stem}": checkpoint.content_sha256(checkpoint.load(file)["tensors"])
+        for name in names
+        for file in sorted((folder / "w.fedmedseg" / name).glob("models/**/*.safetensors"))
+    }
+    return federation, models
+
+
+def test_one_process_for_all_sites_ends_with_the_same_bytes(three_threads: Study, tmp_path: Path) -> None:
+    """What `core.in_process` says of itself; the study of what FedATA is worth stands on it."""
+    federation, models = in_one_process(tmp_path, 3, TINY)
+    assert checkpoint.content_sha256(federation.shared) == three_threads.record["shared_sha256"]
+    assert models == three_threads.model_digests()
+
+
+def test_federated_fine_tuning_averages_whole_networks_and_every_site_tests_one(tmp_path: Path) -> None:
+    changes = (
+        *TINY,
+        "segmentation.fine_tuning=federated",
+        "stages.fine_tuning.rounds=2",
+        "fedata.starts=[shared, scratch]",
+    )
+    study = simulate(tmp_path / "w", "-n", "2", "-t", "2", changes=changes)
+    assert study.code == 0, study.out
+    tuning = [entry for entry in study.record["rounds"] if entry["stage"] == "fine_tuning"]
+    assert [entry["accepted"] for entry in tuning] == [["site-1", "site-2"]] * 2
+    first, later = (entry["sites"]["site-1"] for entry in tuning)
+    # the encoder goes along once
+    assert first["bytes_down"] > later["bytes_down"] == later["bytes_up"] == first["bytes_up"]
+    federation, models = in_one_process(tmp_path / "one", 2, changes)
+    assert checkpoint.content_sha256(federation.shared) == study.record["shared_sha256"]
+    assert models == study.model_digests()
 
 
 def test_exchange_really_happens(three_threads: Study) -> None:

@@ -5,60 +5,16 @@ from __future__ import annotations
 import json
 import logging
 
-import numpy as np
 import pytest
 import torch
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
-from fedmedseg.data.site import Site
 from fedmedseg.fedata.plan import initial_shared, stages
 from fedmedseg.segmentation import learner as module
 from fedmedseg.segmentation.learner import SegmentationLearner
 from fedmedseg.segmentation.starts import initial_network
-
-nibabel = pytest.importorskip("nibabel")
-
-
-def write_case(folder, name, *, seed, labelled=True):
-    rng = np.random.default_rng(seed)
-    x, y, _ = np.meshgrid(np.arange(64), np.arange(64), np.arange(2), indexing="ij")
-    disc = (x - rng.integers(26, 38)) ** 2 + (y - rng.integers(26, 38)) ** 2 < 100
-    image = 100.0 + 200.0 * disc + rng.normal(scale=20.0, size=disc.shape)
-    affine = np.diag([1.5, 1.5, 8.0, 1.0])
-    nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), affine), folder / f"{name}.nii.gz")
-    entry = {"image": f"{name}.nii.gz", "patient": name.split("_")[0]}
-    if labelled:
-        nibabel.save(nibabel.Nifti1Image(disc.astype(np.uint8), affine), folder / f"{name}_label.nii.gz")
-        entry["label"] = f"{name}_label.nii.gz"
-    return entry
-
-
-@pytest.fixture
-def site(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    sections = {
-        "training": ["PlantedAda_ED", "PlantedAda_ES", "PlantedBea_ED"],
-        "validation": ["PlantedCyd_ED"],
-        "test": ["PlantedDee_ED", "PlantedDee_ES", "PlantedEve_ED"],
-    }
-    content = {
-        section: [write_case(folder, name, seed=len(section) * 10 + index) for index, name in enumerate(names)]
-        for section, names in sections.items()
-    }
-    (folder / "datalist.json").write_text(json.dumps(content))
-    return Site(
-        name="site-1",
-        state_root=tmp_path / "state",
-        cache=tmp_path / "cache",
-        models=tmp_path / "models",
-        device="cpu",
-        datasets={"cmr": folder / "datalist.json"},
-        salt="pepper-and-salt",
-        simulated=True,
-    )
 
 
 @pytest.fixture

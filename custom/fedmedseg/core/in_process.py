@@ -46,7 +46,7 @@ class InProcessFederation:
         job: the job's folder, as ``nvflare simulator`` takes it.
         workspace: what the simulator would call its workspace; state, caches and models lie beside it.
         sites: names of the sites; ``workspace/local/sites/<name>.yaml`` where a site has a file of its own.
-        run: token of this run; a second call with the same one continues where the first was killed.
+        run: token of this run, under which the sites keep what they remember; letters and digits.
     """
 
     def __init__(self, *, job: Path, workspace: Path, sites: Sequence[str], run: str) -> None:

@@ -330,7 +330,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             (Header.ROUNDS, self._num_rounds),
             (Header.BASE, current.base),
             (Header.NONCE, current.nonce),
-            (Header.SCHEMA, current.schema.digest),
+            (Header.SCHEMA, self.persistor.schema.digest),
             (Header.EXPERIMENT, self.experiment.digest),
         ):
             task.data.set_header(header, value)
