@@ -185,12 +185,12 @@ def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
 
 def labelled_patients(federation: InProcessFederation, site: str) -> int:
     """Labelled patients the site fine-tuned on."""
-    return len(federation.learner(site, "fine_tuning").training_patients)
+    return len(federation.learner(site, "fine_tuning").bench.training.patients)
 
 
 def patients_of(federation: InProcessFederation, site: str) -> list[dict[str, float | None]]:
     """Dice of every test patient per structure, in the order of the salted keys; no key is kept."""
-    folder = federation.learner(site, "evaluation").site.models / federation.experiment.study
+    folder = federation.learner(site, "evaluation").bench.folder
     content = json.loads((folder / "test_scores.json").read_text())
     (model,) = content["models"].values()
     return [{name: one["dice"] for name, one in case["structures"].items()} for case in model["patients"]]

@@ -159,3 +159,16 @@ def test_the_reporter_of_a_job_writes_the_page_and_the_summary(tmp_path: Path) -
     record: dict[str, Any] = {"study": "a", "outcome": "stopped"}
     assert HTMLReporter().write(record, tmp_path) == tmp_path / "report.html"
     assert HTMLReporter().summary(record) == plain_text_summary(record)
+
+
+def test_personal_models_shares_are_drawn_like_attention() -> None:
+    record = records.finished()
+    for one in record["rounds"]:
+        noted = one.get("notes", {})
+        if "attention" in noted:
+            sites = sorted(next(iter(noted["attention"].values())))
+            noted["pair_attention"] = {site: {other: 1 / len(sites) for other in sites} for site in sites}
+            del noted["attention"]
+    drawn = figures(record)
+    assert "attention" in drawn
+    assert all(site in drawn["attention"] for site in sites)

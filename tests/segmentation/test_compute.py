@@ -15,9 +15,10 @@ from fedmedseg.core.seeding import seed_everything
 from fedmedseg.data.site import Site
 from fedmedseg.networks import timing
 from fedmedseg.networks.compute import layout_of
+from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.compute import inference_trial, supervised_trial, way_of
 from fedmedseg.segmentation.inference import predict
-from fedmedseg.segmentation.learner import SegmentationLearner
+from fedmedseg.segmentation.local import fine_tune_from
 from fedmedseg.segmentation.objective import SupervisedObjective
 from fedmedseg.segmentation.starts import initial_network
 
@@ -196,12 +197,12 @@ def test_trials_compute_a_batch_of_the_studys_shape_in_the_way_in_use(make_exper
 
 
 def learn(experiment, site, make_task, discs):
-    learner = SegmentationLearner(experiment=experiment, site=site)
+    bench = Bench(experiment=experiment, site=site)
     volumes = discs(2)
     volumes.quarantined = {}
-    learner.__dict__ |= {"_training": volumes, "_validation": discs(1, seed=5)}
-    learner._fine_tune_from("scratch", {}, make_task("fine_tuning", experiment=experiment))
-    return content_sha256(load(learner.model_file("scratch"))["tensors"])
+    bench.__dict__ |= {"training": volumes, "validation": discs(1, seed=5)}
+    fine_tune_from(bench, "scratch", {}, make_task("fine_tuning", experiment=experiment))
+    return content_sha256(load(bench.model_file("scratch"))["tensors"])
 
 
 def test_where_the_clock_finds_nothing_faster_auto_gives_the_bits_of_plain_float32(

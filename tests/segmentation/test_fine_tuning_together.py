@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import fedmedseg.segmentation.learner as module
+import fedmedseg.segmentation.together as module
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.fedata.plan import initial_shared, stages
 from fedmedseg.segmentation.learner import SegmentationLearner
@@ -89,12 +89,12 @@ def test_the_site_tests_the_round_that_validated_best(experiment, learner, make_
     stages(experiment)["evaluation"].check_metrics(reply.metrics)
     assert reply.metrics["best_round/shared"] == 1.0
     assert reply.metrics["validation_dice/shared"] == 0.9
-    kept = load_for_inference(learner.model_file("shared")).model
+    kept = load_for_inference(learner.bench.model_file("shared")).model
     assert all(torch.equal(dict(kept.named_parameters())[name], t) for name, t in network_of("shared", first).items())
 
 
 def test_without_validation_the_last_round_is_tested(experiment, learner, make_task, monkeypatch):
-    monkeypatch.setattr(type(learner), "_validation", None)
+    learner.bench.__dict__["validation"] = None
     networks = stages(experiment)["fine_tuning"].returned
     first = networks.of(initial_shared(experiment))
     last = {name: tensor + 0.5 for name, tensor in first.items()}
@@ -103,5 +103,15 @@ def test_without_validation_the_last_round_is_tested(experiment, learner, make_t
     reply = learner.run(make_task("evaluation", experiment=experiment, base="last"), last)
     assert reply.metrics["best_round/scratch"] == 2.0
     assert "validation_dice/scratch" not in reply.metrics
-    kept = load_for_inference(learner.model_file("scratch")).model
+    kept = load_for_inference(learner.bench.model_file("scratch")).model
     assert content_sha256(kept.state_dict()) != content_sha256({**kept.state_dict(), **network_of("scratch", first)})
+
+
+def test_a_round_of_the_future_is_forgotten_when_the_server_went_back(experiment, learner, make_task, monkeypatch):
+    monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
+    task = make_task("fine_tuning", experiment=experiment, rounds=2)
+    first = stages(experiment)["fine_tuning"].returned.of(initial_shared(experiment))
+    task.state.save("best_shared", {"rounds": 2, "dice": 0.99, "tensors": network_of("shared", first)})
+    monkeypatch.setattr(module, "validate", lambda *_, **__: 0.1)
+    learner.run(second(task), first)
+    assert task.state.load("best_shared")["rounds"] == 1

@@ -12,7 +12,7 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.plan import initial_shared, stages
-from fedmedseg.segmentation import learner as module
+from fedmedseg.segmentation import local as module
 from fedmedseg.segmentation.learner import SegmentationLearner
 from fedmedseg.segmentation.starts import initial_network
 

@@ -7,8 +7,8 @@ import torch
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Part
-from fedmedseg.segmentation.federated import better, steps_of_round
 from fedmedseg.segmentation.stages import fine_tuned_tensors, network_of, segmentation_stages, wire_name
+from fedmedseg.segmentation.together import better, steps_of_round
 
 FEDERATED = {
     "segmentation": {"fine_tuning": "federated"},

@@ -141,8 +141,9 @@ def draw_weights(record: Record) -> Figure | None:
 
 
 def draw_attention(record: Record) -> Figure | None:
-    """Layer-wise aggregation weights of the last round that noted them: layers down, sites across."""
-    noted = [(one.get("notes") or {}).get("attention") for one in rounds_of(record)]
+    """Aggregation weights of the last round that noted them: layers (for personal models: sites) down, sites across."""
+    notes = [one.get("notes") or {} for one in rounds_of(record)]
+    noted = [note.get("attention", note.get("pair_attention")) for note in notes]
     tables = [_weights(table) for table in noted if isinstance(table, Mapping)]
     tables = [table for table in tables if table]
     if not tables:

@@ -1,0 +1,97 @@
+"""The one test: every model of this run on the test volumes, per patient, with a picture for the site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.learner import Reply, Task
+from fedmedseg.reporting.metrics import CaseScore
+from fedmedseg.segmentation.bench import Bench
+from fedmedseg.segmentation.evaluation import evaluate, label_of, labelled
+from fedmedseg.segmentation.inference import label_map, predict
+from fedmedseg.segmentation.overlay import busiest_slice, overlay_png
+from fedmedseg.segmentation.scores import from_plain, metrics_of, to_plain, write_scores
+from fedmedseg.segmentation.stages import PERSONAL, SCRATCH, SHARED, UNTRAINED
+
+EVALUATING = "evaluating"
+
+
+def score_models(bench: Bench, task: Task) -> Reply:
+    """Score each start's model, and the untrained network where the study wants it; a scored one is not scored again.
+
+    Raises:
+        Aborted: the federation asked to stop; the task continues when it is given again.
+        FedMedSegError: a model of this run is missing (reason MISSING_TENSORS).
+        ConfigurationError: a model file was changed since.
+        DataError: no test case here, or no labelled one (reason NO_CASES).
+    """
+    digests = {start: _digest(bench, start, task) for start in bench.starts}
+    key = "|".join([task.stage, str(task.round), *(f"{start}={sha}" for start, sha in digests.items())])
+    saved = task.state.load(EVALUATING)
+    scored: dict[str, list[Any]] = dict(saved["models"]) if saved is not None and saved["key"] == key else {}
+    volumes = labelled(bench.test)
+    untrained = (UNTRAINED,) if bench.experiment.segmentation.test_untrained else ()
+    for name in (*bench.starts, *untrained):
+        if name not in scored:
+            scored[name] = [to_plain(score) for score in _score(bench, name, digests.get(name), task)]
+            task.state.save(EVALUATING, {"key": key, "models": scored})
+    results = {name: [from_plain(score) for score in scores] for name, scores in scored.items()}
+    write_scores(bench.folder / "test_scores.json", results, experiment=bench.experiment)
+    _draw(bench, digests, task)
+    counts = {"cases": float(len(volumes)), "set_aside": float(len(bench.test.quarantined))}
+    return Reply(metrics=metrics_of(results) | counts, examples=len(volumes))
+
+
+def _digest(bench: Bench, start: str, task: Task) -> str:
+    """Digest of the model that this very run fine-tuned; a model of an earlier run is never scored as ours."""
+    record = bench.finished(start, task)
+    if record is None:
+        # a site without labelled cases takes no part: this raises with that reason
+        _ = bench.training
+        raise FedMedSegError(
+            f"model {start}",
+            got="none from this run",
+            expected="a finished fine-tuning",
+            remedy="see why the fine-tuning stage failed at this site",
+            reason=Reason.MISSING_TENSORS,
+        )
+    return str(record["sha256"])
+
+
+def _score(bench: Bench, name: str, sha256: str | None, task: Task) -> list[CaseScore]:
+    if sha256 is None:
+        bench.begin({})
+    else:
+        bench.load(name, sha256)
+    return evaluate(
+        bench.model,
+        volumes=bench.test,
+        experiment=bench.experiment,
+        device=bench.site.device,
+        salt=bench.site.salt,
+        choice=bench.way("inference", task),
+        aborted=task.aborted,
+        on_case=lambda done, total: task.progress.update(f"testing {name}", done, total),
+    )
+
+
+def _draw(bench: Bench, digests: Mapping[str, str], task: Task) -> None:
+    """The first test patient's busiest slice with outlines of the truth, the trained and the scratch model."""
+    test, experiment = bench.test, bench.experiment
+    first = labelled(test)[0]
+    image, truth = test.image(first), label_of(test, first)
+    slice_ = busiest_slice(truth)
+    trained = next((start for start in (PERSONAL, SHARED) if start in digests), None)
+    outlines = {}
+    for name in (trained, SCRATCH):
+        if name is not None and name in digests:
+            bench.load(name, digests[name])
+            overlap, way = experiment.segmentation.overlap, bench.way("inference", task)
+            probabilities = predict(bench.model, image, experiment.data, overlap, bench.site.device, way)
+            outlines[name] = label_map(probabilities)[:, :, slice_]
+    x, y, _ = test.spacing(first)
+    png = overlay_png(image[0, :, :, slice_], truth[:, :, slice_], outlines, spacing=(x, y))
+    write_atomic(bench.folder / "overlay.png", png)
