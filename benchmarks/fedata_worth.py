@@ -2,6 +2,7 @@
 
     python benchmarks/fedata_worth.py sunnybrook --sites DIR/sites --minutes 110
     python benchmarks/fedata_worth.py sunnybrook --table
+    python benchmarks/fedata_worth.py sunnybrook --sites DIR/sites --fractions 0.25 --methods still longer
 
 Every method is the same job under other settings (benchmarks/studies/, app_configs/presets/fedata/), run in one
 process per method and seed (`fedmedseg.core.in_process`). A finished cell is a JSON file under
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fedmedseg.core.checkpoint import content_sha256, write_atomic
@@ -38,9 +40,14 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fedata_worth"
 SYSTEM = "fedata"
 FEDERATED_ROUNDS = 5
+REVISION = 1
+"""Raise it when the code or a default changes what a finished cell would say."""
+
+MIXING = {"granularity": "head", "normalise": True, "step": 0.1}
+"""Mixing that moves: at the published step of 1.0 on elements its weights stay within 1e-6 of 1 (see the probe)."""
 
 METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "fedata": ([], {"fedata": {"starts": ["personal"]}}),
+    "fedata": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}}),
     "fed_mae": (["fed_mae"], {"fedata": {"starts": ["shared"]}}),
     "fed_simmim": (["fed_simmim"], {"fedata": {"starts": ["shared"]}}),
     "fedema": (["fedema"], {"fedata": {"starts": ["personal"]}}),
@@ -51,14 +58,47 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
 """Presets and settings of each method. Where a pretraining ends with one model for all, sites start from that one;
 where it ends with personal ones, from their own."""
 
+STILL = {"encoder_rate_factor": 1.0e-9, "encoder_rate_share": 1.0}
+PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "published_mixing": ([], {"fedata": {"starts": ["personal"]}}),
+    "still": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "segmentation": STILL}),
+    "one_step_still": (
+        [],
+        {
+            "fedata": {"starts": ["personal"], "ala": MIXING, "local_steps": 1},
+            "stages": {"pretraining": {"rounds": 1}},
+            "segmentation": STILL,
+        },
+    ),
+    "longer": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "stages": {"pretraining": {"rounds": 40}}}),
+    "slow_encoder": (
+        [],
+        {
+            "fedata": {"starts": ["personal"], "ala": MIXING},
+            "segmentation": {"encoder_rate_factor": 0.3, "encoder_rate_share": 1.0},
+        },
+    ),
+    "small_crops": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "data": {"crop": [64, 64]}}),
+    "small_crops_scratch": (["no_pretraining"], {"data": {"crop": [64, 64]}}),
+}
+"""Why FedATA does as it does: the encoder held still after pretraining and after a single step of it (so that only what
+it learned tells), mixing as published, four times the pretraining, a slower encoder, crops that see less."""
+
 NAMES = {
     "fedata": "FedATA",
     "fed_mae": "Fed-MAE",
     "fed_simmim": "Fed-SimMIM",
-    "fedema": "FedEMA",
+    "fedema": "FedEMA's mixing, our pretext",
     "local_only": "local self-distillation",
     "no_pretraining": "no pretraining, local",
     "fedavg_scratch": "FedAvg from scratch",
+    "still": "FedATA, encoder held still",
+    "one_step_still": "one step of pretraining, encoder held still",
+    "longer": "FedATA, four times the pretraining",
+    "slow_encoder": "FedATA, encoder at 0.3 of the rate",
+    "published_mixing": "FedATA, mixing at the published step",
+    "small_crops": "FedATA, crops of 64 x 64",
+    "small_crops_scratch": "no pretraining, crops of 64 x 64",
 }
 
 
@@ -79,7 +119,7 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """The job's settings under this cell, as its experiment.yaml would say them."""
         study = read_yaml(HERE / "studies" / f"{SYSTEM}_{self.study}.yaml")
-        presets, changes = METHODS[self.method]
+        presets, changes = (METHODS | PROBES)[self.method]
         data = read_yaml(find_preset(SYSTEM, study["preset"]))
         method = [read_yaml(find_preset(SYSTEM, name)) for name in presets]
         own = {
@@ -91,8 +131,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the settings as they are written: a default that a later version adds does not change it."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the settings as they are written, and of ``REVISION``: a key that a later version adds does not
+        change it, while whoever changes what a setting does raises the revision."""
+        return hashlib.sha256(json.dumps([REVISION, self.settings()], sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
         """Whether a result of exactly these settings is there."""
@@ -116,6 +157,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
     first = cells[0]
     folder = work / first.study / f"{first.method}-{first.seed}"
     pretrained: InProcessFederation | None = None
+    encoder: dict[str, torch.Tensor] = {}
     pretraining: list[Any] = []
     for cell in cells:
         if time.time() > deadline:
@@ -127,10 +169,12 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
         began = time.monotonic()
         if pretrained is None:
             pretraining = federation.run_stage("pretraining")
-            pretrained, seconds = federation, time.monotonic() - began
+            pretrained, encoder = federation, dict(federation.shared)
+            seconds = time.monotonic() - began
         else:
-            # pretraining does not read labels: its outcome is that of the group's first cell
-            federation.shared.update(pretrained.shared)
+            # pretraining does not read labels: its outcome is that of the group's first cell. What fine-tuning has
+            # since made of the first cell's own tensors stays there
+            federation.shared.update(encoder)
             carry("personal", pretrained, federation, stages=("pretraining", "fine_tuning"))
             seconds = 0.0
         tuned = federation.run_stage("fine_tuning")
@@ -146,7 +190,11 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
             "labelled_patients": {site: labelled_patients(federation, site) for site in names},
             "sites": {site: {name: round(value, 5) for name, value in tested[site].items()} for site in names},
             "validation": {
-                site: {name: round(value, 5) for name, value in tuned[-1][site].items() if name.startswith("valid")}
+                site: {
+                    name: round(value, 5)
+                    for name, value in {**tuned[-1][site], **tested[site]}.items()
+                    if name.startswith("validation_dice")
+                }
                 for site in names
             },
             "patients": {site: patients_of(federation, site) for site in names},
@@ -162,7 +210,6 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
         write_atomic(cell.file, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
         print(f"{time.strftime('%H:%M:%S')} {cell.file.stem}: mean Dice {mean_dice(result):.3f}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(folder.with_name("w.fedmedseg"), ignore_errors=True)
 
 
 def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
@@ -206,9 +253,10 @@ def mean_dice(result: dict[str, Any]) -> float:
     return statistics.fmean(dice_of(figures) for figures in result["sites"].values())
 
 
-def table(study: str) -> str:
+def table(study: str, methods: Iterable[str]) -> str:
     """Markdown: per share of the labels, each method's Dice per site, mean and worst, over seeds (mean and SD)."""
     found = [json.loads(file.read_text()) for file in sorted((RESULTS / study).glob("*.json"))]
+    found = [one for one in found if one["method"] in set(methods)]
     lines: list[str] = []
     for fraction in sorted({one["labelled_fraction"] for one in found}):
         here = [one for one in found if one["labelled_fraction"] == fraction]
@@ -237,7 +285,8 @@ def main() -> None:
     parser.add_argument("study", choices=sorted(f.stem.removeprefix("fedata_") for f in (HERE / "studies").glob("*")))
     parser.add_argument("--sites", type=Path, help="folder of site files, as the import writes them")
     parser.add_argument("--work", type=Path, default=Path("runs/fedata_worth"), help="states and cached volumes")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS | PROBES), default=list(METHODS))
+    parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels; default: the study's")
     parser.add_argument("--minutes", type=float, default=110.0, help="begin no cell after so many minutes")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -248,7 +297,7 @@ def main() -> None:
         deadline = time.time() + 60 * options.minutes
         groups: dict[tuple[str, int], list[Cell]] = {}
         for cell in cells_of(options.study, options.methods):
-            if not cell.is_done():
+            if (not options.fractions or cell.fraction in options.fractions) and not cell.is_done():
                 groups.setdefault((cell.method, cell.seed), []).append(cell)
         print(f"{sum(map(len, groups.values()))} cells in {len(groups)} groups are missing", flush=True)
         work = options.work.resolve()
@@ -256,7 +305,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
             jobs = [(cells, options.sites.resolve(), work, deadline) for cells in groups.values()]
             pool.starmap(run_group, jobs, chunksize=1)
-    print(table(options.study))
+    print(table(options.study, options.methods))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from fedmedseg.segmentation.stages import network_of
 @pytest.fixture
 def experiment(make_experiment):
     return make_experiment(
-        segmentation={"fine_tuning": "federated", "steps": 4},
+        segmentation={"fine_tuning": "federated", "steps": 4, "validate_every": 2},
         stages={"fine_tuning": {"rounds": 2}},
         fedata={"starts": ["shared", "scratch"]},
     )

@@ -8,7 +8,7 @@ import torch
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Part
 from fedmedseg.segmentation.stages import fine_tuned_tensors, network_of, segmentation_stages, wire_name
-from fedmedseg.segmentation.together import better, steps_of_round
+from fedmedseg.segmentation.together import better, is_due, steps_of_round
 
 FEDERATED = {
     "segmentation": {"fine_tuning": "federated"},
@@ -74,3 +74,10 @@ def test_the_rounds_share_the_steps_without_losing_one():
 def test_of_equal_rounds_the_longer_trained_is_kept_and_without_validation_the_last():
     cases = [(0.5, None), (0.5, 0.5), (0.6, 0.5), (0.4, 0.5), (None, None), (None, 0.5)]
     assert [better(dice, kept) for dice, kept in cases] == [True, True, True, False, True, False]
+
+
+def test_a_federated_training_validates_where_a_local_one_would_and_at_its_end():
+    """150 steps in 5 rounds end at 30, 60, 90, 120, 150; a local training that validates every 75 steps does twice."""
+    assert [is_due(number, 5, 150, 75) for number in range(1, 6)] == [False, False, True, False, True]
+    assert [is_due(number, 5, 150, 30) for number in range(1, 6)] == [True] * 5
+    assert [is_due(number, 5, 150, 1000) for number in range(1, 6)] == [False] * 4 + [True]

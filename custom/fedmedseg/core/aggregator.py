@@ -19,8 +19,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.personal import Payload, Personal
+from fedmedseg.core.personal import Payload, Personal, payloads
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
 WEIGHT_CAP = 10.0
@@ -41,8 +42,46 @@ class Round:
     contract: StageContract
     schema: Schema
     shared: Mapping[str, torch.Tensor] = field(repr=False)
+    """The tensors whose differences come back, as they were before the round."""
+    sent: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """The tensors that every site without tensors of its own is sent."""
     personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     """Per site that was sent tensors of its own: what it was sent."""
+
+    @classmethod
+    def begin(
+        cls,
+        *,
+        run: str,
+        stage: str,
+        number: int,
+        nonce: str,
+        contract: StageContract,
+        schema: Schema,
+        shared: Mapping[str, torch.Tensor],
+        personal: Personal,
+    ) -> Round:
+        """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors."""
+        part = contract.sent_in(number)
+        sent = part.of(shared)
+        return cls(
+            run=run,
+            stage=stage,
+            number=number,
+            base=content_sha256(sent),
+            nonce=nonce,
+            contract=contract,
+            schema=schema.part(contract.returned),
+            shared=contract.returned.of(shared),
+            sent=sent,
+            personal=payloads(sent, personal, part) if contract.personal else {},
+        )
+
+    def given_to(self, site: str) -> Mapping[str, torch.Tensor]:
+        """The tensors that ``site`` is sent."""
+        if self.contract.sends == "nothing":
+            return {}
+        return self.personal[site].tensors if site in self.personal else self.sent
 
     def base_of(self, site: str) -> str:
         """Digest of what ``site`` was sent."""

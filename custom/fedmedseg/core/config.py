@@ -149,6 +149,7 @@ class SegmentationSection(Strict):
     encoder_rate_share: Fraction = 0.1
     """Share of the steps, from the first, in which that factor holds; 1.0 holds it to the end."""
     validate_every: Positive = 100
+    """Steps between two validations; a federated training validates at the first round that has done so many more."""
     overlap: float = Field(0.5, ge=0.0, lt=1.0)
     """Sliding-window overlap."""
     foreground_share: float = Field(0.67, ge=0.0, le=1.0)

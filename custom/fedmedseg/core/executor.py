@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from nvflare.apis.analytix import AnalyticsDataType
-from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -28,9 +28,10 @@ from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import Progress
+from fedmedseg.core.replies import encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.training import Aborted
-from fedmedseg.core.wire import Header, Meta, Schema, StageContract, differences_to
+from fedmedseg.core.wire import Header, Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
@@ -104,38 +105,15 @@ class TrainingExecutor(Executor):
         task = ready.task(task_name, shareable, abort_signal)
         began = time.monotonic()
         reply = ready.learner.run(task, shared)
-        return self._encode(reply, shared, ready, contract, shareable, time.monotonic() - began, fl_ctx)
-
-    def _encode(
-        self,
-        reply: Reply,
-        shared: dict[str, torch.Tensor],
-        ready: _Ready,
-        contract: StageContract,
-        request: Shareable,
-        seconds: float,
-        fl_ctx: FLContext,
-    ) -> Shareable:
-        contract.check_metrics(reply.metrics)
-        schema = ready.schema.part(contract.returned)
-        differences: dict[str, torch.Tensor] = {}
-        if contract.returns == "shared":
-            differences = differences_to(shared, reply.tensors, schema)
-        dxo = DXO(
-            data_kind=DataKind.WEIGHT_DIFF,
-            data=differences,
-            meta={
-                Meta.EXAMPLES: reply.examples,
-                Meta.STEPS: reply.steps,
-                Meta.TRAIN_SECONDS: seconds,
-                Meta.METRICS: {name: float(value) for name, value in reply.metrics.items()},
-            },
+        answer = encode(
+            reply,
+            given=shared,
+            schema=ready.schema,
+            contract=contract,
+            request=shareable,
+            seconds=time.monotonic() - began,
         )
-        answer = dxo.to_shareable()
-        for header in (Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE):
-            answer.set_header(header, request.get_header(header))
-        answer.set_header(Header.SCHEMA, schema.digest)
-        self._to_tensorboard(reply, request, fl_ctx)
+        self._to_tensorboard(reply, shareable, fl_ctx)
         return answer
 
     def _to_tensorboard(self, reply: Reply, request: Shareable, fl_ctx: FLContext) -> None:

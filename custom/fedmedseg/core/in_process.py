@@ -18,21 +18,22 @@ from typing import Any
 
 import torch
 from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, Round
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.executor import EXPERIMENT_FILE, PROGRESS_FILE
 from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
-from fedmedseg.core.personal import payloads
 from fedmedseg.core.place import Place
 from fedmedseg.core.progress import Progress
+from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.state import SiteState
-from fedmedseg.core.wire import Schema, StageContract, differences_to
+from fedmedseg.core.wire import Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
@@ -94,50 +95,44 @@ class InProcessFederation:
 
     def _run_round(self, stage: str, number: int, rounds: int) -> dict[str, dict[str, float]]:
         contract = self.contracts[stage]
-        sent = contract.sent_in(number).of(self.shared) if contract.sends == "shared" else {}
-        base = content_sha256(sent if contract.sends == "shared" else self.shared)
-        returned = self.schema.part(contract.returned)
-        current = Round(
+        aggregator = self._aggregator(stage)
+        current = Round.begin(
             run=self.run,
             stage=stage,
             number=number,
-            base=base,
             nonce=NONCE,
             contract=contract,
-            schema=returned,
-            shared=contract.returned.of(self.shared),
-            personal=payloads(sent, self.personal, contract.sent_in(number)) if contract.personal else {},
+            schema=self.schema,
+            shared=self.shared,
+            personal=self.personal,
         )
-        aggregator = self._aggregator(stage)
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
         for site in self.sites:
             if site in self.declined.get(stage, {}):
                 continue
-            given = current.personal[site].tensors if site in current.personal else sent
-            task = self._task(site, stage, number, rounds, current.base_of(site))
             began = time.monotonic()
             try:
-                reply = self.learner(site, stage).run(task, given)
+                reply = self.learner(site, stage).run(
+                    self._task(site, stage, number, rounds, current.base_of(site)), current.given_to(site)
+                )
             except FedMedSegError as error:
                 if error.reason != Reason.NO_CASES:
                     raise
                 self.declined.setdefault(stage, {})[site] = error.public
                 logger.warning("%s takes no part in %s: %s", site, stage, error.public)
                 continue
-            contract.check_metrics(reply.metrics)
-            differences: dict[str, torch.Tensor] = {}
-            if contract.returns == "shared":
-                differences = differences_to(given, reply.tensors, returned)
             seconds = time.monotonic() - began
-            aggregator.contributions[site] = Contribution(
-                site=site,
-                differences=differences,
-                examples=reply.examples,
-                steps=reply.steps,
-                train_seconds=seconds,
-                metrics=reply.metrics,
+            answer = encode(
+                reply,
+                given=current.given_to(site),
+                schema=self.schema,
+                contract=contract,
+                request=_request(current, site),
+                seconds=seconds,
             )
+            if not aggregator.accept(answer, _from(site)):
+                raise FedMedSegError(f"{stage}: {site}", got=aggregator.rejections[site], expected="an accepted reply")
             metrics[site] = {**reply.metrics, "seconds": seconds}
         self._require_quorum(stage, metrics)
         for name, difference in from_shareable(aggregator.aggregate(FLContext())).data.items():
@@ -210,6 +205,23 @@ def carry(name: str, source: InProcessFederation, target: InProcessFederation, *
         tree = source.state(site, stages[0]).load(name)
         if tree is not None:
             target.state(site, stages[1]).save(name, tree)
+
+
+def _request(current: Round, site: str) -> Shareable:
+    """The headers of the task that ``site`` would be sent."""
+    request = Shareable()
+    headers = (current.run, current.stage, current.number, current.base_of(site), current.nonce)
+    for header, value in zip(ECHOED, headers, strict=True):
+        request.set_header(header, value)
+    return request
+
+
+def _from(site: str) -> FLContext:
+    """The context that a reply of ``site`` comes with."""
+    peer, context = FLContext(), FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+    context.set_peer_context(peer)
+    return context
 
 
 def _class(path: str) -> Any:

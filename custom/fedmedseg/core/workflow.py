@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import Task as FlareTask
 from nvflare.apis.dxo import DXO, DataKind
@@ -30,7 +28,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.persistor import SharedModelPersistor
-from fedmedseg.core.personal import payloads, personalise
+from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
@@ -161,27 +159,24 @@ class QuorumScatterAndGather(ScatterAndGather):
     ) -> None:
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
         shared = self._global_weights[ModelLearnableKey.WEIGHTS]
-        sent = self._sent_part().of(shared)
-        base = content_sha256(sent)
+        current = Round.begin(
+            run=self.persistor.run,
+            stage=self.stage,
+            number=self._current_round,
+            nonce=uuid.uuid4().hex,
+            contract=self.contract,
+            schema=self.persistor.schema,
+            shared=shared,
+            personal=self.persistor.personal,
+        )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {}
         self._round_facts = {
-            "shared": base if len(sent) == len(shared) else self._digest(),
+            "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
             "attempts": 1,
             "refusals": [],
         }
-        current = Round(
-            run=self.persistor.run,
-            stage=self.stage,
-            number=self._current_round,
-            base=base,
-            nonce=uuid.uuid4().hex,
-            contract=self.contract,
-            schema=self.persistor.schema.part(self.contract.returned),
-            shared=self.contract.returned.of(shared),
-            personal=payloads(sent, self.persistor.personal, self._sent_part()) if self.contract.personal else {},
-        )
         self.aggregator.open_round(current)
         asked = [site for site in self._connected() if site not in self._declined]
         needed = self._needed(asked)
@@ -191,7 +186,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
             self._stop_below_quorum(fl_ctx)
             return
-        self._send(task, current, sent, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
+        self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
         failed = self._failed(asked)
         needed = self._needed(asked)
         alive = len(self._answered()) >= needed
@@ -209,7 +204,7 @@ class QuorumScatterAndGather(ScatterAndGather):
                 before_task_sent_cb=self._prepare_train_task_data,
                 result_received_cb=self._process_train_result,
             )
-            self._send(again, current, sent, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
+            self._send(again, current, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
             needed = self._needed(asked)
         self._round_facts.update(needed=needed, asked=asked)
         if self._accepted() < needed and not self._aborted(abort_signal):
@@ -312,7 +307,6 @@ class QuorumScatterAndGather(ScatterAndGather):
         self,
         task: FlareTask,
         current: Round,
-        sent: Mapping[str, torch.Tensor],
         fl_ctx: FLContext,
         targets: list[str],
         enough: int,
@@ -322,7 +316,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         if self.contract.sends == "nothing":
             task.data.pop("DXO", None)
         else:
-            DXO(DataKind.WEIGHTS, data=dict(sent)).update_shareable(task.data)
+            DXO(DataKind.WEIGHTS, data=dict(current.sent)).update_shareable(task.data)
         for header, value in (
             (Header.RUN, current.run),
             (Header.STAGE, current.stage),

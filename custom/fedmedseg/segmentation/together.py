@@ -28,6 +28,15 @@ def steps_of_round(round: int, rounds: int, steps: int) -> tuple[int, int]:
     return first, end - first
 
 
+def is_due(round: int, rounds: int, steps: int, every: int) -> bool:
+    """Whether the networks of after ``round`` rounds are validated: at the end, and where ``every`` steps are full.
+
+    So a federated training chooses among as many candidates as a local one of equal steps.
+    """
+    done, before = round * steps // rounds, (round - 1) * steps // rounds
+    return round == rounds or done // every > before // every
+
+
 def better(dice: float | None, kept: float | None) -> bool:
     """Whether a round that validates with ``dice`` replaces the kept one; of equals the longer trained is kept.
 
@@ -55,7 +64,9 @@ def fine_tune_together(bench: Bench, task: Task, shared: Mapping[str, torch.Tens
     for start in bench.starts:
         network = network_of(start, shared)
         if task.round:
-            _consider(bench, start, network, task.round, task)
+            section = bench.experiment.segmentation
+            if is_due(task.round, task.rounds, section.steps, section.validate_every):
+                _consider(bench, start, network, task.round, task)
         elif start != SCRATCH:
             network |= encoder_tensors(shared, bench.encoder_names, bench.initial, source=SHARED)
         bench.begin(network)

@@ -1,0 +1,102 @@
+"""The study of what FedATA is worth: methods are the settings they are called, cells resume, the table counts right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedmedseg.core.config import parse_experiment
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fedata_worth.py"
+
+
+@pytest.fixture
+def worth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fedata_worth", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fedata_worth", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+@pytest.mark.parametrize("study", ["sunnybrook", "hippocampus"])
+def test_every_method_is_a_valid_study_on_the_same_network_data_and_budget(worth: ModuleType, study: str) -> None:
+    experiments = {name: parse_experiment(worth.Cell(study, name, 0.25, 1).settings()) for name in worth.METHODS}
+    first = experiments["fedata"]
+    for name, one in experiments.items():
+        assert (one.network, one.data, one.seed) == (first.network, first.data, first.seed), name
+        assert one.segmentation.model_copy(update={"fine_tuning": "local"}) == first.segmentation, name
+        pretrained = one.stages["pretraining"].rounds > 0
+        assert pretrained == (name not in ("no_pretraining", "fedavg_scratch"))
+        if pretrained:
+            same = (one.stages["pretraining"].rounds, one.wing.local_steps, one.wing.optimizer)
+            assert same == (first.stages["pretraining"].rounds, first.wing.local_steps, first.wing.optimizer), name
+    assert experiments["fedavg_scratch"].segmentation.fine_tuning == "federated"
+    assert {name: one.wing.pretext for name, one in experiments.items() if one.wing.pretext != "distillation"} == {
+        "fed_mae": "mae",
+        "fed_simmim": "simmim",
+    }
+    assert experiments["fedema"].wing.client_mix == "fedema"
+    assert experiments["local_only"].wing.server_aggregation == "none"
+
+
+def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
+    of = {name: parse_experiment(worth.Cell("sunnybrook", name, 0.25, 1).settings()) for name in worth.PROBES}
+    base = parse_experiment(worth.Cell("sunnybrook", "fedata", 0.25, 1).settings())
+    assert of["still"].segmentation.encoder_rate_factor < 1e-8
+    assert of["one_step_still"].stages["pretraining"].rounds * of["one_step_still"].wing.local_steps == 1
+    assert of["longer"].stages["pretraining"].rounds == 4 * base.stages["pretraining"].rounds
+    assert base.wing.ala.normalise
+    assert not of["published_mixing"].wing.ala.normalise
+    assert of["small_crops"].data.crop == of["small_crops_scratch"].data.crop == (64, 64) != base.data.crop
+    assert of["slow_encoder"].segmentation.encoder_rate_share == 1.0
+
+
+def result(worth: ModuleType, method: str, seed: int, dice: dict[str, float]) -> dict[str, Any]:
+    cell = worth.Cell("sunnybrook", method, 0.25, seed)
+    content = {
+        "method": method,
+        "labelled_fraction": 0.25,
+        "seed": seed,
+        "settings_sha256": cell.key,
+        "labelled_patients": dict.fromkeys(dice, 2),
+        "sites": {site: {"dice/x/left ventricle": value, "hd95/x/left ventricle": 9.0} for site, value in dice.items()},
+    }
+    cell.file.parent.mkdir(exist_ok=True)
+    cell.file.write_text(json.dumps(content))
+    return content
+
+
+def test_a_cell_is_done_while_its_settings_are_those_it_was_run_with(worth: ModuleType) -> None:
+    cell = worth.Cell("sunnybrook", "fedata", 0.25, 1)
+    assert not cell.is_done()
+    content = result(worth, "fedata", 1, {"a": 0.5})
+    assert cell.is_done()
+    cell.file.write_text(json.dumps(content | {"settings_sha256": "other"}))
+    assert not cell.is_done()
+
+
+def test_the_table_gives_mean_spread_and_worst_site_over_seeds(worth: ModuleType) -> None:
+    result(worth, "fedata", 1, {"a": 0.4, "b": 0.8})
+    result(worth, "fedata", 2, {"a": 0.6, "b": 0.6})
+    result(worth, "still", 1, {"a": 0.1, "b": 0.1})
+    text = worth.table("sunnybrook", ["fedata"])
+    # means 0.6 and 0.6; worst sites 0.4 and 0.6
+    assert "| FedATA | 0.500 | 0.700 | 0.600 ± 0.000 | 0.500 | 2 |" in text
+    assert "labelled patients: a 2, b 2" in text
+    assert "still" not in text
+
+
+def test_cells_come_seed_by_seed_so_that_an_early_end_compares_all_methods(worth: ModuleType) -> None:
+    cells = worth.cells_of("sunnybrook", ["fedata", "fedema"])
+    assert [(cell.seed, cell.method) for cell in cells[:6:3]] == [(1, "fedata"), (1, "fedema")]
+    assert len(cells) == 18
