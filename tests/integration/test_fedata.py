@@ -104,6 +104,16 @@ def in_one_process(folder: Path, sites: int, changes: tuple[str, ...]) -> tuple[
     return federation, models
 
 
+def test_one_process_sends_every_site_its_own_model_and_shares_teachers_as_flare_does(tmp_path: Path) -> None:
+    """Personal payloads, averaged teachers, and the sums over sites that both add."""
+    changes = (*TINY, "fedata.server_aggregation=pair_att", "fedata.teacher_sync=aggregate", "fedata.starts=[personal]")
+    study = simulate(tmp_path / "w", "-n", "2", "-t", "2", changes=changes)
+    assert study.code == 0, study.out
+    federation, models = in_one_process(tmp_path / "one", 2, changes)
+    assert checkpoint.content_sha256(federation.shared) == study.record["shared_sha256"]
+    assert models == study.model_digests()
+
+
 def test_one_process_for_all_sites_ends_with_the_same_bytes(three_threads: Study, tmp_path: Path) -> None:
     """What `core.in_process` says of itself; the study of what FedATA is worth stands on it."""
     federation, models = in_one_process(tmp_path, 3, TINY)

@@ -7,7 +7,13 @@ import torch
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Part
-from fedmedseg.segmentation.stages import fine_tuned_tensors, network_of, segmentation_stages, wire_name
+from fedmedseg.segmentation.stages import (
+    fine_tuned_tensors,
+    network_of,
+    segmentation_stages,
+    segmentation_work,
+    wire_name,
+)
 from fedmedseg.segmentation.together import better, is_due, steps_of_round
 
 FEDERATED = {
@@ -81,3 +87,11 @@ def test_a_federated_training_validates_where_a_local_one_would_and_at_its_end()
     assert [is_due(number, 5, 150, 75) for number in range(1, 6)] == [False, False, True, False, True]
     assert [is_due(number, 5, 150, 30) for number in range(1, 6)] == [True] * 5
     assert [is_due(number, 5, 150, 1000) for number in range(1, 6)] == [False] * 4 + [True]
+
+
+def test_the_work_of_a_round_is_a_rounds_share_and_the_untrained_network_counts_where_it_is_tested(make_experiment):
+    """6 steps for each of three starts, two test cases: 18 and 8; in two rounds of two starts 2 x 3 and 6."""
+    assert segmentation_work(make_experiment()) == {"fine_tuning": 18, "evaluation": 8}
+    assert segmentation_work(make_experiment(**FEDERATED)) == {"fine_tuning": 6, "evaluation": 6}
+    alone = make_experiment(segmentation={"test_untrained": False})
+    assert segmentation_work(alone) == {"fine_tuning": 18, "evaluation": 6}

@@ -83,7 +83,9 @@ def layer_attention(
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, float]]]:
     """Aggregate ``differences`` (site to tensors w_c - w_g) into one difference to add to ``shared``.
 
-    ``counts`` holds each site's number of cases, or any positive multiple of it. Sums run in float32 over sites in
+    ``counts`` holds each site's number of cases, or any positive multiple of it. (Under the guarded aggregator it is
+    the round's weight: a count capped at ten times the low median, or equal shares where a site suppresses its
+    count.) Sums run in float32 over sites in
     sorted order, so the result does not depend on who answered first. Returns the difference and the weights
     {group: {site: alpha}}.
 

@@ -10,7 +10,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.wire import Part, StageContract
 from fedmedseg.fedata.teacher import TEACHER, to_wire
-from fedmedseg.segmentation.stages import FINE_TUNED, fine_tuned_tensors, segmentation_stages
+from fedmedseg.segmentation.stages import FINE_TUNED, fine_tuned_tensors, segmentation_stages, segmentation_work
 
 PRETRAINING_METRICS = (
     "loss",
@@ -77,12 +77,4 @@ def _without_teacher(contract: StageContract) -> StageContract:
 
 def work(experiment: Experiment) -> dict[str, int]:
     """Steps one site does in one round of each stage, for the share of a run that is done."""
-    section, segmentation = experiment.wing, experiment.segmentation
-    starts = len(section.starts)
-    phantom = experiment.data.phantom
-    cases = phantom.test if phantom is not None else 1
-    return {
-        "pretraining": section.local_steps,
-        "fine_tuning": starts * segmentation.steps,
-        "evaluation": (starts + 1) * cases,
-    }
+    return {"pretraining": experiment.wing.local_steps, **segmentation_work(experiment)}

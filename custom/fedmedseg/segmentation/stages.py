@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -45,6 +46,18 @@ def segmentation_stages(experiment: Experiment) -> dict[str, StageContract]:
             sends="shared", returns="shared", metrics=TUNING_METRICS, sent_later=networks, returned=networks
         ),
         "evaluation": StageContract(sends="shared", returns="metrics", metrics=TEST_METRICS, sent=networks),
+    }
+
+
+def segmentation_work(experiment: Experiment) -> dict[str, int]:
+    """Steps one site does in one round of these stages; a test case counts as one."""
+    starts, section = len(experiment.wing.starts), experiment.segmentation
+    phantom = experiment.data.phantom
+    cases = phantom.test if phantom is not None else 1
+    rounds = max(1, experiment.stages["fine_tuning"].rounds)
+    return {
+        "fine_tuning": starts * math.ceil(section.steps / rounds),
+        "evaluation": (starts + section.test_untrained) * cases,
     }
 
 
