@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from fedmedseg.core.config import parse_experiment
+from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.data.phantoms import write_site
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fedata_worth.py"
 
@@ -100,3 +103,47 @@ def test_cells_come_seed_by_seed_so_that_an_early_end_compares_all_methods(worth
     cells = worth.cells_of("sunnybrook", ["fedata", "fedema"])
     assert [(cell.seed, cell.method) for cell in cells[:6:3]] == [(1, "fedata"), (1, "fedema")]
     assert len(cells) == 18
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["fedavg_scratch", "fedata"])
+def test_a_cell_does_not_depend_on_what_its_group_ran_before(
+    worth: ModuleType, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = tmp_path / "sites"
+    sites.mkdir()
+    counts = {"unlabeled": 0, "training": 2, "validation": 1, "test": 1}
+    for index, name in enumerate(("a", "b")):
+        written = write_site("cine_mr", site_index=index, out=tmp_path / name, seed=1, counts=counts)
+        (sites / f"{name}.yaml").write_text(f"datasets: {{cmr: {{list: {written}}}}}\n")
+    tiny: dict[str, Any] = {
+        "data": {"phantom": None},
+        "stages": {"pretraining": {"rounds": 2 * (method == "fedata")}},
+        "fedata": {"local_steps": 1},
+        "segmentation": {"steps": 4, "batch": 1, "validate_every": 2, "test_untrained": False},
+    }
+    if method != "fedata":
+        tiny["segmentation"]["fine_tuning"] = "federated"
+        tiny["stages"]["fine_tuning"] = {"rounds": 2}
+    tiny["fedata"]["starts"] = ["personal" if method == "fedata" else "scratch"]
+
+    def settings(cell: Any) -> dict[str, Any]:
+        own = {"data": {"labelled_fraction": cell.fraction}}
+        return read_settings(find_job("fedata"), [tiny, own])[0]
+
+    monkeypatch.setattr(worth.Cell, "settings", settings)
+    half, whole = (worth.Cell("phantoms", method, fraction, 1) for fraction in (0.5, 1.0))
+    found = []
+    for number, group in enumerate(([half, whole], [whole])):
+        worth.run_group(group, sites, tmp_path / f"work-{number}", time.time() + 600)
+        found.append(json.loads(whole.file.read_text()))
+    for field in ("shared_sha256", "sites", "validation", "patients", "labelled_patients"):
+        together, alone = (
+            {site: {k: v for k, v in one[field][site].items() if k != "seconds"} for site in one[field]}
+            if field == "sites"
+            else one[field]
+            for one in found
+        )
+        assert together == alone, field
+    assert found[0]["labelled_patients"] == {"a": 2, "b": 2}
+    assert json.loads(half.file.read_text())["labelled_patients"] == {"a": 1, "b": 1}
