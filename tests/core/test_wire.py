@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.wire import Header, Schema, StageContract, TensorSpec, is_finite, tensor_bytes
+from fedmedseg.core.wire import Header, Part, Schema, StageContract, TensorSpec, is_finite, tensor_bytes
 
 TENSORS = {"b": torch.zeros(2, 3), "a": torch.zeros(4).half()}
 FLOAT32 = torch.finfo(torch.float32)
@@ -69,6 +69,17 @@ def test_a_problem_that_is_required_away_names_the_sender() -> None:
     with pytest.raises(FedMedSegError, match="tensors from the server") as caught:
         Schema(TENSORS).require({}, sender="the server")
     assert caught.value.public == "EMPTY: tensors from the server"
+
+
+def test_a_part_that_holds_nothing_is_fulfilled_by_nothing_alone() -> None:
+    nothing = Schema(TENSORS).part(Part(within=()))
+    assert (nothing.nbytes, nothing.problem({})) == (0, None)
+    found = nothing.problem({"a": TENSORS["a"]})
+    assert found is not None
+    assert found[0] is Reason.OVERSIZE
+    found = nothing.problem(None)
+    assert found is not None
+    assert found[0] is Reason.TENSOR_TYPE
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
@@ -472,3 +473,23 @@ def test_a_site_cannot_answer_in_another_sites_name(
     assert stage.flow._replies["site-2"]["reason"] == "SCHEMA: a reply in another site's name"
     assert "site-1" not in stage.flow._replies
     assert stage.flow._accept_train_result("site-1", stage.honest("site-1"), context("server", peer="site-1"))
+
+
+def test_a_stage_that_sends_its_tensors_once_sends_an_empty_part_after_that(
+    sent_once: None,
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+) -> None:
+    stage = federation()
+    for number, names, nbytes in ((0, ["a", "b"], 24), (1, [], 0)):
+        stage.flow._current_round = number
+        stage.round(monkeypatch)
+        sent = from_shareable(stage.sent).data
+        assert sorted(sent) == names
+        assert stage.sent.get_header(Header.BASE) == content_sha256(sent)
+        assert sorted(stage.flow.aggregator.contributions) == SITES
+        finish(stage, context("server"), moved=False)
+        assert last_record(tmp_path)["sites"]["site-1"]["bytes_down"] == nbytes
+    assert stage.panics == []

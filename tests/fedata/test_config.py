@@ -34,7 +34,7 @@ def test_the_number_of_target_blocks_follows_the_network(study, network, crop, g
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mask_unit": 12}, r"fedata.mask_unit: got 12. Expected a divisor of every edge of data.crop \[32, 32\]"),
+        ({"mask_unit": 12}, "fedata.mask_unit: got 12. Expected 16, the stride of the tokens that unetr distils"),
         ({"mask_unit": 8}, "fedata.mask_unit: got 8. Expected 16, the stride of the tokens that unetr distils"),
         ({"mask_unit": 32}, "fedata.mask_unit: got 32. Expected 16"),
         ({"mask_ratio": 0.9}, "fedata.mask_ratio: got 0.9.*at least one of the crop's 4 units visible, not 4"),
@@ -119,7 +119,11 @@ def test_masked_tokens_and_decoder_follow_network_and_pretext(study, network, pr
             {"masked_tokens": "drop", "pretext": "simmim"},
             "fedata.masked_tokens: got drop.*replace with pretext",
         ),
-        ("unetr", {"class_weight": 0.1}, "fedata.class_weight: got 0.1.*it belongs to pretext ibot"),
+        (
+            "unetr",
+            {"class_weight": 0.1},
+            "fedata.class_weight: got 0.1.*nothing here: it is read with pretext ibot alone",
+        ),
         ("unetr", {"class_weight": 0.1, "pretext": "mae"}, "fedata.class_weight"),
         ("unetr", {"pixel_weight": 0.1, "pretext": "simmim"}, "fedata.pixel_weight: got 0.1.*distillation or ibot"),
         (
@@ -175,7 +179,7 @@ def test_a_setting_of_one_server_rule_is_refused_with_every_other(settings, rule
         if other == rule:
             assert parse_experiment(content).wing.server_aggregation == rule
         else:
-            with pytest.raises(ConfigurationError, match=rf"fedata.{field}: got .*with server_aggregation {other}"):
+            with pytest.raises(ConfigurationError, match=rf"fedata.{field}: got .*read with server_aggregation {rule}"):
                 parse_experiment(content)
 
 
@@ -187,6 +191,8 @@ def test_a_setting_of_one_server_rule_is_refused_with_every_other(settings, rule
         ({"server_aggregation": "fedatt_faithful", "fedatt": {"noise": -0.1}}, "fedata.fedatt.noise"),
         ({"server_aggregation": "fedatt_faithful", "fedatt": {"step": 0}}, "fedata.fedatt.step"),
         ({"server_aggregation": "pair_att", "pair": {"temperature": 0}}, "fedata.pair.temperature"),
+        # 1 / 1e-320 is infinite, and a share of it not a number
+        ({"server_aggregation": "pair_att", "pair": {"temperature": 1e-320}}, "fedata.pair.temperature: got 1e-320"),
         ({"server_aggregation": "pair_att", "pair": {"prox": -1}}, "fedata.pair.prox"),
         ({"server_aggregation": "layer_attention"}, "fedata.server_aggregation"),
     ],
@@ -204,20 +210,20 @@ ALONE = {"server_aggregation": "none", "starts": ["personal"]}
     [
         (
             {"client_mix": "replace", "ala": {"step": 2.0}},
-            "fedata.ala: .*client_mix replace: only .*ala_attn or ala_all",
+            "fedata.ala: got {'step': 2.0}.*read with client_mix ala_attn or ala_all alone",
         ),
-        ({"client_mix": "fedema", "ala": {"granularity": "head"}}, "fedata.ala: .*nothing with client_mix fedema"),
-        ({"fedema": {"tau": 0.5}}, "fedata.fedema: .*nothing with client_mix ala_attn: only client_mix fedema"),
+        ({"client_mix": "fedema", "ala": {"granularity": "head"}}, "fedata.ala: .*read with client_mix ala_attn"),
+        ({"fedema": {"tau": 0.5}}, "fedata.fedema: .*read with client_mix fedema alone"),
         ({"client_mix": "fedema", "fedema": {"tau": 0.0}}, "fedema.tau"),
         ({"client_mix": "fedema", "fedema": {"tau": 1.5}}, "fedema.tau"),
         ({"client_mix": "ala_all", "ala": {"last_stage": True}}, "fedata.ala.last_stage: got True"),
         (
             {"pretext": "mae", "teacher_sync": "reset"},
-            "fedata.teacher_sync: got reset.*pretext mae, which has no teacher",
+            r"fedata.teacher_sync: got reset.*pretext distillation or ibot \(which have a teacher\)",
         ),
-        (ALONE | {"client_mix": "ala_attn"}, "fedata.client_mix: got ala_attn.*server_aggregation none"),
-        (ALONE | {"ala": {"step": 2.0}}, "fedata.ala: .*server_aggregation none"),
-        (ALONE | {"fedema": {"tau": 0.5}}, "fedata.fedema: .*server_aggregation none"),
+        (ALONE | {"client_mix": "replace"}, "fedata.client_mix: got replace.*another server_aggregation than none"),
+        (ALONE | {"ala": {"step": 2.0}}, "fedata.ala: .*another server_aggregation than none"),
+        (ALONE | {"fedema": {"tau": 0.5}}, "fedata.fedema: .*another server_aggregation than none"),
         (ALONE | {"teacher_sync": "aggregate"}, "fedata.teacher_sync: got aggregate.*keep or reset"),
         ({"server_aggregation": "none"}, "fedata.starts: got .*shared.*which trains no shared model"),
     ],
@@ -247,3 +253,25 @@ def test_a_constant_momentum_needs_no_end_and_has_the_one_it_starts_with(study):
         ema = study(ema={"schedule": "constant", **given}).fedata.ema
         assert (ema.start, ema.end) == (value, value)
         assert type(ema).model_validate(ema.model_dump()) == ema
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        ALONE,
+        {"server_aggregation": "fedavg", "client_mix": "replace"},
+        {"pretext": "mae"},
+        {"pretext": "ibot", "ema": {"schedule": "constant"}},
+    ],
+)
+def test_a_study_written_out_in_full_is_read_again(study, change):
+    """A setting at its default counts as not given, whatever reads it."""
+    experiment = study(**change)
+    assert parse_experiment(experiment.model_dump(mode="json")).digest == experiment.digest
+
+
+def test_a_pretraining_that_no_start_uses_is_refused(settings):
+    with pytest.raises(ConfigurationError, match=r"stages.pretraining.rounds: got 3. Expected 0.*Remedy: set"):
+        parse_experiment(settings(starts=["scratch"]))
+    assert parse_experiment(settings(rounds=0, starts=["scratch"])).wing.starts == ("scratch",)

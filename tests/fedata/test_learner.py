@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.learner import OneVolume
 from fedmedseg.fedata.objective import MaskedDistillationObjective
@@ -91,6 +91,21 @@ def test_a_site_that_joins_late_starts_from_the_server_and_says_so(study, learne
     assert "no memory of an earlier round" in caplog.text
     assert reply.metrics["student_teacher_gap"] == 0.0
     assert "mixing/passes" not in reply.metrics
+    assert reply.metrics["memory_missing"] == 1.0
+    stages(experiment)["pretraining"].check_metrics(reply.metrics)
+    # a new process that finds the task finished says the same
+    again = learner(experiment).run(task(experiment, shared, round=2), shared)
+    assert again.metrics == reply.metrics
+
+
+def test_a_site_on_its_own_that_lost_its_memory_is_refused_and_trains_nothing(study, learner, task, done):
+    experiment = study(server_aggregation="none", starts=["personal"])
+    given = task(experiment, {}, round=1)
+    with pytest.raises(FedMedSegError, match=r"none of an earlier round in round 1.*Remedy: bring") as caught:
+        learner(experiment).run(given, {})
+    assert caught.value.reason == Reason.MISSING_TENSORS
+    assert done == []
+    assert given.state.load("personal") is None
 
 
 def test_round_zero_does_not_look_at_an_earlier_memory(study, learner, task, moved):
@@ -212,6 +227,19 @@ def test_collapsed_targets_raise_the_alarm(study, learner, task, caplog):
     assert "targets have collapsed" in caplog.text
 
 
+@pytest.mark.parametrize(("share", "alarmed"), [(0.1, 0.0), (0.9, 1.0)])
+def test_the_alarm_is_raised_below_the_share_asked_for(study, learner, task, share, alarmed):
+    """A spread of about half the first step's is an alarm at 0.9, none at the default."""
+    experiment = study(local_steps=1, collapse={"alarm": share})
+    shared = initial_shared(experiment)
+    site = learner(experiment)
+    given = task(experiment, shared)
+    site.run(given, shared)
+    personal = given.state.load("personal")
+    given.state.save("personal", personal | {"reference": personal["reference"] * 2})
+    assert site.run(task(experiment, shared, round=1), shared).metrics["collapse_alarm"] == alarmed
+
+
 def test_another_stage_is_refused(study, learner, task):
     experiment = study()
     shared = initial_shared(experiment)
@@ -307,10 +335,10 @@ def test_a_site_on_its_own_takes_nothing_of_the_server_after_its_first_round(stu
     experiment = study(server_aggregation="none", starts=["personal"])
     shared = initial_shared(experiment)
     replies = []
-    for scale in (0.05, 0.5):
+    # from round 1 on it is sent nothing, and would take nothing if it were
+    for incoming in ({}, moved(shared, 0.5)):
         site = learner(experiment)
         site.run(task(experiment, shared), shared)
-        incoming = moved(shared, scale)
         given = task(experiment, incoming, round=1)
         replies.append(site.run(given, incoming))
         _forget(given)

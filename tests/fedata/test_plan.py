@@ -1,10 +1,11 @@
-"""What crosses the wire: deterministic, complete, floating, and never the teacher."""
+"""What crosses the wire: deterministic, complete, floating, and a teacher in pretraining alone."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.wire import Schema
 from fedmedseg.fedata.plan import initial_shared, stages
 from fedmedseg.networks.factory import build_segmentation, encoder_names
@@ -76,3 +77,65 @@ def test_only_pretraining_returns_tensors(study):
 def test_only_pair_attention_sends_a_site_tensors_of_its_own_and_in_pretraining_alone(study, rule):
     personal = {name for name, stage in stages(study(server_aggregation=rule)).items() if stage.personal}
     assert personal == ({"pretraining"} if rule == "pair_att" else set())
+
+
+def _crossing(experiment):
+    """Per stage: kinds of the names that go to a site in its first and in a later round, and that come back."""
+    shared = initial_shared(experiment)
+
+    def kinds(part):
+        found = {name.split(".")[0] for name in part.of(shared)}
+        return "".join(sorted({"vit": "e", "decoder": "d", "teacher": "t", "fine_tuned": "f"}[kind] for kind in found))
+
+    crossing = {}
+    for name, stage in stages(experiment).items():
+        sends, returns = stage.sends == "shared", stage.returns == "shared"
+        down = [kinds(stage.sent_in(number)) if sends else "" for number in (0, 1)]
+        crossing[name] = (*down, kinds(stage.returned) if returns else "")
+    return crossing
+
+
+TOGETHER = {"fine_tuning": "federated", "steps": 2, "optimizer": {"learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("change", "federated", "expected"),
+    [
+        ({}, False, {"pretraining": ("de", "de", "de"), "fine_tuning": ("de", "de", ""), "evaluation": ("", "", "")}),
+        (
+            {"teacher_sync": "aggregate"},
+            False,
+            {"pretraining": ("det", "det", "det"), "fine_tuning": ("de", "de", ""), "evaluation": ("", "", "")},
+        ),
+        (
+            {"starts": ["shared"]},
+            True,
+            {"pretraining": ("de", "de", "de"), "fine_tuning": ("def", "f", "f"), "evaluation": ("f", "f", "")},
+        ),
+        (
+            {"starts": ["shared"], "teacher_sync": "aggregate"},
+            True,
+            {"pretraining": ("det", "det", "det"), "fine_tuning": ("def", "f", "f"), "evaluation": ("f", "f", "")},
+        ),
+        (
+            {"server_aggregation": "none", "starts": ["personal"]},
+            False,
+            {"pretraining": ("de", "", ""), "fine_tuning": ("", "", ""), "evaluation": ("", "", "")},
+        ),
+    ],
+)
+def test_what_each_stage_sends_and_returns(settings, change, federated, expected):
+    """d is the pretext's decoder, e the encoder, t a teacher, f a network of the federated fine-tuning."""
+    from fedmedseg.core.config import parse_experiment
+
+    content = settings(**change)
+    if federated:
+        content["segmentation"] = TOGETHER
+    assert _crossing(parse_experiment(content)) == expected
+
+
+def test_mixing_names_that_do_not_exist_are_not_declared(study):
+    declared = stages(study())["pretraining"]
+    declared.check_metrics({"mixing/mu": 0.5, "mixing/passes": 1.0, "memory_missing": 1.0})
+    with pytest.raises(FedMedSegError, match="declare it"):
+        declared.check_metrics({"mixing/weights": 0.5})

@@ -211,12 +211,74 @@ def test_the_teachers_temperature_follows_the_steps_of_all_rounds(study):
 
 
 @pytest.mark.parametrize(
-    "change", [{"student_temperature": 0.3}, {"teacher_temperature": 0.05}, {"prototypes": 32}, {"hidden": 16}]
+    "change",
+    [
+        {"student_temperature": 0.3},
+        {"teacher_temperature": 0.05},
+        {"prototypes": 32},
+        {"hidden": 16},
+        {"bottleneck": 8},
+    ],
 )
 def test_every_setting_of_ibot_changes_the_loss(study, change):
     objective, changed = _ibot(study), _ibot(study, ibot=IBOT | change)
     images, masks = _batch(objective)
     assert float(objective._loss(images, masks)[0].detach()) != float(changed._loss(images, masks)[0].detach())
+
+
+def test_the_head_of_ibot_is_as_wide_as_asked_for(study):
+    """Hidden 32 and 32, bottleneck 8, and a direction in it for each of 64 prototypes; so is what is sent."""
+    ibot = {"hidden": 32, "bottleneck": 8, "prototypes": 64}
+    shared = initial_shared(study("unetr", (48, 48), pretext="ibot", ibot=ibot))
+    layers = [f"head.mlp.{place}.weight" for place in (0, 2, 4)]
+    assert [tuple(shared[name].shape) for name in layers] == [(32, 24), (32, 32), (8, 32)]
+    assert tuple(shared["head.prototypes"].shape) == (64, 8)
+
+
+@pytest.mark.parametrize("beta", [0.05, 2.0])
+def test_the_turning_point_of_the_distillation_loss_is_the_one_asked_for(study, beta):
+    """Written out: d^2 / (2 beta) below beta, d - beta / 2 above."""
+    objective = _objective(study("swin_unetr", (64, 64), smooth_l1_beta=beta))
+    images, masks = _batch(objective)
+    with torch.no_grad():
+        target = distillation_target(objective.network.hidden(objective.teacher, images))
+        error = (objective.network(images, masks).predicted - pick(target, places(masks).hidden)).abs()
+        loss = float(objective._loss(images, masks)[0])
+    assert loss == pytest.approx(
+        float(torch.where(error < beta, error.square() / (2 * beta), error - beta / 2).mean()), rel=1e-5
+    )
+
+
+def test_the_predictor_is_as_wide_as_asked_for(study):
+    """Linear to the hidden width and back to a token's; unset it is a token's."""
+    shapes = {}
+    for hidden in (None, 20):
+        shared = initial_shared(study("swin_unetr", (64, 64), predictor_hidden=hidden))
+        shapes[hidden] = [tuple(shared[f"predictor.{place}.weight"].shape) for place in (1, 3)]
+    width = shapes[None][0][0]
+    assert shapes == {None: [(width, width)] * 2, 20: [(20, width), (width, 20)]}
+
+
+@pytest.mark.parametrize(
+    ("change", "depth", "width", "heads"),
+    [
+        ({}, 2, 12, 6),
+        ({"depth": 3}, 3, 12, 6),
+        ({"width": 24}, 2, 24, 6),
+        ({"heads": 2}, 2, 12, 2),
+    ],
+)
+def test_the_students_decoder_is_as_deep_and_wide_as_asked_for(study, change, depth, width, heads):
+    """A token of 24 gives a default width of 12."""
+    objective = _objective(study("unetr", (48, 48), decoder=change))
+    decoder = objective.network.heads["decoder"]
+    assert len(decoder.blocks) == depth
+    assert decoder.embed.out_features == width
+    assert [block.attn.num_heads for block in decoder.blocks] == [heads] * depth
+    plain = _objective(study("unetr", (48, 48)))
+    batch = _batch(plain)
+    losses = [float(one._loss(*batch)[0].detach()) for one in (plain, objective)]
+    assert (losses[0] == losses[1]) is (change == {})
 
 
 def test_the_centre_moves_after_a_step_and_not_while_a_loss_is_only_looked_at(study):

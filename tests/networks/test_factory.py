@@ -71,3 +71,15 @@ def test_heads_that_do_not_divide_the_channels_are_refused(study):
 def test_a_crop_that_shrinks_to_one_voxel_is_refused(study):
     with pytest.raises(ConfigurationError, match=r"data.crop.*\[32, 32\].*Remedy: use 64"):
         build_segmentation(study("swin_unetr", (32, 32)))
+
+
+@pytest.mark.parametrize(("drop_path", "random"), [(0.0, False), (0.5, True)])
+def test_drop_path_leaves_out_branches_in_training_alone(study, drop_path, random):
+    torch.manual_seed(0)
+    encoder = build_segmentation(study("swin_unetr", (64, 64), drop_path=drop_path)).swinViT
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        trained = [encoder.train()(images)[-1] for _ in range(4)]
+        kept = [encoder.eval()(images)[-1] for _ in range(2)]
+    assert all(torch.equal(trained[0], other) for other in trained[1:]) is not random
+    assert torch.equal(*kept)

@@ -12,7 +12,6 @@ from fedmedseg.core import compute as core
 from fedmedseg.core.checkpoint import content_sha256, load, save
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.seeding import seed_everything
-from fedmedseg.data.site import Site
 from fedmedseg.networks import timing
 from fedmedseg.networks.compute import layout_of
 from fedmedseg.segmentation.bench import Bench
@@ -25,20 +24,6 @@ from fedmedseg.segmentation.starts import initial_network
 AUTO = {"precision": "auto", "attention": "auto", "layout": "auto"}
 BF16 = ComputeChoice(precision="bf16")
 BF16_LAST = ComputeChoice(precision="bf16", layout="channels_last")
-
-
-@pytest.fixture
-def site(tmp_path):
-    return Site(
-        name="site-1",
-        state_root=tmp_path / "state",
-        cache=tmp_path / "cache",
-        models=tmp_path / "models",
-        device="cpu",
-        datasets={},
-        salt="salt and pepper",
-        simulated=True,
-    )
 
 
 def objective(experiment, volumes, **options):

@@ -117,6 +117,38 @@ def test_a_site_that_joined_late_starts_personal_from_shared_and_says_so(experim
     assert caplog.text.count("uses the shared encoder") == 1
 
 
+def test_a_site_without_memory_is_refused_where_the_system_trains_no_shared_encoder(
+    make_experiment, make_learner, make_task, monkeypatch
+):
+    """server_aggregation none: the shared encoder is the untrained one, and is not sent to fine-tuning."""
+    trained = []
+    monkeypatch.setattr(module, "run_steps", lambda *_, **options: trained.append(options["name"]) or {"loss": 1.0})
+    study = make_experiment(fedata={"server_aggregation": "none", "starts": ["personal"]})
+    sent = stages(study)["fine_tuning"].sent_in(0).of(initial_shared(study))
+    assert sent == {}
+    task = make_task("fine_tuning", experiment=study)
+    with pytest.raises(FedMedSegError, match="Remedy: see why the pretraining stage failed") as caught:
+        make_learner(study).run(task, sent)
+    assert caught.value.public == "MISSING_TENSORS: personal encoder"
+    assert trained == []
+    pretrain(task, study)
+    reply = make_learner(study).run(task, sent)
+    assert set(reply.metrics) == {"loss/personal", "set_aside"}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_untrained_network_is_tested_where_the_study_wants_it(
+    make_experiment, make_learner, make_task, monkeypatch, wanted
+):
+    scratch = {"fedata": {"starts": ["scratch"]}, "stages": {"pretraining": {"rounds": 0}}}
+    study = make_experiment(segmentation={"test_untrained": wanted}, **scratch)
+    monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
+    make_learner(study).run(make_task("fine_tuning", experiment=study), {})
+    reply = make_learner(study).run(make_task("evaluation", experiment=study), {})
+    tested = {name.split("/")[1] for name in reply.metrics if name.startswith("failures/")}
+    assert tested == ({"scratch", "untrained"} if wanted else {"scratch"})
+
+
 def test_a_finished_start_is_not_trained_again(experiment, make_learner, make_task, monkeypatch):
     task = make_task("fine_tuning", experiment=experiment)
     pretrain(task, experiment)
@@ -186,7 +218,8 @@ def test_the_labelled_fraction_counts_patients_rounded_up(
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
-    study = make_experiment(data={"labelled_fraction": 0.3}, fedata={"starts": ["scratch"]})
+    scratch = {"fedata": {"starts": ["scratch"]}, "stages": {"pretraining": {"rounds": 0}}}
+    study = make_experiment(data={"labelled_fraction": 0.3}, **scratch)
     reply = make_learner(study).run(make_task("fine_tuning", experiment=study), {})
     assert reply.examples in (1, 2)  # PlantedBea's one volume or PlantedAda's two
     assert "of 1 patients" in caplog.text

@@ -80,6 +80,20 @@ def test_a_pretrained_encoder_learns_slower_during_the_first_tenth(make_experime
     assert [rate[True] for rate in rates] == pytest.approx([cosine[0] / 4, cosine[1] / 4, cosine[2]])
 
 
+def test_the_encoder_is_slow_for_the_share_of_the_steps_asked_for(make_experiment, make_net, discs):
+    """Of 4 steps three quarters: the encoder's rate is a quarter of the decoder's in steps 0, 1 and 2."""
+    experiment = make_experiment(
+        segmentation={"steps": 4, "encoder_rate_factor": 0.25, "encoder_rate_share": 0.75, "validate_every": 9}
+    )
+    objective = build(make_net(), discs(1), None, experiment, pretrained=("0.weight", "0.bias"))
+    shares = []
+    for index in range(4):
+        objective.step(index)
+        rates = {group["pretrained"]: group["lr"] for group in objective._optimizer.param_groups}
+        shares.append(rates[True] / rates[False])
+    assert shares == pytest.approx([0.25, 0.25, 0.25, 1.0])
+
+
 def test_the_slow_share_is_a_tenth_rounded_up():
     assert [encoder_rate_factor(0.1, index, 25, share=0.1) for index in (0, 2, 3, 24)] == [0.1, 0.1, 1.0, 1.0]
     assert [encoder_rate_factor(0.1, index, 25, share=1.0) for index in (0, 12, 24)] == [0.1, 0.1, 0.1]

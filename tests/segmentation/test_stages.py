@@ -23,6 +23,9 @@ FEDERATED = {
 }
 
 
+SCRATCH = {"stages": {"pretraining": {"rounds": 0}}, "fedata": {"starts": ["scratch"]}}
+
+
 def test_a_part_holds_the_names_that_begin_as_it_says():
     part = Part(within=("vit.", "head"), without=("vit.norm",))
     assert [part.holds(name) for name in ("vit.block", "vit.norm.weight", "head", "mask")] == [True, False, True, False]
@@ -64,6 +67,8 @@ def test_every_start_begins_with_the_same_network(make_experiment):
         (FEDERATED | {"stages": {"fine_tuning": {"rounds": 7}}}, "stages.fine_tuning.rounds"),
         (FEDERATED | {"fedata": {"starts": ["personal"]}}, "fedata.starts"),
         ({"stages": {"pretraining": {"rounds": 0}}}, "fedata.starts"),
+        (SCRATCH | {"segmentation": {"encoder_rate_factor": 0.3}}, "segmentation.encoder_rate_factor: got 0.3"),
+        (SCRATCH | {"segmentation": {"encoder_rate_share": 1.0}}, "segmentation.encoder_rate_share: got 1.0"),
     ],
 )
 def test_rounds_and_starts_that_cannot_run_are_refused(make_experiment, changes, field):

@@ -38,6 +38,28 @@ def parse(model: type[ModelT], content: object, *, source: str) -> ModelT:
         raise _explain(model, error, source) from None
 
 
+def refuse_unread(section: BaseModel, where: str, readers: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuse every setting of ``section`` that was changed although nothing reads it.
+
+    ``where`` is the section's name in messages. ``readers`` says per field whether anything reads it here, and what
+    would. A value equal to its default counts as not given: settings are laid over one another, and a study written
+    out in full must be readable again.
+
+    Raises:
+        ConfigurationError: naming the first such field, what came, what reads it and how to mend it.
+    """
+    for name, (read, reader) in readers.items():
+        value = getattr(section, name)
+        if read or value == type(section).model_fields[name].get_default(call_default_factory=True):
+            continue
+        raise ConfigurationError(
+            f"{where}.{name}",
+            got=value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value,
+            expected=f"nothing here: it is read with {reader} alone",
+            remedy=f"remove {name}, or use {reader}",
+        )
+
+
 def read_yaml(path: Path) -> Any:
     """Read one YAML document with the safe loader.
 

@@ -5,7 +5,7 @@
 | server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
 | server -> one site | workflow | the same with that site's own tensors for shared ones, where the contract says so |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
-| site -> server | executor | the same metrics once more, one event each, for TensorBoard (FLARE's analytics) |
+| site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
 """
 
@@ -56,7 +56,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the shared tensors, by the beginning of their names."""
+    """Some of the shared tensors, by the beginning of their names; none with ``within`` empty."""
 
     within: tuple[str, ...] = ("",)
     without: tuple[str, ...] = ()
@@ -81,6 +81,8 @@ class StageContract:
     returns: Literal["shared", "metrics"]
     metrics: tuple[str, ...] = ()
     """fnmatch patterns of the metric names that may leave a site."""
+    counts: tuple[str, ...] = ()
+    """Patterns of those metrics that count cases: a site withholds small ones (``privacy.filters``)."""
     sent: Part = WHOLE
     """Which of the shared tensors go to a site."""
     sent_later: Part | None = None
@@ -173,7 +175,7 @@ class Schema:
         """
         if not isinstance(tensors, Mapping):
             return Reason.TENSOR_TYPE, f"a {type(tensors).__name__} instead of a mapping of tensors"
-        if not tensors:
+        if not tensors and self.specs:
             return Reason.EMPTY, "no tensors"
         if len(tensors) > 2 * len(self.specs):
             return Reason.OVERSIZE, f"{len(tensors)} tensors, {len(self.specs)} declared"

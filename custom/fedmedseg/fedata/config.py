@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from fedmedseg.core.config import Experiment, OptimizerSection, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict
+from fedmedseg.core.schema import Strict, refuse_unread
 from fedmedseg.fedata.masking import masked_units
 from fedmedseg.fedata.mixing_config import ALASection, ClientMix, EMASection, FedEMASection, TeacherSync, check_mixing
 from fedmedseg.fedata.pretext_config import DecoderSection, IbotSection, MaskedTokens, PretextName, check_pretext
@@ -32,7 +32,7 @@ class FedAttSection(Strict):
 class PairSection(Strict):
     """Personal models, ``server_aggregation: pair_att``."""
 
-    temperature: float = Field(default=0.1, gt=0.0)
+    temperature: float = Field(default=0.1, ge=1e-3)
     """Divides the cosine of two sites' updates before the softmax: the lower, the more each site keeps to itself."""
     prox: float = Field(default=0.0, ge=0.0)
     """prox / 2 times the squared distance to the model the site was sent is added to its loss; 0 leaves it out.
@@ -125,34 +125,10 @@ class Section(Strict):
         check_network(experiment)
         check_stages(experiment)
         self._check_starts(experiment)
-        self._check_server()
+        refuse_unread(self, "fedata", self._server_readers())
         check_pretext(self, experiment)
         check_mixing(self)
-        crop = experiment.data.crop
-        stride = swin.STRIDE if isinstance(experiment.network, SwinUNETRSection) else vit.STRIDE
-        if any(edge % self.mask_unit for edge in crop):
-            raise ConfigurationError(
-                "fedata.mask_unit",
-                got=self.mask_unit,
-                expected=f"a divisor of every edge of data.crop {list(crop)}",
-                remedy=f"use {stride}",
-            )
-        if self.mask_unit != stride:
-            raise ConfigurationError(
-                "fedata.mask_unit",
-                got=self.mask_unit,
-                expected=f"{stride}, the stride of the tokens that {experiment.network.name} distils",
-                remedy=f"use {stride}, or leave mask_unit out",
-            )
-        units = math.prod(edge // self.mask_unit for edge in crop)
-        masked = masked_units(units, self.mask_ratio)
-        if masked >= units:
-            raise ConfigurationError(
-                "fedata.mask_ratio",
-                got=self.mask_ratio,
-                expected=f"a ratio that leaves at least one of the crop's {units} units visible, not {masked} masked",
-                remedy="lower mask_ratio or enlarge data.crop",
-            )
+        self._check_mask(experiment)
         blocks = _blocks(experiment)
         if self.target_blocks is not None and self.target_blocks > blocks:
             raise ConfigurationError(
@@ -162,11 +138,40 @@ class Section(Strict):
                 remedy="lower target_blocks, or leave it out",
             )
 
+    def _check_mask(self, experiment: Experiment) -> None:
+        """Refuse units that are not tokens, and a ratio that hides all of them."""
+        stride = swin.STRIDE if isinstance(experiment.network, SwinUNETRSection) else vit.STRIDE
+        # the crop's edges divide by the stride, as the network asks for it
+        if self.mask_unit != stride:
+            raise ConfigurationError(
+                "fedata.mask_unit",
+                got=self.mask_unit,
+                expected=f"{stride}, the stride of the tokens that {experiment.network.name} distils",
+                remedy=f"use {stride}, or leave mask_unit out",
+            )
+        units = math.prod(edge // self.mask_unit for edge in experiment.data.crop)
+        masked = masked_units(units, self.mask_ratio)
+        if masked >= units:
+            raise ConfigurationError(
+                "fedata.mask_ratio",
+                got=self.mask_ratio,
+                expected=f"a ratio that leaves at least one of the crop's {units} units visible, not {masked} masked",
+                remedy="lower mask_ratio or enlarge data.crop",
+            )
+
     def _check_starts(self, experiment: Experiment) -> None:
-        """Refuse starts that nothing leads to, and a pretrained encoder that leads nowhere."""
+        """Refuse starts that nothing leads to, and a pretraining or a pretrained encoder that leads nowhere."""
         pretrained = experiment.network.pretrained is not None
         allowed = ["shared", "scratch"] if pretrained else ["scratch"]
-        if experiment.stages["pretraining"].rounds == 0 and not set(self.starts) <= set(allowed):
+        rounds = experiment.stages["pretraining"].rounds
+        if rounds and set(self.starts) == {"scratch"}:
+            raise ConfigurationError(
+                "stages.pretraining.rounds",
+                got=rounds,
+                expected="0 where fedata.starts is [scratch]: no start would use what is pretrained",
+                remedy="set stages.pretraining.rounds to 0, or add personal or shared to fedata.starts",
+            )
+        if not rounds and not set(self.starts) <= set(allowed):
             raise ConfigurationError(
                 "fedata.starts",
                 got=list(self.starts),
@@ -181,34 +186,17 @@ class Section(Strict):
                 remedy="add shared to fedata.starts, or leave the encoder out",
             )
 
-    def _check_server(self) -> None:
-        """Refuse settings that the chosen server rule does not read."""
-        for field, rule in _READ_BY.items():
-            got, default = getattr(self, field), type(self).model_fields[field].default
-            if self.server_aggregation != rule and got != default:
-                raise ConfigurationError(
-                    f"fedata.{field}",
-                    got=got.model_dump() if isinstance(got, Strict) else got,
-                    expected=f"nothing with server_aggregation {self.server_aggregation}: only {rule} reads it",
-                    remedy=f"remove {field}, or use {rule}",
-                )
-        if self.standardised and not self.kappa:
-            raise ConfigurationError(
-                "fedata.standardised",
-                got=True,
-                expected="nothing with kappa 0, which reads no distance",
-                remedy="remove standardised, or give kappa a value above 0",
-            )
-
-
-_READ_BY = {
-    "kappa": "layer_att",
-    "standardised": "layer_att",
-    "server_step": "layer_att",
-    "fedatt": "fedatt_faithful",
-    "pair": "pair_att",
-}
-"""The one server rule that reads a setting."""
+    def _server_readers(self) -> dict[str, tuple[bool, str]]:
+        """Per setting: whether this server rule reads it, and which one would."""
+        rule = self.server_aggregation
+        layer = "server_aggregation layer_att"
+        return {
+            "kappa": (rule == "layer_att", layer),
+            "standardised": (rule == "layer_att" and self.kappa > 0.0, f"{layer} and a kappa above 0"),
+            "server_step": (rule == "layer_att", layer),
+            "fedatt": (rule == "fedatt_faithful", "server_aggregation fedatt_faithful"),
+            "pair": (rule == "pair_att", "server_aggregation pair_att"),
+        }
 
 
 def _blocks(experiment: Experiment) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.fedata.monitor import collapsed
@@ -106,13 +106,14 @@ class MaskedDistillationLearner:
 
         What the site must remember is saved as ``personal`` before the reply is handed over: ``round``, ``tensors``
         (named as the shared ones), ``teacher``, ``pretext``, ``mixing`` and ``reference``. A site that missed rounds
-        mixes from the last one it did. Round 0 starts from the server's tensors alone. Where the pretext has no
-        teacher, the reply has no figures of one.
+        mixes from the last one it did; one that remembers none in a later round starts from the server's tensors, as
+        in round 0, and says so (``memory_missing``). Where the pretext has no teacher, the reply has no figures of one.
 
         Raises:
             Aborted: the federation asked to stop; the task can be given again and continues.
             DataError: this site has no usable volume.
-            FedMedSegError: the loss stopped being finite.
+            FedMedSegError: the loss stopped being finite, or nothing is remembered in a later round of a pretraining
+                without a server (reason MISSING_TENSORS).
             ConfigurationError: a stage this learner does not do.
         """
         if task.stage != STAGE:
@@ -131,7 +132,7 @@ class MaskedDistillationLearner:
                 logger.warning("the memory is of round %d, not of an earlier one: it is not used", personal["round"])
                 personal = None
             if task.round and personal is None:
-                logger.warning("no memory of an earlier round: student and teacher start from the server's tensors")
+                self._forgotten(task)
             objective.initialise(shared, personal, aborted=task.aborted)
 
         means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)
@@ -153,6 +154,18 @@ class MaskedDistillationLearner:
             examples=len(self.volumes),
             steps=steps,
         )
+
+    def _forgotten(self, task: Task) -> None:
+        """Say that this site starts over in a later round, or refuse it where no server has anything to start from."""
+        if self.experiment.wing.server_aggregation == "none":
+            raise FedMedSegError(
+                "personal memory",
+                got=f"none of an earlier round in round {task.round}",
+                expected="the student and teacher of this site's last round: server_aggregation is none",
+                remedy="bring this site's state folder back, or run the study again with all sites from round 0",
+                reason=Reason.MISSING_TENSORS,
+            )
+        logger.warning("no memory of an earlier round: student and teacher start from the server's tensors")
 
     def _alarm(self, objective: MaskedDistillationObjective, spread: float) -> float:
         assert objective.reference is not None

@@ -98,10 +98,10 @@ class MaskedDistillationObjective:
     ) -> None:
         """Personal initialisation of a round from the server's tensors and what the site remembers (see ``memory``).
 
-        Without a memory the student is the server's. The teacher is a copy of the server's student then, and the
-        site's own of its last round otherwise; ``teacher_sync`` ``aggregate`` takes the server's teacher from round 1
-        on, and ``reset`` copies the student in the end. Mixing weights are learned against the teacher from before a
-        reset.
+        Without a memory the student is the server's, and after round 0 the figure ``memory_missing`` says so. The
+        teacher is a copy of the server's student then, and the site's own of its last round otherwise;
+        ``teacher_sync`` ``aggregate`` takes the server's teacher from round 1 on, and ``reset`` copies the student in
+        the end. Mixing weights are learned against the teacher from before a reset.
         """
         student, averaged = from_wire(shared)
         own = student if personal is None else personal["teacher"]
@@ -109,6 +109,8 @@ class MaskedDistillationObjective:
         _copy(self._teacher_tensors(), averaged if averaged and self.first_step else own)
         if personal is None:
             self.initialisation.first(student)
+            if self.first_step:
+                self.figures["memory_missing"] = 1.0
         else:
             self.reference = personal["reference"]
             self.pretext.load(personal["pretext"])

@@ -21,17 +21,26 @@ PRETRAINING_METRICS = (
     "student_std",
     "student_teacher_gap",
     "collapse_alarm",
-    "mixing/*",
+    "mixing/passes",
+    "mixing/loss_first",
+    "mixing/loss_last",
+    "mixing/weight_mean",
+    "mixing/change",
+    "mixing/mu",
+    "mixing/lambda",
+    "memory_missing",
     "set_aside",
 )
+NOTHING = Part(within=())
 
 
 def stages(experiment: Experiment) -> dict[str, StageContract]:
     """The stages in their order. Mixing weights, optimiser and data never leave a site; a teacher does where
     ``teacher_sync`` is ``aggregate``, in pretraining alone.
 
-    The segmentation's decoder does where ``segmentation.fine_tuning`` is ``federated``, and nothing but figures comes
-    back from a pretraining with ``server_aggregation: none``.
+    The segmentation's decoder does where ``segmentation.fine_tuning`` is ``federated``. With ``server_aggregation:
+    none`` nothing but figures comes back from pretraining, and the encoder, which nobody trains at the server, is
+    sent in its first round alone.
     """
     alone = experiment.wing.server_aggregation == "none"
     encoder = Part(without=(FINE_TUNED,))
@@ -40,11 +49,13 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             sends="shared",
             returns="metrics" if alone else "shared",
             metrics=PRETRAINING_METRICS,
+            counts=("set_aside",),
             sent=encoder,
+            sent_later=NOTHING if alone else None,
             returned=encoder,
             personal=experiment.wing.server_aggregation == "pair_att",
         ),
-        **{name: _without_teacher(contract) for name, contract in segmentation_stages(experiment).items()},
+        **{name: _trimmed(contract, alone=alone) for name, contract in segmentation_stages(experiment).items()},
     }
 
 
@@ -69,12 +80,21 @@ def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:
     return tensors | fine_tuned_tensors(experiment)
 
 
-def _without_teacher(contract: StageContract) -> StageContract:
-    """The same contract, whose tasks do not carry averaged teachers: only pretraining needs them."""
-    sent = Part(within=contract.sent.within, without=(*contract.sent.without, TEACHER))
-    return dataclasses.replace(contract, sent=sent)
+def _trimmed(contract: StageContract, *, alone: bool) -> StageContract:
+    """The same contract, whose tasks carry no averaged teachers: only pretraining needs them.
+
+    Nor an encoder where every site pretrains ``alone``: it would be the untrained one.
+    """
+    within = (FINE_TUNED,) if alone else contract.sent.within
+    without = contract.sent.without
+    return dataclasses.replace(contract, sent=Part(within=within, without=(*without, TEACHER)))
 
 
 def work(experiment: Experiment) -> dict[str, int]:
     """Steps one site does in one round of each stage, for the share of a run that is done."""
     return {"pretraining": experiment.wing.local_steps, **segmentation_work(experiment)}
+
+
+def crops(experiment: Experiment) -> dict[str, int]:
+    """Crops that the encoder, and a teacher beside it, sees in one step of each stage that trains them alone."""
+    return {"pretraining": experiment.wing.volumes_per_step * experiment.wing.crops_per_volume}

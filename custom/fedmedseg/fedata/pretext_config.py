@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedmedseg.core.config import Experiment, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict
+from fedmedseg.core.schema import Strict, refuse_unread
 from fedmedseg.fedata.decoder import width_step
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def check_pretext(section: Section, experiment: Experiment) -> None:
             expected="replace with pretext simmim, whose linear head reads the masked tokens themselves",
             remedy="leave masked_tokens out, or use pretext mae",
         )
-    _refuse_unread(section, experiment)
+    refuse_unread(section, "fedata", _readers(section, experiment))
     if section.class_weight and section.crops_per_volume != 2:
         raise ConfigurationError(
             "fedata.crops_per_volume",
@@ -99,11 +99,11 @@ def check_pretext(section: Section, experiment: Experiment) -> None:
         )
 
 
-def _refuse_unread(section: Section, experiment: Experiment) -> None:
-    """A setting away from its default must be one that this pretext reads."""
+def _readers(section: Section, experiment: Experiment) -> dict[str, tuple[bool, str]]:
+    """Per setting: whether this pretext reads it, and which one would."""
     latent = section.pretext in ("distillation", "ibot")
     decodes = has_decoder(section, experiment)
-    read = {
+    return {
         "target_blocks": (section.pretext == "distillation", "pretext distillation"),
         "smooth_l1_beta": (section.pretext == "distillation", "pretext distillation"),
         "predictor_hidden": (
@@ -114,16 +114,7 @@ def _refuse_unread(section: Section, experiment: Experiment) -> None:
         "ibot": (section.pretext == "ibot", "pretext ibot"),
         "class_weight": (section.pretext == "ibot", "pretext ibot"),
         "pixel_weight": (latent, "pretext distillation or ibot"),
-        "ema": (latent, "pretext distillation or ibot, which have a teacher"),
-        "collapse": (latent, "pretext distillation or ibot, which have a teacher"),
+        "ema": (latent, "pretext distillation or ibot (which have a teacher)"),
+        "teacher_sync": (latent, "pretext distillation or ibot (which have a teacher)"),
+        "collapse": (latent, "pretext distillation or ibot (which have a teacher)"),
     }
-    fields = type(section).model_fields
-    for name, (meant, where) in read.items():
-        value = getattr(section, name)
-        if not meant and value != fields[name].default:
-            raise ConfigurationError(
-                f"fedata.{name}",
-                got=value.model_dump() if isinstance(value, Strict) else value,
-                expected=f"its default where nothing reads it: it belongs to {where}",
-                remedy=f"leave {name} out",
-            )

@@ -23,10 +23,10 @@ def momentum(step: int, total: int, *, start: float, end: float, schedule: Sched
     """
     if schedule == "constant":
         return start
-    done = step / max(1, total - 1)
+    last = max(1, total - 1)
     if schedule == "linear":
-        return start + (end - start) * done
-    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, total - 1)))
+        return start + (end - start) * (step / last)
+    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * step / last))
 
 
 def make_teacher(encoder: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.data.volumes import Volumes
@@ -26,6 +27,7 @@ def fine_tune(bench: Bench, task: Task, shared: Mapping[str, torch.Tensor]) -> R
     Raises:
         Aborted: the federation asked to stop; what was finished is not trained again.
         DataError: no labelled case here (reason NO_CASES).
+        FedMedSegError: no encoder to start from (reason MISSING_TENSORS).
     """
     training = announced_training(bench)
     metrics = {"set_aside": float(len(training.quarantined))}
@@ -90,12 +92,26 @@ def fine_tune_from(bench: Bench, start: str, encoder: Mapping[str, torch.Tensor]
 def _encoder(
     bench: Bench, start: str, task: Task, shared: Mapping[str, torch.Tensor], metrics: dict[str, float]
 ) -> dict[str, torch.Tensor]:
-    """The pretrained tensors of ``start``; empty from scratch."""
+    """The pretrained tensors of ``start``; empty from scratch.
+
+    A site that remembers no pretraining uses the shared encoder, where the task brought one.
+
+    Raises:
+        FedMedSegError: there is neither (reason MISSING_TENSORS): the system trains no shared encoder.
+    """
     if start == SCRATCH:
         return {}
     tensors, source = shared, SHARED
     if start == PERSONAL:
         personal = task.state.load(PERSONAL)
+        if personal is None and not shared.keys() & set(bench.encoder_names):
+            raise FedMedSegError(
+                "personal encoder",
+                got="no pretraining remembered at this site, and no shared encoder was sent",
+                expected="the encoder this site pretrained",
+                remedy="see why the pretraining stage failed at this site, or bring its state folder back",
+                reason=Reason.MISSING_TENSORS,
+            )
         if personal is None:
             logger.info("this site took no part in pretraining: start 'personal' uses the shared encoder")
             metrics["personal_missing"] = 1.0

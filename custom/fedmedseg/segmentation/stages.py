@@ -9,6 +9,7 @@ import torch
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.schema import refuse_unread
 from fedmedseg.core.wire import Part, StageContract
 
 PERSONAL, SHARED, SCRATCH, UNTRAINED = "personal", "shared", "scratch", "untrained"
@@ -19,6 +20,8 @@ FINE_TUNED = "fine_tuned."
 
 TUNING_METRICS = ("loss/*", "validation_dice/*", "personal_missing", "set_aside")
 TEST_METRICS = ("dice/*", "hd95/*", "failures/*", "cases", "set_aside", "validation_dice/*", "best_round/*")
+COUNTS = ("cases", "set_aside", "failures/*")
+"""Those of them that count cases."""
 
 
 def is_federated(experiment: Experiment) -> bool:
@@ -36,16 +39,27 @@ def segmentation_stages(experiment: Experiment) -> dict[str, StageContract]:
     if not is_federated(experiment):
         return {
             "fine_tuning": StageContract(
-                sends="shared", returns="metrics", metrics=TUNING_METRICS, sent=Part(without=(FINE_TUNED,))
+                sends="shared",
+                returns="metrics",
+                metrics=TUNING_METRICS,
+                counts=COUNTS,
+                sent=Part(without=(FINE_TUNED,)),
             ),
-            "evaluation": StageContract(sends="nothing", returns="metrics", metrics=TEST_METRICS),
+            "evaluation": StageContract(sends="nothing", returns="metrics", metrics=TEST_METRICS, counts=COUNTS),
         }
     networks = Part(within=(FINE_TUNED,))
     return {
         "fine_tuning": StageContract(
-            sends="shared", returns="shared", metrics=TUNING_METRICS, sent_later=networks, returned=networks
+            sends="shared",
+            returns="shared",
+            metrics=TUNING_METRICS,
+            counts=COUNTS,
+            sent_later=networks,
+            returned=networks,
         ),
-        "evaluation": StageContract(sends="shared", returns="metrics", metrics=TEST_METRICS, sent=networks),
+        "evaluation": StageContract(
+            sends="shared", returns="metrics", metrics=TEST_METRICS, counts=COUNTS, sent=networks
+        ),
     }
 
 
@@ -62,11 +76,15 @@ def segmentation_work(experiment: Experiment) -> dict[str, int]:
 
 
 def check_stages(experiment: Experiment) -> None:
-    """Refuse rounds and starts that these stages cannot run.
+    """Refuse rounds and starts that these stages cannot run, and rates of an encoder that no start has.
 
     Raises:
         ConfigurationError: naming the field, what came, what was expected and how to mend it.
     """
+    pretrained = any(start != SCRATCH for start in experiment.wing.starts)
+    read = (pretrained, "a start other than scratch")
+    rates = {"encoder_rate_factor": read, "encoder_rate_share": read}
+    refuse_unread(experiment.segmentation, "segmentation", rates)
     rounds = {stage: experiment.stages[stage].rounds for stage in ("fine_tuning", "evaluation")}
     if rounds["evaluation"] != 1:
         raise ConfigurationError(
