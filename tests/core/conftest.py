@@ -17,7 +17,7 @@ from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core import config, executor, persistor, workflow
+from fedmedseg.core import config, executor, in_process, persistor, workflow
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, parse_experiment
@@ -25,7 +25,7 @@ from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.state import SiteState
-from fedmedseg.core.wire import Header, Meta, Schema, StageContract
+from fedmedseg.core.wire import Header, Meta, Part, Schema, StageContract
 
 RUN, NONCE = "a1b2", "c3d4"
 
@@ -63,8 +63,16 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     def module(system: str, name: str) -> Any:
         return TOY[name] if system == "toy" else real(system, name)
 
-    for place in (config, executor, persistor, workflow):
+    for place in (config, executor, in_process, persistor, workflow):
         monkeypatch.setattr(place, "system_module", module)
+
+
+@pytest.fixture
+def sent_once(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy system with a training that sends its tensors in the first round alone and returns figures."""
+    training = StageContract(sends="shared", returns="metrics", metrics=("loss",), sent_later=Part(within=()))
+    others = {name: contract for name, contract in TOY["plan"].stages(None).items() if name != "training"}
+    monkeypatch.setattr(TOY["plan"], "stages", lambda experiment: {"training": training, **others})
 
 
 @pytest.fixture

@@ -93,6 +93,8 @@ def with_encoder(
     tensors = named_encoder(experiment, folder)
     if tensors is None:
         return initial
+    if not tensors:
+        raise _wrong(f"no tensors in {ENCODER_FILE}")
     foreign = sorted(name for name in tensors if name not in initial)
     if foreign:
         raise _wrong(f"{len(foreign)} tensor(s) in {ENCODER_FILE} that this study does not share, first {foreign[0]}")
