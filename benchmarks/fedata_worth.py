@@ -30,7 +30,6 @@ import torch
 import yaml
 
 from fedmedseg.core.checkpoint import content_sha256, write_atomic
-from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.in_process import InProcessFederation, carry
 from fedmedseg.core.jobs import find_job, find_preset, merged, read_settings, write_job
 from fedmedseg.core.records import installed_versions
@@ -215,8 +214,6 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
 def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
     """Give the workspace its site files, with one cache of prepared volumes for all groups."""
     files = sorted(sites.glob("*.yaml"))
-    if not files:
-        raise ConfigurationError("--sites", got=f"no .yaml file in {sites}", expected="a folder of site files")
     target = workspace / "local" / "sites"
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -292,8 +289,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     if not options.table:
-        if options.sites is None:
-            parser.error("--sites is needed to run cells")
+        if options.sites is None or not list(options.sites.glob("*.yaml")):
+            parser.error("--sites must name a folder of site files (<site>.yaml), as `fedmedseg data import` writes it")
         deadline = time.time() + 60 * options.minutes
         groups: dict[tuple[str, int], list[Cell]] = {}
         for cell in cells_of(options.study, options.methods):

@@ -147,3 +147,13 @@ def test_a_cell_does_not_depend_on_what_its_group_ran_before(
         assert together == alone, field
     assert found[0]["labelled_patients"] == {"a": 2, "b": 2}
     assert json.loads(half.file.read_text())["labelled_patients"] == {"a": 1, "b": 1}
+
+
+def test_without_site_files_nothing_is_begun(
+    worth: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (["--sites", str(tmp_path / "nowhere")], []):
+        monkeypatch.setattr(sys, "argv", ["fedata_worth.py", "sunnybrook", *options])
+        with pytest.raises(SystemExit):
+            worth.main()
+        assert "folder of site files" in capsys.readouterr().err

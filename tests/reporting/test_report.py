@@ -172,3 +172,19 @@ def test_personal_models_shares_are_drawn_like_attention() -> None:
     drawn = figures(record)
     assert "attention" in drawn
     assert all(site in drawn["attention"] for site in sites)
+
+
+def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was_federated(tmp_path: Path) -> None:
+    record = records.finished()
+    text = page(record, tmp_path / "local").text
+    assert "personal starts from the site's own pretrained encoder" in text.lower()
+    assert "federated: each trained column" not in text
+    for one in record["rounds"]:
+        if one["stage"] == "evaluation":
+            for answer in one["sites"].values():
+                answer["metrics"] = {
+                    name: value for name, value in answer["metrics"].items() if "/personal/" not in name
+                } | {"best_round/shared": 2.0}
+    text = page(record, tmp_path / "together").text
+    assert "federated: each trained column" in text
+    assert "own pretrained encoder" not in text

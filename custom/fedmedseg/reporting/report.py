@@ -93,7 +93,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "rounds": len(rounds_of(record)),
         "stages": stages_of(record),
         "tiles": _tiles(rows),
-        "score": _scores(rows),
+        "score": _scores(record, rows),
         "alarms": _alarms(record),
         "refusals": _refusals(record),
         "movement": _movement(record),
@@ -113,7 +113,35 @@ def _tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
     return tiles
 
 
-def _scores(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+MEANINGS = {
+    "personal": "{} starts from the site's own pretrained encoder",
+    "shared": "{} starts from the federation's encoder",
+    "scratch": "{} is the same training without any pretraining",
+    "untrained": "{} has seen no label",
+}
+TOGETHER = (
+    "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
+    "best at the site. "
+)
+
+
+def _legend(record: Record, models: Sequence[str]) -> str:
+    """What the columns are, in a sentence; a federated fine-tuning is known by the round each site chose."""
+    said = [MEANINGS[model].format(label_of(model)) for model in models if model in MEANINGS]
+    sentence = "; ".join(said)
+    figures = (
+        name for one in rounds_of(record) for answer in (one.get("sites") or {}).values() for name in _figures(answer)
+    )
+    together = any(name.startswith("best_round/") for name in figures)
+    return (TOGETHER if together else "") + sentence[:1].upper() + sentence[1:] + ("." if said else "")
+
+
+def _figures(answer: object) -> list[str]:
+    metrics = answer.get("metrics") if isinstance(answer, Mapping) else None
+    return [str(name) for name in metrics] if isinstance(metrics, Mapping) else []
+
+
+def _scores(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
     if not rows:
         return None
     models = models_in(rows)
@@ -131,6 +159,7 @@ def _scores(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
         means = [decimal(site_means(own, model).get(site)) for model in models]
         sites.append({"name": site, "cases": own[0].cases, "lines": lines, "means": means})
     return {
+        "legend": _legend(record, models),
         "models": [label_of(model) for model in models],
         "sites": sites,
         "means": [decimal(study_mean(rows, model)) for model in models],
