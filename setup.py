@@ -19,6 +19,8 @@ class BuildWithBundle(build_py):
         bundle = Path(self.build_lib) / "fedmedseg" / "bundle"
         for name in ("jobs", "app_configs"):
             shutil.copytree(ROOT / name, bundle / name, dirs_exist_ok=True)
+        # the versions the tests ran with: `fedmedseg preflight` compares a site's with them
+        shutil.copy2(ROOT / "constraints.txt", bundle)
 
 
 setup(cmdclass={"build_py": BuildWithBundle})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,33 @@ def test_a_part_that_was_imported_on_purpose_goes_into_a_job(tmp_path: Path, wei
     options = ["job", "fedata", "--min-clients", "2", "--encoder", str(out)]
     with_it = CliRunner().invoke(app, [*options, *other, "--out", str(tmp_path / "o")])
     assert with_it.exit_code == 0, with_it.output
+    assert "107 of 115 encoder tensors" in " ".join(with_it.output.split())
     elsewhere = CliRunner().invoke(app, [*options, "--set", "network.feature_size=24", "--out", str(tmp_path / "p")])
     assert elsewhere.exit_code == 2
     raw = [*options[:-1], str(weights), *other, "--out", str(tmp_path / "q")]
     assert CliRunner().invoke(app, raw).exit_code == 2, "a raw file has to fit whole"
+
+
+def test_the_shipped_study_is_meant_where_no_job_is_named(tmp_path: Path, weights: Path) -> None:
+    named, bare = call("report", str(weights), "--job", "fedata"), call("report", str(weights))
+    assert bare == named
+    assert bare[0] == 0
+    out = tmp_path / "encoder.safetensors"
+    assert call("import", str(weights), "--out", str(out))[0] == 0
+    assert len(load_encoder(out)) == 115
+    code, said = call("report", str(weights), "--preset", "paper")
+    assert code == 2, "the small study's encoder is not that of the preset"
+    assert "of fedata-paper" in said
+    assert "lower --min-matched" in said
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        code, said = call("report", str(tmp_path / name))
+        assert code == 2
+        assert f"{name}: got a folder, a pipe or a device. Expected a regular weight file" in said
 
 
 @pytest.mark.parametrize("least", ["0", "1.5", "-1"])

@@ -74,6 +74,8 @@ def test_the_header_says_how_it_was_made_without_anybodys_paths(tmp_path: Path) 
         (["--set", "federation.quorum=4"], ["federation.quorum", "got 4", "at most 3", "--min-clients"]),
         (["--rounds", "0"], ["--rounds", "got 0", "at least 1"]),
         (["--min-clients", "0"], ["--min-clients", "got 0", "at least 1"]),
+        (["--min-clients", "99999999999999999999"], ["--min-clients", "got 99999999999999999999", "at most 10000"]),
+        (["--set", "data.spatial_dims=3"], ["data.crop: got [64, 64]", "data.spatial_dims"]),
         (["--set", "fedata.mask_unit=12"], ["fedata.mask_unit", "use 16"]),
         (["--preset", "sunnybrok"], ["preset", "write 'sunnybrook'"]),
         (["--preset", "no_pretraining", "--rounds", "9"], ["stages.fine_tuning.rounds", "got 9", "on their own"]),
@@ -143,13 +145,66 @@ def test_only_a_job_folder_is_replaced_and_only_when_asked(tmp_path: Path) -> No
     assert (other / "chapter.txt").read_text() == "years of work"
 
 
-def test_a_written_job_is_a_job_for_the_next_call_even_over_itself(tmp_path: Path) -> None:
+def test_a_written_job_is_a_job_for_the_next_call(tmp_path: Path) -> None:
     out = tmp_path / "o"
     assert job("fedata", *SMALL, "--set", "seed=5", "--out", str(out))[0] == 0
-    code, said = job(str(out), "--min-clients", "2", "--rounds", "3", "--out", str(out), "--force")
+    code, said = job(str(out), "--min-clients", "2", "--rounds", "3", "--out", str(tmp_path / "p"))
     assert code == 0, said
-    experiment = read_settings(out, [])[1]
+    experiment = read_settings(tmp_path / "p", [])[1]
     assert (experiment.seed, experiment.stages["pretraining"].rounds) == (5, 3)
+
+
+@pytest.mark.parametrize("where", [".", "inside", "app/deeper", "../o"])
+def test_a_job_is_never_written_over_or_into_the_one_it_is_made_from(tmp_path: Path, where: str) -> None:
+    source = tmp_path / "o"
+    assert job("fedata", *SMALL, "--out", str(source))[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, said = job(str(source), *SMALL, "--set", "seed=5", "--out", str(source / where), "--force")
+    assert code == 2
+    assert "the job that is copied" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_shipped_study_is_not_overwritten() -> None:
+    shipped = find_job("fedata")
+    before = (shipped / EXPERIMENT).read_bytes()
+    code, said = job("fedata", *SMALL, "--out", str(shipped), "--force")
+    assert code == 2
+    assert "choose another" in said
+    assert (shipped / EXPERIMENT).read_bytes() == before
+
+
+@pytest.mark.parametrize("there", ["job", "nothing", "itself"])
+def test_a_link_is_not_followed_to_what_it_names(tmp_path: Path, there: str) -> None:
+    target, link = tmp_path / "real", tmp_path / "link"
+    if there == "job":
+        assert job("fedata", *SMALL, "--out", str(target))[0] == 0
+    link.symlink_to(link if there == "itself" else target)
+    code, said = job("fedata", *SMALL, "--set", "seed=5", "--out", str(link), "--force")
+    assert code == 2
+    assert "a symbolic link" in said
+    assert link.is_symlink()
+    assert target.exists() == (there == "job")
+    if there == "job":
+        assert read_settings(target, [])[1].seed == 1
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    for out in (tmp_path / "file" / "sub", tmp_path / ("n" * 300), Path("/proc/x")):
+        code, said = job("fedata", *SMALL, "--out", str(out))
+        assert code == 2
+        assert "--out: got" in said
+        assert "a folder that can be written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("rounds", ["1000001", "99999999999999999999"])
+def test_rounds_beyond_any_meaning_are_refused(tmp_path: Path, rounds: str) -> None:
+    code, said = job("fedata", "--min-clients", "3", "--rounds", rounds, "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert f"stages.pretraining.rounds: got {rounds}. Expected less than or equal to 1000000" in said
+    assert job("fedata", "--min-clients", "3", "--rounds", "1000000", "--out", str(tmp_path / "o"))[0] == 0
 
 
 def test_an_encoder_travels_in_the_job_and_is_named_by_its_digest(tmp_path: Path, weights: Path) -> None:
@@ -161,6 +216,7 @@ def test_an_encoder_travels_in_the_job_and_is_named_by_its_digest(tmp_path: Path
     experiment = read_settings(out, [])[1]
     assert experiment.network.pretrained is not None
     assert experiment.network.pretrained[:16] in said
+    assert "115 of 115 encoder tensors" in said
     theirs = torch.load(weights, weights_only=True)["state_dict"]
     shared = SharedModelPersistor(experiment_file=str(out / EXPERIMENT))._shared
     carried = load_encoder(out / CONFIG / ENCODER_FILE)
@@ -183,6 +239,8 @@ def test_an_encoder_that_does_not_fit_or_is_not_there_is_refused(tmp_path: Path,
     code, said = job("fedata", *SMALL, "--encoder", str(weights), "--set", "network.feature_size=24", "--out", out)
     assert code == 2
     assert "swinViT.patch_embed.proj.weight" in said
+    assert "set network.* and data.crop to those of the file" in said
+    assert "--min-matched" not in said, "`job` has no such option"
     code, said = job("fedata", *SMALL, "--set", f"network.pretrained={'a' * 64}", "--out", out)
     assert code == 2
     assert "network.pretrained" in said

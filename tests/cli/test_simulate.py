@@ -46,6 +46,8 @@ LISTED = {"datasets": {"cmr": {"list": "datalist.json"}}}
         (["--set", "stages.pretraining"], ["--set", "section.key=value"]),
         (["-n", "2", "-t", "3"], ["-t", "got 3", "1 to 2"]),
         (["-n", "0"], ["-n", "at least 1 site"]),
+        (["-n", "99999999999999999999"], ["-n", "at most 10000"]),
+        (["--set", "data.phantom.sites=99999999999"], ["data.phantom.sites: got 99999999999", "10000"]),
         (["-n", "2", "-c", "a,b"], ["-n and -c", "one of them"]),
         (["-c", "a,a"], ["-c", "different site names"]),
         (["--preset", "sunnybrok"], ["preset", "write 'sunnybrook'"]),
@@ -57,6 +59,78 @@ def test_a_wrong_setting_is_told_with_its_remedy(tmp_path: Path, options: list[s
     assert code == 2
     for word in words:
         assert word in said
+
+
+def test_a_misfitting_encoder_is_told_without_options_of_other_commands(tmp_path: Path) -> None:
+    import torch
+
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.networks.factory import build_segmentation
+
+    model = build_segmentation(read_settings(find_job("fedata"), [])[1])
+    torch.save(model.swinViT.state_dict(), tmp_path / "theirs.pt")
+    code, said = simulate(tmp_path, "--encoder", str(tmp_path / "theirs.pt"), "--set", "network.window=3")
+    assert code == 2
+    assert "set network.* and data.crop to those of the file" in said
+    assert "--min-matched" not in said
+
+
+def test_a_run_that_cannot_be_continued_costs_nothing_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLARE empties the workspace at its start, the finished report with it."""
+    from fedmedseg.cli import simulate as module
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.core.state import SiteState
+
+    started: list[bool] = []
+    monkeypatch.setattr(module, "_run", lambda study, *_: started.append(study.experiment.resume))
+    code, said = simulate(tmp_path, "--resume")
+    assert (code, started, list(tmp_path.iterdir())) == (2, [], [])
+    assert "--resume: got no earlier run of fedata" in said
+    assert "drop --resume" in said
+
+    experiment = read_settings(find_job("fedata"), [])[1]
+    root = tmp_path / "w.fedmedseg" / "server" / "state"
+    SiteState(root, study=experiment.study, experiment=experiment.digest, site="server", run="first")
+    report = tmp_path / "w" / "report.html"
+    report.parent.mkdir()
+    report.write_text("finished")
+    for change in ("seed=99", "segmentation.steps=7"):
+        code, said = simulate(tmp_path, "--resume", "--set", change)
+        assert (code, started) == (2, [])
+        assert f"with other settings alone ({experiment.digest[:16]})" in said
+    code, said = simulate(tmp_path, "--resume", "--set", "study=elsewhere")
+    assert (code, started) == (2, [])
+    assert f"no earlier run of elsewhere, but of {experiment.study}." in said
+    assert report.read_text() == "finished"
+
+    assert simulate(tmp_path, "--resume")[0] == 0
+    assert simulate(tmp_path, "--set", "seed=99")[0] == 0
+    assert simulate(tmp_path, "--set", "seed=99", "--set", "resume=true")[0] == 0, (
+        "as the job says, which may start anew"
+    )
+    assert started == [True, False, True]
+
+
+@pytest.mark.parametrize(("kept", "words"), [(False, "the same call starts it again"), (True, "with --resume")])
+def test_an_interrupted_run_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool, words: str
+) -> None:
+    from fedmedseg.cli import simulate as module
+    from fedmedseg.core.state import SiteState
+
+    def run(study, workspace, *_) -> None:
+        if kept:
+            experiment = study.experiment
+            root = workspace.with_name("w.fedmedseg") / "server" / "state"
+            SiteState(root, study=experiment.study, experiment=experiment.digest, site="server", run="first")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_run", run)
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "w")])
+    assert result.exit_code != 0
+    assert words in " ".join(result.output.split())
 
 
 def test_an_unknown_job_is_told_with_the_nearest_name() -> None:

@@ -33,6 +33,13 @@ def test_a_baseline_lies_over_a_data_set(tmp_path: Path) -> None:
     assert (experiment.wing.pretext, experiment.wing.server_aggregation) == ("mae", "fedavg")
 
 
+def test_a_study_of_several_presets_is_called_after_all_of_them_whatever_their_order() -> None:
+    both = [read_study("fedata", names, None, None) for names in (["sunnybrook", "fed_mae"], ["fed_mae", "sunnybrook"])]
+    assert [one.experiment.study for one in both] == ["fedata-sunnybrook-fed_mae", "fedata-fed_mae-sunnybrook"]
+    assert read_study("fedata", ["sunnybrook"], None, None).experiment.study == "fedata-sunnybrook"
+    assert read_study("fedata", ["sunnybrook", "fed_mae"], ["study=mine"], None).experiment.study == "mine"
+
+
 def test_no_layers_leave_the_job_as_it_is() -> None:
     study = read_study("fedata", None, None, None)
     assert study.layers == ()

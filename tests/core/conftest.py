@@ -13,9 +13,10 @@ import pytest
 import torch
 import yaml
 from nvflare.apis.dxo import DXO, DataKind
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core import config, executor, in_process, persistor, workflow
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
@@ -26,6 +27,7 @@ from fedmedseg.core.progress import Progress
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Header, Meta, Part, Schema, StageContract
+from fedmedseg.privacy.filters import DeclaredContents
 
 RUN, NONCE = "a1b2", "c3d4"
 
@@ -50,7 +52,9 @@ TOY = {
 
 
 @pytest.fixture(autouse=True)
-def _calm() -> None:
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the toy's kit has neither certificates nor a policy; what a real kit meets is in tests/preflight
+    monkeypatch.setattr(executor, "require_fit", lambda place: None)
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.INFO)
 
@@ -131,12 +135,15 @@ def context(tmp_path: Path) -> Callable[..., FLContext]:
         (kit / "job").mkdir(parents=True, exist_ok=True)
         engine = MagicMock()
         engine.get_workspace.return_value = workspace
+        scope = Scope()
+        scope.add_task_result_filter(DeclaredContents(), FilterKey.OUT)
         fl_ctx = FLContext()
         for key, value in (
             (ReservedKey.ENGINE, engine),
             (ReservedKey.IDENTITY_NAME, name),
             (ReservedKey.RUN_NUM, "job"),
             (FLContextKey.SIMULATE_MODE, simulated),
+            (FLContextKey.SCOPE_OBJECT, None if simulated else scope),
         ):
             fl_ctx.set_prop(key, value, private=True, sticky=False)
         if peer is not None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 import yaml
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
@@ -163,12 +164,54 @@ def test_the_learner_is_told_where_it_stands(do: Callable[..., Any], shared: Ten
     assert task.aborted() is True
 
 
-def test_metrics_go_to_tensorboard_by_stage_and_round(do: Callable[..., Any]) -> None:
-    _, executor = do(number=1)
+def after_filters(executor: ToyExecutor, reply: Shareable, context: Callable[..., FLContext]) -> None:
+    """What FLARE's client runner does once the filters are through."""
+    fl_ctx = context()
+    fl_ctx.set_prop(FLContextKey.TASK_RESULT, reply, private=True, sticky=False)
+    executor.handle_event(EventType.AFTER_TASK_RESULT_FILTER, fl_ctx)
+
+
+def test_metrics_go_to_tensorboard_by_stage_and_round(
+    do: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    reply, executor = do(number=1)
+    executor.fire_fed_event.assert_not_called()
+    after_filters(executor, reply, context)
+    after_filters(executor, reply, context)
     (call,) = executor.fire_fed_event.call_args_list
     assert call.kwargs["event_type"] == "fed.analytix_log_stats"
     content = from_shareable(call.kwargs["event_data"]).data
     assert (content["track_key"], content["track_value"], content["global_step"]) == ("training/loss", 0.5, 1)
+
+
+def test_tensorboard_hears_what_the_filters_left_and_nothing_of_a_blocked_reply(
+    do: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    reply, executor = do()
+    after_filters(executor, make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR), context)
+    executor.fire_fed_event.assert_not_called()
+    reply["DXO"]["meta"][Meta.METRICS] = {}
+    after_filters(executor, reply, context)
+    executor.fire_fed_event.assert_not_called()
+
+
+def test_a_reply_of_another_executor_is_left_to_that_one(
+    do: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    _, executor = do()
+    reply, _ = do(headers={Header.NONCE: "e5f6"})
+    after_filters(executor, reply, context)
+    executor.fire_fed_event.assert_not_called()
+
+
+def test_a_site_without_privacy_filters_takes_no_part(
+    request_for: Callable[..., Shareable], context: Callable[..., FLContext], tmp_path: Path
+) -> None:
+    executor = ToyExecutor(Scripted(tmp_path / "state", add_one))
+    fl_ctx = context()
+    fl_ctx.set_prop(FLContextKey.SCOPE_OBJECT, None, private=True, sticky=False)
+    failed(executor.execute("training", request_for(), fl_ctx, Signal()), "CONFIGURATION: local/privacy.json")
+    assert executor.learner.tasks == []
 
 
 def test_stages_of_metrics_send_no_tensor(do: Callable[..., Any], shared: Tensors) -> None:
@@ -407,3 +450,47 @@ def test_tensors_that_are_not_shared_stay_at_the_site(do: Callable[..., Any]) ->
 
     reply, _ = do(act)
     assert sorted(from_shareable(reply).data) == ["a", "b"]
+
+
+def test_a_round_that_sends_no_tensor_any_more_is_trained_and_tensors_in_it_are_refused(
+    sent_once: None, do: Callable[..., Any]
+) -> None:
+    received: list[Mapping[str, torch.Tensor]] = []
+
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        received.append(shared)
+        return Reply(metrics={"loss": 0.5}, examples=3, steps=7)
+
+    reply, _ = do(act, number=1, tensors={}, headers={Header.BASE: content_sha256({})})
+    assert reply.get_return_code() == ReturnCode.OK
+    assert from_shareable(reply).data == {}
+    assert from_shareable(reply).meta[Meta.METRICS] == {"loss": 0.5}
+    assert received == [{}]
+    failed(do(act, number=1)[0], "OVERSIZE: tensors from the server")
+    failed(do(act, tensors={})[0], "EMPTY: tensors from the server")
+    assert received == [{}]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_site_computes_with_the_threads_of_its_study(
+    request_for: Callable[..., Shareable],
+    context: Callable[..., FLContext],
+    experiment_file: Path,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    threads: int,
+) -> None:
+    experiment_file.write_text(yaml.safe_dump({**settings, "compute": {"threads": threads}}))
+    seen: list[int] = []
+
+    def act(task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        seen.append(torch.get_num_threads())
+        return add_one(task, shared)
+
+    before = torch.get_num_threads()
+    try:
+        executor = ToyExecutor(Scripted(tmp_path / "state", act))
+        assert executor.execute("training", request_for(), context(), Signal()).get_return_code() == ReturnCode.OK
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]

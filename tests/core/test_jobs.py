@@ -18,6 +18,7 @@ from fedmedseg.core.jobs import (
     find_preset,
     main_stage,
     merged,
+    presets_for_role,
     read_settings,
     setting,
     write_job,
@@ -110,7 +111,7 @@ def test_a_setting_in_words(text: str, content: dict[str, Any]) -> None:
     assert setting(text) == content
 
 
-@pytest.mark.parametrize("text", ["", "seed", "=3", ".a=3", "a..b=3", "a.=3", "a=[1", "a={b"])
+@pytest.mark.parametrize("text", ["", "seed", "=3", ".a=3", "a..b=3", "a.=3", "a=[1", "a={b", "study=2024-13-45"])
 def test_what_is_no_setting_is_told(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--set"):
         setting(text)
@@ -202,3 +203,9 @@ def test_the_main_stage_is_the_first_that_is_not_left_out(
     monkeypatch.setattr(jobs, "system_module", config.system_module)
     stages = {name: {"rounds": number} for name, number in zip(("training", "tuning", "testing"), rounds, strict=True)}
     assert main_stage(read_settings(bundle / "jobs" / "toy", [{"stages": stages}])[1]) == stage
+
+
+def test_an_import_is_told_the_presets_for_its_role() -> None:
+    assert presets_for_role("fedata", "hippocampus") == ["hippocampus"]
+    assert "sunnybrook" in presets_for_role("fedata", "cmr")
+    assert presets_for_role("fedata", "knee") == []

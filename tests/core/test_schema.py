@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict, parse, read_yaml
+from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
 
 
 class Swin(Strict):
@@ -20,6 +20,12 @@ class Swin(Strict):
 class Vit(Strict):
     name: Literal["vit"]
     heads: int = 12
+
+    @model_validator(mode="after")
+    def _even(self) -> Vit:
+        if self.heads % 2:
+            raise Misfit("heads", got=self.heads, expected="an even number")
+        return self
 
 
 class Item(Strict):
@@ -33,6 +39,15 @@ class Study(Strict):
     quorum: Literal["all"] | Annotated[int, Field(gt=0, strict=True)] = "all"
     items: dict[str, Item] = Field(default_factory=dict)
     lists: list[Item] = Field(default_factory=list)
+    title: Annotated[str, worded("[a-z]+", "letters alone")] = "study"
+    share: float | None = None
+    pair: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Study:
+        if self.pair[0] > self.pair[1]:
+            raise Misfit("pair", got=list(self.pair), expected="a low and a high number", remedy="swap them")
+        return self
 
 
 def told(content: Any) -> str:
@@ -57,10 +72,15 @@ def test_settings_are_a_mapping(content: Any) -> None:
     ("change", "parts"),
     [
         ({"round": 3}, ["experiment.yaml: round:", "an unknown key 'round'", "write 'rounds'"]),
-        ({"zzz": 3}, ["an unknown key 'zzz'", "valid here: items, lists, network, quorum, rounds"]),
+        ({"zzz": 3}, ["an unknown key 'zzz'", "valid here: items, lists, network, pair, quorum, rounds, share, title"]),
         ({"rounds": 0}, ["experiment.yaml: rounds:", "got 0", "greater than 0"]),
         ({"rounds": "many"}, ["experiment.yaml: rounds:", "got 'many'", "valid integer"]),
         ({"network": {"name": "swin", "windows": 7}}, ["experiment.yaml: network.windows:", "write 'window'"]),
+        (
+            {"network": {"name": "vit", "window": 7}},
+            ["experiment.yaml: network.window:", "one of heads, name.", "valid here: heads, name"],
+        ),
+        ({"network": {"name": "vit", "vit": 7}}, ["experiment.yaml: network.vit: got an unknown key 'vit'"]),
         ({"network": {"name": "swin", "window": 0}}, ["experiment.yaml: network.window:", "got 0", "greater than 0"]),
         ({"network": {"name": "swim"}}, ["network.name", "an unknown name 'swim'", "one of swin, vit", "write 'swin'"]),
         ({"network": {}}, ["experiment.yaml: network"]),
@@ -70,6 +90,14 @@ def test_settings_are_a_mapping(content: Any) -> None:
         ({"items": {"a": {}}}, ["items.a.path:", "field required"]),
         ({"lists": [{"path": "p"}, {"path": "p", "share": 2}]}, ["lists.1.share:", "got 2"]),
         ({"rounds": 0, "zzz": 1}, ["rounds:", "1 more after this one"]),
+        ({"network": {"name": "vit", "heads": 5}}, ["experiment.yaml: network.heads: got 5. Expected an even number."]),
+        ({"title": "a/b"}, ["experiment.yaml: title: got 'a/b'. Expected letters alone."]),
+        ({"title": "ab\n"}, ["title: got 'ab\\n'. Expected letters alone."]),
+        ({"share": float("inf")}, ["experiment.yaml: share: got inf. Expected a finite number."]),
+        ({"share": float("nan")}, ["experiment.yaml: share: got nan. Expected a finite number."]),
+        ({"pair": [0.5, float("nan")]}, ["experiment.yaml: pair.1: got nan. Expected a finite number."]),
+        ({"items": {"a": {"path": "p", "share": float("nan")}}}, ["items.a.share: got nan. Expected a finite number."]),
+        ({"pair": [2.0, 1.0]}, ["experiment.yaml: pair: got [2.0, 1.0]. Expected a low", "Remedy: swap them."]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(change: dict[str, Any], parts: list[str]) -> None:
@@ -92,6 +120,7 @@ def test_yaml_is_read_without_building_objects(tmp_path: Path) -> None:
     [
         (b"a: [1, 2", r"a YAML error in line 1, column 9"),
         (b"a: 1\nb: {", "a YAML error in line 2"),
+        (b"day: 2024-13-45", "month must be in 1..12.*quote text"),
         (b"\xff\xfe\x00", "UnicodeDecodeError"),
         (None, "FileNotFoundError"),
     ],

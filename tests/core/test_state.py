@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.state import FORMAT, SiteState, earlier_run
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.state import FORMAT, SiteState, earlier_run, require_earlier
 
 KEY = {"study": "heart", "experiment": "0123456789abcdef" * 4, "site": "site-1"}
 
@@ -42,6 +42,19 @@ def test_studies_experiments_and_sites_do_not_see_each_other(tmp_path: Path, oth
     assert neighbour.load("teacher") is None
     neighbour.save("teacher", 2)
     assert opened(tmp_path).load("teacher") == 1
+
+
+def test_only_a_run_of_the_very_experiment_can_be_continued(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--resume: got no earlier run of heart\. .*drop --resume"):
+        require_earlier(tmp_path, **KEY)
+    opened(tmp_path, experiment="f" * 64)
+    opened(tmp_path, experiment="e" * 64, study="liver")
+    with pytest.raises(ConfigurationError, match=r"earlier runs of heart with other settings alone \(f{16}\)"):
+        require_earlier(tmp_path, **KEY)
+    with pytest.raises(ConfigurationError, match=r"no earlier run of lung, but of heart, liver"):
+        require_earlier(tmp_path, **{**KEY, "study": "lung"})
+    opened(tmp_path)
+    require_earlier(tmp_path, **KEY)
 
 
 def test_a_server_that_resumes_hands_out_the_run_that_left_state(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The site file: where it is found, what it must hold, and what a simulated site does without one."""
 
 import errno
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedmedseg.core.errors import ConfigurationError, Reason
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data import site as module
 from fedmedseg.data.datalist import read_datalist
+from fedmedseg.data.leaving import PrivacySection
 from fedmedseg.data.site import Site, SiteFile, open_site, phantom_index
 
 Hospital = Any
@@ -50,6 +52,32 @@ def test_the_example_is_valid_and_shows_every_key() -> None:
     shown = EXAMPLE.read_text()
     for key in SiteFile.model_fields:
         assert f"\n{key}:" in shown or f"\n# {key}:" in shown, key
+
+
+def test_the_section_privacy_is_shown_with_its_defaults() -> None:
+    content = read_yaml(EXAMPLE)["privacy"]
+    assert set(content) == set(PrivacySection.model_fields)
+    assert parse(PrivacySection, content, source="example.yaml") == PrivacySection.model_validate({})
+    noise = re.search(r"# noise: (\{.*?\})", EXAMPLE.read_text())
+    assert noise is not None
+    section = parse(PrivacySection, {"clip_norm": 1.0, "noise": yaml.safe_load(noise[1])}, source="the comment")
+    assert section.noise is not None
+    assert (section.noise.multiplier, section.noise.epsilon, section.noise.delta) == (8.5, 8.0, 1e-5)
+
+
+def test_the_site_carries_its_word_on_privacy_and_none_where_it_said_none(kit: Kit) -> None:
+    kit.write(privacy={"min_count": 7})
+    privacy = kit.open().privacy
+    assert privacy is not None
+    assert (privacy.min_count, privacy.metrics, privacy.clip_norm, privacy.noise) == (7, ("*",), None, None)
+    kit.write()
+    assert kit.open().privacy is None
+
+
+def test_noise_without_a_bound_is_refused(kit: Kit) -> None:
+    kit.write(privacy={"noise": {"multiplier": 1.0, "epsilon": 8.0, "delta": 1e-5}})
+    with pytest.raises(ConfigurationError, match=r"privacy\.clip_norm together with privacy\.noise"):
+        kit.open()
 
 
 def test_a_real_site_keeps_its_things_beside_local(kit: Kit) -> None:

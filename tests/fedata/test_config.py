@@ -42,11 +42,17 @@ def test_the_number_of_target_blocks_follows_the_network(study, network, crop, g
         ({"server_aggregation": "fedavg", "server_step": 0.5}, "fedata.server_step: got 0.5"),
         ({"mask_ration": 0.5}, "an unknown key 'mask_ration'.*write 'mask_ratio'"),
         ({"client_mix": "ala_some"}, "fedata.client_mix: got 'ala_some'"),
-        ({"ema": {"start": 0.9, "end": 0.5}}, "ema.start not above ema.end"),
-        ({"ema": {"schedule": "constant", "end": 1.0}}, "ema.end equal to ema.start, or left out"),
+        ({"ema": {"start": 0.9, "end": 0.5}}, "fedata.ema.start: got 0.9. Expected ema.start not above ema.end"),
+        (
+            {"ema": {"schedule": "constant", "end": 1.0}},
+            "fedata.ema.end: got 1.0. Expected ema.end equal to ema.start, or left out",
+        ),
         ({"ema": {"schedule": "linear", "start": 0.9, "end": 0.5}}, "ema.start not above ema.end"),
         ({"starts": ["scratch", "scratch"]}, "fedata.starts.*each start once"),
-        ({"starts": []}, "fedata.starts"),
+        (
+            {"starts": []},
+            r"fedata.starts: got \[\]. Expected at least one of personal, shared, scratch, .*Remedy: as in",
+        ),
         ({"local_steps": 0}, "fedata.local_steps"),
     ],
 )
@@ -140,7 +146,7 @@ def test_masked_tokens_and_decoder_follow_network_and_pretext(study, network, pr
         (
             "unetr",
             {"ibot": {"teacher_temperature": 0.2}, "pretext": "ibot"},
-            "ibot.teacher_temperature not above ibot.teacher_temperature_end",
+            "ibot.teacher_temperature: got .* Expected ibot.teacher_temperature not above ibot.teacher_temperature_end",
         ),
         ("unetr", {"smooth_l1_beta": 1.0, "pretext": "ibot"}, "fedata.smooth_l1_beta: got 1.0"),
         ("unetr", {"target_blocks": 2, "pretext": "mae"}, "fedata.target_blocks: got 2"),

@@ -55,6 +55,12 @@ def test_the_command_tells_its_version(python: Path, tmp_path: Path) -> None:
     assert call([command, "--version"], cwd=tmp_path).strip() == "0.1.0"
 
 
+def test_the_wheel_knows_the_versions_it_was_tested_with(python: Path, tmp_path: Path) -> None:
+    code = "from fedmedseg.preflight.run import tested; print(tested()['nvflare'])"
+    pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("nvflare==")]
+    assert call([str(python), "-c", code], cwd=tmp_path).split() == [pinned[0].partition("==")[2]]
+
+
 def test_a_one_round_study_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(python), "-m", "fedmedseg", "simulate", "fedata", "-w", str(tmp_path / "w"), "-n", "2"]

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import presets_for_role
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -79,10 +80,11 @@ def import_set(
             else:
                 plan = assign_by_group(collection, wanted)
             writing = {site: bar.add_task(site, total=len(cases)) for site, cases in plan.items()}
+            chosen = role or collection.role or reader.role or reader.name
             summaries = write_sites(
                 plan,
                 out=out,
-                role=role or collection.role or reader.role or reader.name,
+                role=chosen,
                 name=reader.name,
                 labels=collection.labels,
                 shares=shares,
@@ -105,7 +107,9 @@ def import_set(
     withheld = sum(one.withheld for one in summaries)
     if withheld:
         console.print(f"withheld: {withheld} unlabelled volumes of validation and test patients", highlight=False)
-    console.print(f"next: fedmedseg simulate fedata --sites {out / 'sites'}", highlight=False, soft_wrap=True)
+    presets = presets_for_role("fedata", chosen)
+    known = f" --preset {presets[0]}" if presets else " --preset FILE, with this set's role, labels, spacing and crop"
+    console.print(f"next: fedmedseg simulate fedata --sites {out / 'sites'}{known}", highlight=False, soft_wrap=True)
 
 
 @data_app.command()

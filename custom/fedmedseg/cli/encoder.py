@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 encoder_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 EXAMPLES = 3
+SHIPPED = "fedata"
+"""The job whose network a file is held against where none is named."""
 
 Source = Annotated[Path, typer.Argument(metavar="FILE", help="A PyTorch or safetensors weight file.")]
 Job = Annotated[str, typer.Option("--job", help="The job by name (fedata) or folder whose network it is for.")]
@@ -34,8 +36,8 @@ Prefix = Annotated[
 @encoder_app.command("import")
 def import_encoder(
     source: Source,
-    job: Job,
     out: Annotated[Path, typer.Option("--out", help="The file to write, for --encoder of `simulate` and `job`.")],
+    job: Job = SHIPPED,
     preset: Presets = None,
     changes: Changes = None,
     least: Least = 1.0,
@@ -62,7 +64,7 @@ def import_encoder(
 @encoder_app.command()
 def report(
     source: Source,
-    job: Job,
+    job: Job = SHIPPED,
     preset: Presets = None,
     changes: Changes = None,
     least: Least = 1.0,
@@ -81,7 +83,7 @@ def _report(
     Raises:
         ConfigurationError: see ``networks.pretrained.require``.
     """
-    from fedmedseg.networks.pretrained import encoder_of, match, require
+    from fedmedseg.networks.pretrained import LOWER, encoder_of, match, require
     from fedmedseg.networks.weight_files import read_tensors
 
     if not 0.0 < least <= 1.0:
@@ -90,7 +92,7 @@ def _report(
     tensors = read_tensors(source)
     found = match(tensors, encoder_of(experiment), prefix=prefix)
     console.print(_table(found, f"{source.name} for {experiment.network.name} of {experiment.study}"))
-    require(found, least=least)
+    require(found, least=least, otherwise=LOWER)
     if experiment.network.name == "unetr":
         console.print(
             "the number of heads leaves no trace in the tensors: the file's network must have "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from rich.table import Table
 import fedmedseg
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import MOST_SITES
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import EXPERIMENT, check_quorum, is_job, main_stage, write_job
 
@@ -38,8 +40,10 @@ def job(
 ) -> None:
     """Write a job folder that can be submitted as it is, or tried in the simulator."""
     with friendly_errors():
-        if min_clients < 1:
-            raise ConfigurationError("--min-clients", got=min_clients, expected="at least 1 site")
+        if not 1 <= min_clients <= MOST_SITES:
+            raise ConfigurationError(
+                "--min-clients", got=min_clients, expected=f"at least 1 site, at most {MOST_SITES}"
+            )
         if rounds is not None and rounds < 1:
             raise ConfigurationError(
                 "--rounds",
@@ -47,8 +51,10 @@ def job(
                 expected="at least 1 round",
                 remedy="leave a stage out with a preset or with --set stages.STAGE.rounds=0",
             )
-        _may_write(out, force)
+        with _writing(out):
+            _may_write(out, force)
         study = read_study(job, preset, changes, encoder)
+        _require_elsewhere(out, study.folder)
         if rounds is not None:
             study = study.over({"stages": {main_stage(study.experiment): {"rounds": rounds}}})
         if without_phantoms:
@@ -57,19 +63,53 @@ def job(
             study.experiment, min_clients, what="the sites that --min-clients waits for: the first round could not pass"
         )
         header = _header(study, preset, changes, rounds, min_clients, encoder, without_phantoms)
-        write_job(
-            study.folder,
-            study.settings,
-            out.resolve(),
-            header=header,
-            meta={"name": study.experiment.study, "min_clients": min_clients},
-            finish=study.place_encoder,
+        with _writing(out):
+            write_job(
+                study.folder,
+                study.settings,
+                out.resolve(),
+                header=header,
+                meta={"name": study.experiment.study, "min_clients": min_clients},
+                finish=study.place_encoder,
+            )
+    _tell(study, out, min_clients)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Tell a path that cannot be written, or not even looked at, like any other wrong option."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            "--out",
+            got=f"{out} ({type(error).__name__})",
+            expected="a folder that can be written",
+            remedy="choose another",
+        ) from None
+
+
+def _require_elsewhere(out: Path, source: Path) -> None:
+    """Refuse to write over, into or around the job that is being copied."""
+    target, source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if target == source or target in source.parents or source in target.parents:
+        raise ConfigurationError(
+            "--out",
+            got=f"{out}, which is, holds or lies in the job that is copied",
+            expected="a folder of its own: the job it is made from stays as it is",
+            remedy="choose another",
         )
-    _tell(study.experiment, out, min_clients)
 
 
 def _may_write(out: Path, force: bool) -> None:
-    """Only a job folder is ever replaced, and only when that was asked for."""
+    """Only a job folder is ever replaced, and only when that was asked for; a link is never followed."""
+    if out.is_symlink():
+        raise ConfigurationError(
+            "--out",
+            got=f"{out}, which is a symbolic link",
+            expected="a new folder",
+            remedy=f"name the folder itself: {os.path.realpath(out)}",
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not is_job(out):
@@ -107,12 +147,13 @@ def _header(
     return "\n".join(lines)
 
 
-def _tell(experiment: Experiment, out: Path, min_clients: int) -> None:
+def _tell(study: Study, out: Path, min_clients: int) -> None:
     """What was written, what it asks of the sites, and what to type next."""
+    experiment = study.experiment
     table = Table(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in _facts(experiment, min_clients).items():
+    for name, value in _facts(study, min_clients).items():
         table.add_row(name, value)
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
@@ -140,7 +181,8 @@ def _tell(experiment: Experiment, out: Path, min_clients: int) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _facts(experiment: Experiment, min_clients: int) -> dict[str, str]:
+def _facts(study: Study, min_clients: int) -> dict[str, str]:
+    experiment = study.experiment
     quorum, data = experiment.federation.quorum, experiment.data
     meaning = {
         "all": "all: every connected site that takes part in a stage",
@@ -158,4 +200,6 @@ def _facts(experiment: Experiment, min_clients: int) -> dict[str, str]:
     }
     if experiment.network.pretrained is not None:
         facts["starts from"] = f"the encoder {experiment.network.pretrained[:16]}..."
+    if study.encoder is not None:
+        facts["of which came"] = f"{len(study.encoder.tensors)} of {study.encoder.wanted} encoder tensors"
     return facts

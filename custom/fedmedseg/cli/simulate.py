@@ -14,13 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
-from fedmedseg.core.config import Experiment, system_module
+from fedmedseg.core.config import MOST_SITES, Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.progress import clock
 from fedmedseg.core.schema import parse, read_yaml
-from fedmedseg.core.state import HOME_SUFFIX
+from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
 from fedmedseg.privacy.policy import simulator_resources
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -54,10 +54,18 @@ def simulate(
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))
         workspace = workspace.resolve()
+        state = workspace.with_name(workspace.name + HOME_SUFFIX) / SERVER / "state"
+        key = {"study": experiment.study, "experiment": experiment.digest, "site": SERVER}
+        if resume:
+            # FLARE empties the workspace at its start: a run that cannot be continued must not cost the one before
+            require_earlier(state, **key)
         try:
             _run(study, workspace, names, at_once, sites)
         except (KeyboardInterrupt, SystemExit):
-            console.print("interrupted; the same call with --resume continues the study", highlight=False)
+            again = "the same call with --resume continues the study"
+            if earlier_run(state, **key) is None:
+                again = "before the server had kept anything; the same call starts it again"
+            console.print(f"interrupted; {again}", highlight=False)
             raise
 
 
@@ -130,8 +138,8 @@ def _site_names(number: int | None, clients: str | None, sites: Path | None, exp
             raise ConfigurationError("-c", got=clients, expected="different site names, comma-separated")
         return _checked(names, "-c")
     if number is not None:
-        if number < 1:
-            raise ConfigurationError("-n", got=number, expected="at least 1 site")
+        if not 1 <= number <= MOST_SITES:
+            raise ConfigurationError("-n", got=number, expected=f"at least 1 site, at most {MOST_SITES}")
         return tuple(f"site-{index + 1}" for index in range(number))
     if sites is not None:
         found = tuple(sorted(file.stem for file in sites.glob("*.yaml")))

@@ -37,6 +37,8 @@ class Encoder:
     tensors: Mapping[str, Any]
     sha256: str
     source_sha256: str
+    wanted: int
+    """How many tensors the study's encoder has; fewer may have come (see ``fitting_encoder``)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def read_study(job: str, presets: Sequence[str] | None, changes: Sequence[str] |
     if presets:
         system = read_settings(folder, [])[1].system
         layers += [_preset(system, name) for name in presets]
+        layers += _named_by_all(system, layers)
     layers += [setting(text) for text in changes or []]
     fitting = None
     if encoder is not None:
@@ -119,7 +122,16 @@ def fitting_encoder(file: Path, experiment: Experiment) -> Encoder:
     found = match(tensors, wanted)
     # an imported file may hold a part of the encoder, by its user's own --min-matched; all of it has to fit
     require(found, least=len(tensors) / len(wanted.trained) if is_encoder(file) else 1.0)
-    return Encoder(found.matched, content_sha256(found.matched), file_sha256(file))
+    return Encoder(found.matched, content_sha256(found.matched), file_sha256(file), len(wanted.trained))
+
+
+def _named_by_all(system: str, layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The study's name from all presets that name one, so that a baseline on a data set is called after both.
+
+    Otherwise the last preset's name would stand alone, and two baselines would share the state of one study.
+    """
+    names = [str(layer["study"]).removeprefix(f"{system}-") for layer in layers if "study" in layer]
+    return [{"study": "-".join([system, *dict.fromkeys(names)])}] if len(names) > 1 else []
 
 
 def _preset(system: str, name: str) -> Mapping[str, Any]:

@@ -13,32 +13,47 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from fedmedseg.core.errors import ConfigurationError, nearest
-from fedmedseg.core.schema import Strict, parse, read_yaml
+from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
 
-Positive = Annotated[int, Field(gt=0)]
+LARGEST = 10**9
+"""No count, size or number of seconds means anything beyond it, and torch could not take it."""
+MOST_ROUNDS = 10**6
+MOST_SITES = 10**4
+MOST_VOXELS = 2**27
+"""512 x 512 x 512: whole volumes of the largest scans; a crop beyond it fits no machine."""
+
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[
+    str,
+    worded(
+        r"[0-9a-f]{64}",
+        "a SHA-256 as 64 hexadecimal digits; --encoder FILE of `simulate` and `job` writes that of a weight file",
+    ),
+]
 
 
 class PhantomSection(Strict):
     """What the simulator writes for a site that has no site file. Never used in a real federation."""
 
     family: Literal["cine_mr", "late_enhancement_mr", "abdominal_ct", "cardiac_ct"]
-    sites: Positive = 3
+    sites: int = Field(3, gt=0, le=MOST_SITES)
     """How many sites `fedmedseg simulate` makes."""
-    unlabeled: int = Field(12, ge=0)
-    training: int = Field(6, ge=0)
-    validation: int = Field(2, ge=0)
-    test: int = Field(4, ge=0)
+    unlabeled: int = Field(12, ge=0, le=LARGEST)
+    training: int = Field(6, ge=0, le=LARGEST)
+    validation: int = Field(2, ge=0, le=LARGEST)
+    test: int = Field(4, ge=0, le=LARGEST)
     size: tuple[Positive, Positive, Positive] | None = None
 
 
 class DataSection(Strict):
     """Which data set a study uses and how volumes become crops."""
 
-    role: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    role: Annotated[
+        str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")
+    ]
     modality: Literal["mr", "ct"]
     spatial_dims: Literal[2, 3]
     labels: dict[Annotated[int, Field(ge=1, le=254)], str]
@@ -58,19 +73,30 @@ class DataSection(Strict):
     @classmethod
     def _labels_are_consecutive(cls, labels: dict[int, str]) -> dict[int, str]:
         if sorted(labels) != list(range(1, len(labels) + 1)):
-            raise ValueError("label numbers 1, 2, 3, ... without a gap (0 is background)")
+            raise Misfit(got=labels, expected="label numbers 1, 2, 3, ... without a gap (0 is background)")
         if len(set(labels.values())) != len(labels):
-            raise ValueError("each structure's name once")
+            raise Misfit(got=labels, expected="each structure's name once")
         return dict(sorted(labels.items()))
 
     @model_validator(mode="after")
     def _crop_fits_dimensions(self) -> DataSection:
         if len(self.crop) != self.spatial_dims:
-            raise ValueError(
-                f"data.crop with {self.spatial_dims} numbers because data.spatial_dims is {self.spatial_dims}"
+            raise Misfit(
+                "crop",
+                got=list(self.crop),
+                expected=f"{self.spatial_dims} numbers, because data.spatial_dims is {self.spatial_dims}",
+                remedy="give crop as many, or set data.spatial_dims to the number of crop's axes; a 2D preset laid "
+                "over a 3D one, or the reverse, needs data.spatial_dims as well",
+            )
+        if math.prod(self.crop) > MOST_VOXELS:
+            raise Misfit(
+                "crop",
+                got=list(self.crop),
+                expected=f"at most {MOST_VOXELS} voxels, as in 512 x 512 x 512",
+                remedy="give crop in voxels, not in millimetres or bytes; 96 on an axis is usual",
             )
         if self.window[0] >= self.window[1]:
-            raise ValueError("data.window as (low, high) in HU with low < high")
+            raise Misfit("window", got=list(self.window), expected="(low, high) in HU with low < high")
         return self
 
     @property
@@ -83,7 +109,7 @@ class SwinUNETRSection(Strict):
     """MONAI SwinUNETR; the field's usual size is feature_size 48, window 7."""
 
     name: Literal["swin_unetr"]
-    feature_size: int = Field(48, gt=0, multiple_of=12)
+    feature_size: int = Field(48, gt=0, le=LARGEST, multiple_of=12)
     depths: tuple[Positive, Positive, Positive, Positive] = (2, 2, 2, 2)
     heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
     window: Positive = 7
@@ -117,7 +143,12 @@ class UNETRSection(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> UNETRSection:
         if self.hidden_size % self.heads:
-            raise ValueError(f"network.hidden_size that divides by network.heads ({self.heads})")
+            raise Misfit(
+                "heads",
+                got=self.heads,
+                expected=f"a divisor of network.hidden_size ({self.hidden_size})",
+                remedy="change network.heads or network.hidden_size",
+            )
         return self
 
 
@@ -162,7 +193,7 @@ class SegmentationSection(Strict):
 class StageSection(Strict):
     """How often the server asks for a stage, and how long it waits."""
 
-    rounds: int = Field(default=1, ge=0)
+    rounds: int = Field(default=1, ge=0, le=MOST_ROUNDS)
     """0 leaves the stage out, where the system can do without it."""
     timeout: Positive | None = None
     """Seconds a round may take; unset: federation.timeout."""
@@ -216,7 +247,13 @@ class Experiment(Strict):
     """One study. Each system adds its own section under its own name."""
 
     system: str
-    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    study: Annotated[
+        str,
+        worded(
+            r"[a-z0-9][a-z0-9_-]{0,62}",
+            "1 to 63 lower-case letters, digits, dashes and underscores that begin with a letter or digit",
+        ),
+    ]
     seed: int = Field(1, ge=0, lt=2**31)
     resume: bool = False
     """Continue this study's earlier state instead of setting it aside."""
@@ -231,8 +268,11 @@ class Experiment(Strict):
     def _crop_suits_network(self) -> Experiment:
         multiple = self.network.input_multiple
         if any(edge % multiple for edge in self.data.crop):
-            raise ValueError(
-                f"data.crop whose edges divide by {multiple} (network {self.network.name}), not {self.data.crop}"
+            raise Misfit(
+                "data.crop",
+                got=list(self.data.crop),
+                expected=f"edges that divide by {multiple} (network {self.network.name})",
+                remedy=f"use {', '.join(str(math.ceil(edge / multiple) * multiple) for edge in self.data.crop)}",
             )
         return self
 

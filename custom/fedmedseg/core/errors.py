@@ -23,6 +23,8 @@ class Reason(StrEnum):
     NO_CASES = "NO_CASES"
     NOT_FINITE = "NOT_FINITE"
     OVERSIZE = "OVERSIZE"
+    PREFLIGHT = "PREFLIGHT"
+    PRIVACY = "PRIVACY"
     SCHEMA = "SCHEMA"
     SITE_ERROR = "SITE_ERROR"
     STALE = "STALE"
@@ -67,9 +69,24 @@ class FedMedSegError(Exception):
         """What may be told outside the site: code and field only."""
         return f"{self.reason}: {self.field}"
 
+    @property
+    def local(self) -> str:
+        """What the site's own log may hold: of data the code, the field, what was expected and the remedy."""
+        parts = [self.public]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.remedy:
+            parts.append(f"remedy: {self.remedy}")
+        return "; ".join(parts)
+
 
 class ConfigurationError(FedMedSegError):
     """A setting is wrong: experiment.yaml, a site file, or a command-line option."""
+
+    @property
+    def local(self) -> str:
+        """A setting may be quoted in full."""
+        return str(self)
 
 
 class DataError(FedMedSegError):

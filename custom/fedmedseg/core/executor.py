@@ -13,31 +13,36 @@ from typing import Any
 import torch
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
+from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.learner import Learner, Reply, Task
+from fedmedseg.core.first_task import require_fit
+from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.replies import encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.training import Aborted
-from fedmedseg.core.wire import Header, Schema, StageContract
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_FILE = "experiment.yaml"
 PROGRESS_FILE = "progress.jsonl"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
+SITE_FILTER = "fedmedseg.privacy.filters.DeclaredContents"
+"""By name: the core knows no part of the package beside itself."""
 
 
 class TrainingExecutor(Executor):
@@ -51,6 +56,7 @@ class TrainingExecutor(Executor):
         super().__init__()
         fobs.register(TensorDecomposer)
         self._ready: _Ready | None = None
+        self._unreported: str | None = None
 
     @abstractmethod
     def make_learner(self, experiment: Experiment, place: Place) -> Learner:
@@ -64,9 +70,9 @@ class TrainingExecutor(Executor):
             return make_reply(ReturnCode.TASK_ABORTED)
         except FedMedSegError as error:
             if error.reason == Reason.NO_CASES:
-                self.log_warning(fl_ctx, f"no part in {task_name}: {_local(error)}")
+                self.log_warning(fl_ctx, f"no part in {task_name}: {error.local}")
                 return _declined(error.public)
-            self.log_error(fl_ctx, f"{task_name} failed: {_local(error)}")
+            self.log_error(fl_ctx, f"{task_name} failed: {error.local}")
             return _failure(error.public)
         except (MemoryError, torch.OutOfMemoryError):
             self.log_error(fl_ctx, f"{task_name} failed: out of memory")
@@ -83,6 +89,8 @@ class TrainingExecutor(Executor):
 
     def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         ready = self._prepare(fl_ctx)
+        if not ready.place.simulated:
+            _require_site_filters(fl_ctx)
         contract = ready.contracts.get(task_name)
         if contract is None:
             return make_reply(ReturnCode.TASK_UNKNOWN)
@@ -113,12 +121,22 @@ class TrainingExecutor(Executor):
             request=shareable,
             seconds=time.monotonic() - began,
         )
-        self._to_tensorboard(reply, shareable, fl_ctx)
+        self._unreported = answer.get_header(Header.NONCE)
         return answer
 
-    def _to_tensorboard(self, reply: Reply, request: Shareable, fl_ctx: FLContext) -> None:
-        stage, step = request.get_header(Header.STAGE), request.get_header(Header.ROUND)
-        for name, value in sorted(reply.metrics.items()):
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Tell TensorBoard what this executor's reply tells, once the site's filters have let it pass."""
+        if event_type != EventType.AFTER_TASK_RESULT_FILTER or self._unreported is None:
+            return
+        reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        passed = isinstance(reply, Shareable) and reply.get_return_code() == ReturnCode.OK
+        if passed and reply.get_header(Header.NONCE) == self._unreported:
+            self._unreported = None
+            self._to_tensorboard(reply, fl_ctx)
+
+    def _to_tensorboard(self, reply: Shareable, fl_ctx: FLContext) -> None:
+        stage, step = reply.get_header(Header.STAGE), reply.get_header(Header.ROUND)
+        for name, value in sorted(from_shareable(reply).get_meta_prop(Meta.METRICS, {}).items()):
             dxo = create_analytic_dxo(
                 tag=f"{stage}/{name}",
                 value=float(value),
@@ -138,6 +156,7 @@ class TrainingExecutor(Executor):
                     remedy="start the run again: FLARE's simulator swapped two sites that started at the same moment; "
                     "`fedmedseg simulate` and `-t 1` are safe from it",
                 )
+            require_fit(place)
             experiment = load_experiment(place.config / EXPERIMENT_FILE)
             torch.set_num_threads(experiment.compute.threads)
             plan = system_module(experiment.system, "plan")
@@ -194,6 +213,19 @@ class _Ready:
         )
 
 
+def _require_site_filters(fl_ctx: FLContext) -> None:
+    """FLARE accepts every job and runs no filter where a kit has no privacy.json: here such a site takes no part."""
+    scope = fl_ctx.get_prop(FLContextKey.SCOPE_OBJECT)
+    active = getattr(scope, Scope.TASK_RESULT_FILTERS_NAME, {}).get(FilterKey.OUT, [])
+    if SITE_FILTER not in {f"{type(one).__module__}.{type(one).__name__}" for one in active}:
+        raise ConfigurationError(
+            "local/privacy.json",
+            got="no filter of fedmedseg in force",
+            expected="a scope with those that fedmedseg.privacy.scopes.privacy_policy names",
+            remedy="write what it returns to local/privacy.json of this site's kit; kits of our builder have it",
+        )
+
+
 def _text(request: Shareable, header: str) -> str:
     value = request.get_header(header)
     if not isinstance(value, str) or not value.isalnum() or len(value) > 64:
@@ -218,18 +250,6 @@ def _declined(reason: str) -> Shareable:
     reply = make_reply(ReturnCode.OK)
     reply.set_header(Header.DECLINED, reason)
     return reply
-
-
-def _local(error: FedMedSegError) -> str:
-    """What the site's own log may hold: a setting in full, of data only the field and the remedy."""
-    if isinstance(error, ConfigurationError):
-        return str(error)
-    parts = [error.public]
-    if error.expected:
-        parts.append(f"expected {error.expected}")
-    if error.remedy:
-        parts.append(f"remedy: {error.remedy}")
-    return "; ".join(parts)
 
 
 def _frames(error: BaseException) -> str:

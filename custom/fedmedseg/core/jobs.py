@@ -71,6 +71,17 @@ def find_preset(system: str, name: str) -> Path:
     return known[name]
 
 
+def presets_for_role(system: str, role: str) -> list[str]:
+    """Names of the system's presets that are meant for data of ``role``."""
+    found = set()
+    for root in bundle_roots():
+        for file in root.glob(f"app_configs/presets/{system}/*.yaml"):
+            data = read_yaml(file).get("data")
+            if isinstance(data, dict) and data.get("role") == role and data.get("phantom", "unset") is None:
+                found.add(file.stem)
+    return sorted(found)
+
+
 def merged(settings: Any, changes: Any) -> Any:
     """``settings`` with the sections of ``changes`` laid over it; null removes a key, other values replace."""
     if not isinstance(settings, Mapping) or not isinstance(changes, Mapping):
@@ -100,7 +111,8 @@ def setting(text: str) -> dict[str, Any]:
         )
     try:
         content: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
+        # ValueError: what looks like a date or a number and is none
         raise ConfigurationError("--set", got=repr(text), expected="a YAML value after the equals sign") from None
     for part in reversed(key.split(".")):
         content = {int(part) if part.isdigit() else part: content}

@@ -16,10 +16,9 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
-from fedmedseg.core.state import SiteState, earlier_run
+from fedmedseg.core.state import SERVER, SiteState, earlier_run
 from fedmedseg.core.wire import Schema
 
-SERVER = "server"
 SHARED_FILE = "shared.safetensors"
 
 

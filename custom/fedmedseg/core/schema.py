@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 
 
 class Strict(BaseModel):
-    """A section in which an unknown key is an error and nothing changes after reading."""
+    """A section in which an unknown key is an error, every number is finite and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Misfit(ValueError):
+    """Raised by a section's own check: which of its settings does not fit, and how to mend it.
+
+    ``field`` is seen from the section that checks (``crop``, or ``data.crop`` one level up); empty means the value
+    that is being checked itself.
+    """
+
+    def __init__(self, field: str = "", *, got: object, expected: str, remedy: str = "") -> None:
+        super().__init__(expected)
+        self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
+
+
+def worded(pattern: str, words: str) -> AfterValidator:
+    """Text that matches ``pattern`` as a whole; ``words`` say so to people, who should not have to read a pattern."""
+    whole = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not whole.fullmatch(text):
+            raise ValueError(words)
+        return text
+
+    return AfterValidator(check)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -76,23 +101,30 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
         raise ConfigurationError(path.name, got=f"a YAML error in {where}", expected="valid YAML") from None
+    except ValueError as error:
+        # PyYAML turns what looks like a date or a number into one, and lets the failure through as it is
+        raise ConfigurationError(path.name, got=str(error), expected="valid YAML", remedy="quote text") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError, source: str) -> ConfigurationError:
     problems = error.errors(include_url=False)
     first = problems[0]
-    location = _keys_only(model, list(first["loc"]))
-    same = [problem for problem in problems if _keys_only(model, list(problem["loc"])) == location]
+    location, sections = _place(model, first["loc"])
+    same = [problem for problem in problems if _place(model, problem["loc"])[0] == location]
     more = f" ({len(problems) - len(same)} more after this one)" if len(problems) > len(same) else ""
     field = f"{source}: {'.'.join(map(str, location))}" if location else source
     if first["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
+        known = sorted({key for section in sections for key in section.model_fields})
         return _unlisted(field, location[-1], known, "key", more)
     if first["type"] == "union_tag_invalid":
         tags = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
         return _unlisted(
             f"{field}.{first['ctx']['discriminator'].strip(chr(39))}", first["ctx"]["tag"], tags, "name", more
         )
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, Misfit):
+        inner = f"{field}{'.' if location else ': '}{cause.field}" if cause.field else field
+        return ConfigurationError(inner, got=cause.got, expected=cause.expected, remedy=cause.remedy + more)
     expected = "; or ".join(dict.fromkeys(_plain(problem["msg"]) for problem in same))
     # a whole section says nothing: the message of a check over several fields names them itself
     got = None if first["type"] == "missing" or isinstance(first["input"], dict) else repr(first["input"])[:120]
@@ -112,27 +144,35 @@ def _plain(message: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _keys_only(model: type[BaseModel], location: list[Any]) -> list[Any]:
-    """The location without the tags that pydantic adds for the alternatives of a union."""
+def _place(model: type[BaseModel], location: Sequence[Any]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """The location without the tags that pydantic adds for the alternatives of a union, and the sections around it.
+
+    Those are the sections in which its last key stands, or should: of a union with tags, the one that was chosen.
+    """
     kept: list[Any] = []
     candidates: list[Any] = [model]
-    for part in location:
+    around: list[type[BaseModel]] = []
+    for index, part in enumerate(location):
         sections = [candidate for candidate in candidates if _is_model(candidate)]
-        containers = [candidate for candidate in candidates if typing.get_origin(candidate) in (dict, list, tuple)]
+        chosen = [section for section in sections if _has_tag(section, part)]
         is_key = any(part in section.model_fields for section in sections)
-        is_last = part is location[-1]
-        if is_key or containers or (sections and is_last):
+        if len(sections) > 1 and chosen and not is_key:
+            candidates = chosen
+            continue
+        containers = [candidate for candidate in candidates if typing.get_origin(candidate) in (dict, list, tuple)]
+        if is_key or containers or (sections and index == len(location) - 1):
             kept.append(part)
+            around = sections
             candidates = _below(candidates, part)
-    return kept
+    return kept, around
 
 
-def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The valid keys of the section at ``location``."""
-    candidates: list[Any] = [model]
-    for part in location:
-        candidates = _below(candidates, part)
-    return sorted({key for candidate in candidates if _is_model(candidate) for key in candidate.model_fields})
+def _has_tag(section: type[BaseModel], tag: object) -> bool:
+    """Whether ``tag`` is how pydantic names ``section`` among the alternatives of a union."""
+    literals = (field.annotation for field in section.model_fields.values())
+    return tag == section.__name__ or any(
+        tag in typing.get_args(literal) for literal in literals if typing.get_origin(literal) is Literal
+    )
 
 
 def _below(candidates: list[Any], part: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ FORMAT = 1
 OWNER = "run.json"
 HOME_SUFFIX = ".fedmedseg"
 """The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
+
+
+SERVER = "server"
+"""The name under which the server keeps its own state."""
 
 
 class SiteState:
@@ -98,6 +102,27 @@ class SiteState:
 def earlier_run(root: Path, *, study: str, experiment: str, site: str) -> str | None:
     """The token of the run that left state here, or None."""
     return _owner(_folder(root, study, experiment, site))
+
+
+def require_earlier(root: Path, *, study: str, experiment: str, site: str) -> None:
+    """Refuse to continue where this very experiment left no state.
+
+    Raises:
+        ConfigurationError: naming what there is of this study, and how to mend it.
+    """
+    if earlier_run(root, study=study, experiment=experiment, site=site) is not None:
+        return
+    found = sorted(file.parents[1].name for file in (root / study).glob(f"*/{site}/{OWNER}"))
+    others = sorted(file.parents[2].name for file in root.glob(f"*/*/{site}/{OWNER}"))
+    none = f"no earlier run of {study}" + (f", but of {', '.join(dict.fromkeys(others))}" if others else "")
+    several = f"earlier runs of {study} with other settings alone ({', '.join(found)})"
+    raise ConfigurationError(
+        "--resume",
+        got=several if found else none,
+        expected=f"an earlier run of these very settings ({experiment[:16]})",
+        remedy="give the settings and the workspace of the run to continue, or drop --resume to start anew, which "
+        "replaces the report of the run before",
+    )
 
 
 def _folder(root: Path, study: str, experiment: str, site: str) -> Path:

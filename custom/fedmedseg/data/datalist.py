@@ -76,13 +76,39 @@ def read_datalist(path: Path, *, salt: str) -> dict[str, list[Case]]:
             training or validation without ``annotated_labels: []``, or shows a patient in two of training,
             validation and test.
     """
-    content = _read_json(path)
-    _refuse_strays(content)
-    listed = _parsed(content)
-    sections = {section: _cases(getattr(listed, section), section, path.parent, salt) for section in SECTIONS}
+    sections = listed_cases(path, salt=salt)
     _refuse_absent(sections)
     _refuse_leaks(sections)
     return sections
+
+
+def listed_cases(path: Path, *, salt: str) -> dict[str, list[Case]]:
+    """As ``read_datalist``, but absent files and patients in several sections are left to the caller.
+
+    Raises:
+        ConfigurationError, DataError: as ``read_datalist`` for everything else.
+    """
+    content = _read_json(path)
+    _refuse_strays(content)
+    listed = _parsed(content)
+    return {section: _cases(getattr(listed, section), section, path.parent, salt) for section in SECTIONS}
+
+
+def absent_files(sections: Mapping[str, list[Case]]) -> tuple[list[Path], int]:
+    """Files that are named and not there, and how many are named in all."""
+    files = ((case.image, case.label, case.landmarks) for cases in sections.values() for case in cases)
+    named = {file for of_case in files for file in of_case if file is not None}
+    return sorted(file for file in named if not file.is_file()), len(named)
+
+
+def leaks(sections: Mapping[str, list[Case]]) -> dict[str, set[str]]:
+    """Patients and images in more than one of training, validation and test, with those sections."""
+    places: dict[str, set[str]] = {}
+    for section in _SCORED:
+        for case in sections[section]:
+            places.setdefault(case.patient, set()).add(section)
+            places.setdefault(str(case.image), set()).add(section)
+    return {name: found for name, found in places.items() if len(found) > 1}
 
 
 def case_key(salt: str, name: str) -> str:
@@ -183,25 +209,18 @@ def _cases(entries: tuple[Entry, ...], section: str, folder: Path, salt: str) ->
 
 
 def _refuse_absent(sections: Mapping[str, list[Case]]) -> None:
-    files = ((case.image, case.label, case.landmarks) for cases in sections.values() for case in cases)
-    named = {file for of_case in files for file in of_case if file is not None}
-    absent = sorted(file for file in named if not file.is_file())
+    absent, named = absent_files(sections)
     if absent:
         raise DataError(
             "data list",
-            got=f"{len(absent)} of {len(named)} named files absent, the first {absent[0]}",
+            got=f"{len(absent)} of {named} named files absent, the first {absent[0]}",
             expected="files that exist",
             remedy="correct the paths, which start at the folder of the data list; nothing was changed",
         )
 
 
 def _refuse_leaks(sections: Mapping[str, list[Case]]) -> None:
-    places: dict[str, set[str]] = {}
-    for section in _SCORED:
-        for case in sections[section]:
-            places.setdefault(case.patient, set()).add(section)
-            places.setdefault(str(case.image), set()).add(section)
-    shared = {name: found for name, found in places.items() if len(found) > 1}
+    shared = leaks(sections)
     if shared:
         name, found = min(shared.items())
         raise DataError(

@@ -22,6 +22,7 @@ from fedmedseg.core.config import Experiment, PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.schema import Strict, parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX
+from fedmedseg.data.leaving import PrivacySection
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Site:
     """Fewer usable cases in a training section and the site declines."""
     volume_budget_mb: int = 2048
     """MiB one volume may occupy as float32, before and after resampling."""
+    privacy: PrivacySection | None = None
+    """What may leave this site; None where the site file does not say, and then nothing passes the filters."""
 
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
@@ -84,6 +87,7 @@ class SiteFile(Strict):
     min_cases: int = Field(1, ge=1)
     volume_budget_mb: int = Field(2048, ge=1)
     salt: Annotated[str, Field(min_length=8)] | None = None
+    privacy: PrivacySection | None = None
 
 
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:
@@ -113,7 +117,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
             remedy="copy app_configs/sites/example.yaml there and enter this site's data lists",
         )
     base = home if simulated else local.parent / "fedmedseg"
-    state, cache, models = _folders(settings, file, base)
+    state, cache, models = site_folders(settings, file, base)
     if settings is not None and simulated and file == shared:
         # several simulated sites read this file: each needs folders of its own
         state, cache, models = (folder if folder.parent == home else folder / name for folder in (state, cache, models))
@@ -135,6 +139,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         simulated=simulated,
         min_cases=1 if settings is None else settings.min_cases,
         volume_budget_mb=2048 if settings is None else settings.volume_budget_mb,
+        privacy=None if settings is None else settings.privacy,
     )
     listed = site.data_list(experiment.data.role)
     if not listed.is_file():
@@ -155,7 +160,7 @@ def phantom_index(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 1000
 
 
-def _folders(settings: SiteFile | None, file: Path | None, base: Path) -> tuple[Path, Path, Path]:
+def site_folders(settings: SiteFile | None, file: Path | None, base: Path) -> tuple[Path, Path, Path]:
     """State, cache and models; those not given lie beside the first that is, else under ``base``."""
     given = (settings.state_dir, settings.cache_dir, settings.models_dir) if settings is not None else (None,) * 3
     placed = [None if path is None or file is None else _under(file, path) for path in given]

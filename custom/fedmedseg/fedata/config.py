@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from fedmedseg.core.config import Experiment, OptimizerSection, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict, refuse_unread
+from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 from fedmedseg.fedata.masking import masked_units
 from fedmedseg.fedata.mixing_config import ALASection, ClientMix, EMASection, FedEMASection, TeacherSync, check_mixing
 from fedmedseg.fedata.pretext_config import DecoderSection, IbotSection, MaskedTokens, PretextName, check_pretext
@@ -99,14 +99,18 @@ class Section(Strict):
     pair: PairSection = PairSection()
     collapse: CollapseSection = CollapseSection()
     optimizer: OptimizerSection
-    starts: Annotated[tuple[Start, ...], Field(min_length=1)] = ("personal", "shared", "scratch")
+    starts: tuple[Start, ...] = ("personal", "shared", "scratch")
     """Where fine-tuning starts from; each start is trained and evaluated on its own."""
 
     @field_validator("starts")
     @classmethod
     def _once(cls, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-        if len(set(starts)) != len(starts):
-            raise ValueError("each start once")
+        if not starts or len(set(starts)) != len(starts):
+            raise Misfit(
+                got=list(starts),
+                expected=f"at least one of {', '.join(get_args(Start))}, and each start once",
+                remedy="as in fedata.starts=[shared, scratch]",
+            )
         return starts
 
     def top(self, experiment: Experiment) -> int:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedmedseg.core.config import Fraction, Positive
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict, refuse_unread
+from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 
 if TYPE_CHECKING:
     from fedmedseg.fedata.config import Section
@@ -40,9 +40,11 @@ class EMASection(Strict):
     @model_validator(mode="after")
     def _rises(self) -> EMASection:
         if self.schedule == "constant" and self.start != self.end:
-            raise ValueError("ema.end equal to ema.start, or left out, with ema.schedule constant")
+            raise Misfit(
+                "end", got=self.end, expected="ema.end equal to ema.start, or left out, with ema.schedule constant"
+            )
         if self.start > self.end:
-            raise ValueError("ema.start not above ema.end")
+            raise Misfit("start", got=self.start, expected="ema.start not above ema.end")
         return self
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedmedseg.core.config import Experiment, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Strict, refuse_unread
+from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 from fedmedseg.fedata.decoder import width_step
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ class IbotSection(Strict):
     @model_validator(mode="after")
     def _rises(self) -> IbotSection:
         if self.teacher_temperature > self.teacher_temperature_end:
-            raise ValueError("ibot.teacher_temperature not above ibot.teacher_temperature_end")
+            raise Misfit(
+                "teacher_temperature",
+                got=self.teacher_temperature,
+                expected="ibot.teacher_temperature not above ibot.teacher_temperature_end",
+            )
         return self
 
 

@@ -31,6 +31,8 @@ _RENAMED = ((re.compile(r"\bmlp\.fc([12])\."), r"mlp.linear\1."), (re.compile(r"
 _RECOMPUTED = re.compile(r"(relative_position_index|attn_mask)$")
 _NEVER_READ = re.compile(r"\bblocks\.\d+\.(cross_attn|norm_cross_attn)\.")
 """Older MONAI gave every ViT block a cross-attention that its forward pass leaves out."""
+LOWER = "lower --min-matched to leave the others at their initial values"
+"""The other way out of too few matches, for a command that has this option."""
 _ENCODERS_OWN = re.compile(r"(layers\d+c?|blocks|patch_embed|patch_embedding)\.")
 
 
@@ -126,12 +128,13 @@ def match(tensors: Mapping[str, torch.Tensor], encoder: Encoder, *, prefix: str 
     )
 
 
-def require(found: Match, *, least: float) -> None:
+def require(found: Match, *, least: float, otherwise: str = "") -> None:
     """Refuse a match that is not what the user asked for.
 
     Args:
         found: see ``match``.
         least: the share of the encoder's tensors that must have matched.
+        otherwise: what the caller offers besides other settings, as ``LOWER``.
 
     Raises:
         ConfigurationError: naming the first tensor that does not fit, and how to mend it.
@@ -151,8 +154,7 @@ def require(found: Match, *, least: float) -> None:
         name,
         got=f"{why}; {len(found.matched)} of {total} tensors match",
         expected=f"at least {least:.0%} of the tensors that pretraining trains",
-        remedy="set network.* and data.crop to those of the file, or lower --min-matched to leave the others at their "
-        "initial values",
+        remedy="set network.* and data.crop to those of the file" + (f", or {otherwise}" if otherwise else ""),
     )
 
 
@@ -203,7 +205,8 @@ def _place(names: Iterable[str], trained: Mapping[str, TensorSpec], wanted: str 
             "weight file",
             got=f"{len(rivals)} encoders: {', '.join(map(repr, rivals))}",
             expected="one, or its name",
-            remedy=f"choose with --prefix, as in --prefix {rivals[0].rstrip('.') or repr('')}",
+            remedy="choose with --prefix of `fedmedseg encoder import`, as in "
+            f"--prefix {rivals[0].rstrip('.') or repr('')}",
         )
     return ranked[0]
 

@@ -28,6 +28,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ConfigurationError: the file is missing, damaged or of another kind, or reading it would run code.
     """
     try:
+        # opening a named pipe would wait for somebody to write into it
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(
+                path.name,
+                got="a folder, a pipe or a device",
+                expected=f"a regular weight file at {path}",
+                remedy="name the file itself, or copy what the pipe brings into one",
+            )
         with open(path, "rb") as stream:
             head = stream.read(9)
     except OSError as error:

@@ -1,0 +1,143 @@
+"""Checks of what the site file promises: its data lists, and room on its disks for what a study writes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.findings import Finding, failed, passed, run_checks
+from fedmedseg.core.machine_checks import disk
+from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.data.site import SiteFile, site_folders
+from fedmedseg.preflight.data import check_list
+from fedmedseg.preflight.memory import Need
+
+GENERATIONS = 2
+"""Of each checkpoint: the newest and the one before it."""
+UNFINISHED = 4
+"""Copies of a network in the checkpoint of an unfinished training: weights, two moments, the best weights or a
+teacher."""
+REMEMBERED = 3
+"""Copies of an encoder that a site may remember between rounds: its own, a teacher, what mixing needs."""
+
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """The site file with its folders resolved."""
+
+    file: Path
+    settings: SiteFile
+    state: Path
+    cache: Path
+    models: Path
+    lists: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def salt(self) -> str:
+        """The site's own, so that keys are those of its logs; where none was made yet, one for this call."""
+        kept = self.state / "salt"
+        if self.settings.salt:
+            return self.settings.salt
+        try:
+            return kept.read_text(encoding="ascii").strip() or secrets.token_hex(32)
+        except OSError:
+            return secrets.token_hex(32)
+
+
+def read_site(file: Path) -> SiteSettings:
+    """The site file at ``file``.
+
+    Raises:
+        ConfigurationError: absent or invalid.
+    """
+    settings = parse(SiteFile, read_yaml(file), source=file.name)
+    state, cache, models = site_folders(settings, file, file.parent.parent / "fedmedseg")
+    lists = {role: file.parent / entry.list.expanduser() for role, entry in settings.datasets.items()}
+    return SiteSettings(file=file, settings=settings, state=state, cache=cache, models=models, lists=lists)
+
+
+def check_site(
+    site: SiteSettings,
+    *,
+    experiment: Experiment | None,
+    wanted: list[Need],
+    with_data: bool,
+    tick: Tick = lambda role, done, of: None,
+) -> list[Finding]:
+    """Data lists (only the study's, where a study is given) and disks."""
+    findings: list[Finding] = []
+    cached = 0
+    roles = sorted(site.lists) if experiment is None else [experiment.data.role]
+    for role in roles if with_data else ():
+        if role not in site.lists:
+            offered = ", ".join(sorted(site.lists))
+            text = f"the study asks for role {role!r}, the site file offers {offered}"
+            findings.append(failed(f"data {role}: list", text, f"add datasets.{role}.list to the site file"))
+            continue
+        report = check_list(
+            site.lists[role],
+            role=role,
+            data=None if experiment is None else experiment.data,
+            salt=site.salt,
+            min_cases=site.settings.min_cases,
+            budget_mb=site.settings.volume_budget_mb,
+            tick=lambda done, of, role=role: tick(role, done, of),  # type: ignore[misc]
+        )
+        findings += report.findings
+        cached += report.cache_bytes
+    planned = needs_of_disk(site, experiment=experiment, wanted=wanted, cached=cached)
+    return [*run_checks([("disk", lambda: disk(planned))]), *findings]
+
+
+def what_may_leave(site: SiteSettings) -> Finding:
+    """Whether the site file says what may leave: without it the filters of every privacy scope block every reply."""
+    check, section = "what may leave", site.settings.privacy
+    if section is None:
+        mend = "copy the section privacy of app_configs/sites/example.yaml into the site file, and decide on it"
+        return failed(check, "the site file has no section privacy: every reply would be blocked", mend)
+    clipped = "not clipped" if section.clip_norm is None else f"clipped to norm {section.clip_norm:g}"
+    if section.noise is None:
+        noise = "no noise"
+    else:
+        noise = f"noise of {section.noise.multiplier:g} norms up to epsilon {section.noise.epsilon:g}"
+    return passed(check, f"counts from {section.min_count}, differences {clipped}, {noise}")
+
+
+def needs_of_disk(
+    site: SiteSettings, *, experiment: Experiment | None, wanted: list[Need], cached: int
+) -> dict[Path, dict[str, int]]:
+    """Bytes a study writes at this site, by folder: preprocessed volumes, state between rounds, models."""
+    whole = max((4 * need.parameters for need in wanted), default=0)
+    encoder = max((4 * need.parameters for need in wanted if need.frozen), default=0)
+    starts = len(getattr(experiment.wing, "starts", ())) if experiment is not None else 0
+    planned: dict[Path, dict[str, int]] = {}
+    for folder, name, size in (
+        (site.cache, "cache", cached),
+        (site.state, "state", GENERATIONS * (UNFINISHED * whole + REMEMBERED * encoder)),
+        (site.models, "models", starts * whole),
+    ):
+        planned.setdefault(folder, {})[name] = size
+    return planned
+
+
+def site_file_of(kit: Path, name: str) -> Path:
+    """The site file of a kit.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    file = kit / "local" / name
+    if not file.is_file():
+        raise ConfigurationError(
+            "site file",
+            got=f"no local/{name}",
+            expected="the hospital's own file",
+            remedy="copy app_configs/sites/example.yaml there and enter this site's data lists",
+        )
+    return file

@@ -1,0 +1,106 @@
+"""The builder that makes every startup kit safe by default."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.lighter.constants import ParticipantType, PropKey, ProvFileName
+from nvflare.lighter.ctx import ProvisionContext
+from nvflare.lighter.entity import Participant, Project
+from nvflare.lighter.spec import Builder
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import bundle_roots
+from fedmedseg.data.site import SITE_FILE
+from fedmedseg.privacy.scopes import privacy_policy
+from fedmedseg.provisioning import policy
+
+FORSAKEN = ("resources.json.default", "authorization.json.default", "privacy.json.sample")
+"""Files of FLARE's own kits that the ones written here replace. Left in place they would come back to life, with
+FLARE's wider rights, as soon as somebody removed ours."""
+
+
+class SafeKitBuilder(Builder):
+    """Writes the local files of server, sites and administrators; list it after StaticFileBuilder and CertBuilder.
+
+    Args:
+        profile: kind of network: lan, wan or vpn (``timeouts.TIMEOUTS``).
+        max_jobs: jobs the server runs at a time.
+        max_sites: sites the server lets in.
+    """
+
+    def __init__(self, profile: str = "wan", max_jobs: int = 4, max_sites: int = 100) -> None:
+        self.profile = profile
+        self.max_jobs = max_jobs
+        self.max_sites = max_sites
+
+    def build(self, project: Project, ctx: ProvisionContext) -> None:
+        """Write every participant's files."""
+        for participant in project.get_all_participants():
+            if participant.type == ParticipantType.RELAY:
+                raise ConfigurationError(
+                    f"participants.{participant.name}", got="a relay", expected="server, client or admin"
+                )
+            if participant.get_prop(PropKey.LISTENING_HOST):
+                raise ConfigurationError(
+                    f"participants.{participant.name}.listening_host",
+                    got=participant.get_prop(PropKey.LISTENING_HOST),
+                    expected="nothing: our jobs need no open port at a hospital",
+                    remedy="remove listening_host",
+                )
+            self._write(participant, Path(ctx.get_local_dir(participant)))
+
+    def _write(self, participant: Participant, local: Path) -> None:
+        for name in FORSAKEN:
+            (local / name).unlink(missing_ok=True)
+        if participant.type == ParticipantType.ADMIN:
+            _write_json(local / "resources.json", policy.admin_resources(self.profile))
+            return
+        _write_json(local / "authorization.json", policy.authorization())
+        _write_json(local / "comm_config.json", policy.comm_config(self.profile))
+        log = local / "log_config.json.default"
+        if log.is_file():
+            # the name FLARE reads first
+            log.rename(local / "log_config.json")
+        at_server = participant.type == ParticipantType.SERVER
+        if at_server:
+            resources = policy.server_resources(self.profile, max_jobs=self.max_jobs, max_sites=self.max_sites)
+            privacy = policy.scope_names(privacy_policy())
+        else:
+            capacity = participant.get_prop(PropKey.CAPACITY) or {}
+            resources = policy.site_resources(
+                self.profile,
+                gpus=capacity.get(PropKey.NUM_GPUS, 0),
+                gpu_memory=capacity.get(PropKey.GPU_MEM, 0),
+                allow_log_streaming=bool(participant.get_prop_fb(PropKey.ALLOW_LOG_STREAMING, default=False)),
+            )
+            privacy = privacy_policy()
+            shutil.copyfile(site_template(), local / SITE_FILE)
+        _write_json(local / "privacy.json", privacy)
+        _write_json(local / "resources.json", resources)
+        startup = ProvFileName.FED_SERVER_JSON if at_server else ProvFileName.FED_CLIENT_JSON
+        for name, folder in [*((name, "local") for name in policy.PINNED), (startup, "startup")]:
+            # relative: the kit moves
+            (local.parent / name).symlink_to(Path(folder) / name)
+
+
+def site_template() -> Path:
+    """The annotated site file that a hospital fills in.
+
+    Raises:
+        ConfigurationError: neither the source tree nor the installed package holds it.
+    """
+    # the package's own, never one that happens to lie in the current folder
+    for root in bundle_roots()[1:]:
+        file = root / "app_configs" / "sites" / "example.yaml"
+        if file.is_file():
+            return file
+    raise ConfigurationError("app_configs/sites/example.yaml", got="no such file", remedy="install fedmedseg again")
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

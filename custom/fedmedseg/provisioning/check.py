@@ -1,0 +1,243 @@
+"""Whether a startup kit still is as safe as it was made: what `fedmedseg site-policy --check` finds."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.findings import Finding, failed, passed, warned
+from fedmedseg.core.kit import STARTUP_FILES, Kit, open_kit, read_json, site_resources
+from fedmedseg.core.kit_checks import certificate_chain, certificate_dates, certificate_key, today
+from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.data.site import SITE_FILE, SiteFile
+from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
+from fedmedseg.privacy.scopes import privacy_policy, problems
+from fedmedseg.provisioning import policy
+from fedmedseg.provisioning.identity import federation_root, server_name
+from fedmedseg.provisioning.rights import authorization
+
+Look = Callable[[Kit], Iterator[Finding]]
+
+
+def check_kit(
+    root: Path,
+    *,
+    trusted_root: Path | None = None,
+    now: datetime.datetime | None = None,
+) -> list[Finding]:
+    """Look at everything in a kit that keeps a hospital safe.
+
+    Args:
+        root: the kit's folder.
+        trusted_root: the federation's root certificate, from another source than the kit; without it a kit whose
+            certificates were all exchanged passes.
+        now: the time certificates are judged at.
+
+    Raises:
+        ConfigurationError: no kit.
+    """
+    kit, now = open_kit(root), now or today()
+    found = [certificate_chain(kit), certificate_dates(kit, now=now), certificate_key(kit)]
+    if trusted_root is not None:
+        found.append(federation_root(kit, trusted_root))
+    looks: list[tuple[str, Look]] = [("connection", _connection)]
+    if kit.role != "admin":
+        looks += [
+            ("class allow-list", _classes),
+            ("components", _components),
+            ("own code", _own_code),
+            ("authorization", authorization),
+            ("privacy", _privacy),
+            ("signed jobs", _signed_jobs),
+            ("pinned files", _pinned),
+        ]
+    if kit.role == "server":
+        found.append(server_name(kit))
+        looks.append(("stores", _stores))
+    if kit.role == "client":
+        looks.append(("site file", _site_file))
+    looks += [("spare files", _spare_files), ("permissions", _permissions)]
+    return [*found, *(finding for check, look in looks for finding in _guarded(check, look, kit))]
+
+
+def _guarded(check: str, look: Look, kit: Kit) -> list[Finding]:
+    """What ``look`` finds; a file that cannot be read, or is of another shape, is a failure and not an end."""
+    try:
+        return list(look(kit))
+    except ConfigurationError as error:
+        return [failed(check, str(error), "provision the kit again")]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        return [failed(check, f"of a shape FLARE does not know: {error!r}", "provision the kit again")]
+
+
+def _resources(kit: Kit) -> dict[str, Any]:
+    return read_json(site_resources(kit.local))
+
+
+def _classes(kit: Kit) -> Iterator[Finding]:
+    check, mend = "class allow-list", f"set class_allow_list to {', '.join(CLASS_ALLOW_LIST)}"
+    resources = _resources(kit)
+    if resources.get("class_list_enforcement_mode", "enforce") != "enforce":
+        mode = resources["class_list_enforcement_mode"]
+        yield failed(check, f"class_list_enforcement_mode is {mode!r}: other classes run", "set it to enforce")
+    if "class_allow_list" not in resources:
+        yield failed(check, "not set: FLARE's own list of 88 classes counts", mend)
+        return
+    listed = resources["class_allow_list"]
+    if not isinstance(listed, list):
+        yield failed(check, f"{type(listed).__name__} instead of a list", mend)
+        return
+    wider = [str(entry) for entry in listed if entry not in CLASS_ALLOW_LIST]
+    missing = [entry for entry in CLASS_ALLOW_LIST if entry not in listed]
+    if wider:
+        yield failed(check, f"wider than our jobs need: {', '.join(wider)}", mend)
+    if missing:
+        yield failed(check, f"our jobs cannot run without {', '.join(missing)}", mend)
+    if not wider and not missing:
+        yield passed(check, f"{len(listed)} entries, exactly what our jobs name")
+
+
+def _components(kit: Kit) -> Iterator[Finding]:
+    resources = _resources(kit)
+    known = set(policy.SERVER_COMPONENTS.values() if kit.role == "server" else policy.SITE_COMPONENTS.values())
+    paths = {str(entry.get("path", entry.get("name"))) for entry in resources.get("components", [])}
+    strange = sorted(paths - known - policy.CONTAINER_COMPONENTS)
+    if strange:
+        yield failed("components", f"started with FLARE, unknown to us: {', '.join(strange)}", "remove them from it")
+    extra = [
+        file.relative_to(kit.root).as_posix()
+        for folder in (kit.local, kit.startup)
+        for pattern in ("*__resources.json", "*__p_resources.json", "*__j_resources.json", "job_resources.json")
+        for file in sorted(folder.glob(pattern))
+    ]
+    if extra:
+        yield failed("components", f"FLARE adds to the resources: {', '.join(extra)}", "remove them")
+    if not strange and not extra:
+        yield passed("components", f"{len(paths)}, all known")
+
+
+def _own_code(kit: Kit) -> Iterator[Finding]:
+    folder = kit.local / "custom"
+    if folder.is_dir() and any(folder.iterdir()):
+        yield failed("own code", "local/custom is on Python's path", "remove local/custom")
+    else:
+        yield passed("own code", "none beside the installed packages")
+
+
+def _privacy(kit: Kit) -> Iterator[Finding]:
+    check, mend = "privacy", "restore local/privacy.json as provisioned"
+    file = kit.local / "privacy.json"
+    if not file.is_file():
+        yield failed(check, "no local/privacy.json: every scope is accepted and no filter runs", mend)
+        return
+    found, wanted = read_json(file), privacy_policy()
+    if kit.role == "server":
+        # names alone: what filters is the sites' matter
+        faults = [] if found == policy.scope_names(wanted) else ["not the names of our scopes"]
+    else:
+        faults = problems(found)
+        names = [scope.get("name") for scope in found.get("scopes", [])]
+        faults += [f"scope {one['name']!r} is missing" for one in wanted["scopes"] if one["name"] not in names]
+        if found.get("default_scope") != wanted["default_scope"]:
+            faults.append(f"default_scope is {found.get('default_scope')!r} instead of {wanted['default_scope']!r}")
+    for fault in faults:
+        yield failed(check, fault, mend)
+    if not faults:
+        names = [scope["name"] for scope in found["scopes"]]
+        yield passed(check, f"scopes {', '.join(names)}; a job that names none gets {found['default_scope']}")
+
+
+def _connection(kit: Kit) -> Iterator[Finding]:
+    if kit.security == "mtls":
+        yield passed("connection", "both sides show a certificate")
+    else:
+        yield failed("connection", f"connection_security is {kit.security!r}", "set it to mtls")
+
+
+def _signed_jobs(kit: Kit) -> Iterator[Finding]:
+    if read_json(kit.startup / STARTUP_FILES[kit.role]).get("require_signed_jobs") is True:
+        yield passed("signed jobs", "unsigned and changed jobs are refused")
+    else:
+        yield failed("signed jobs", "require_signed_jobs is not true in startup/fed_*.json", "set require_signed_jobs")
+
+
+def _stores(kit: Kit) -> Iterator[Finding]:
+    resources = _resources(kit)
+    components = {entry["id"]: entry for entry in resources["components"]}
+    store, manager = components["job_store"], components["job_manager"]
+    snapshots = resources["snapshot_persistor"]["args"]["storage"]
+    base = _root_of(store, kit)
+    # an absolute uri starts at the store's root, as a relative one does
+    jobs = Path(os.path.normpath(base / str(manager["args"]["uri_root"]).lstrip("/")))
+    workspaces = [kit.root]
+    if any(entry["path"] in policy.CONTAINER_COMPONENTS for entry in components.values()):
+        workspaces.append(Path(policy.CONTAINER_WORKSPACE))
+    for name, folder in (("job store", jobs), ("snapshot store", _root_of(snapshots, kit))):
+        inside = next((one for one in workspaces if one in folder.parents), None)
+        if inside is not None:
+            yield passed(name, f"{folder.relative_to(inside).as_posix()} in the workspace")
+        else:
+            yield failed(name, f"{folder} outside the server's workspace", f"put it under {policy.STORE}, relative")
+    moved = os.environ.get("NVFL_JOB_STORE_ROOT")
+    if moved:
+        yield failed("job store", f"NVFL_JOB_STORE_ROOT moves it to {moved}", "unset NVFL_JOB_STORE_ROOT")
+
+
+def _root_of(entry: Mapping[str, Any], kit: Kit) -> Path:
+    """Root of a file store; FLARE's own takes the disk's root where none is given."""
+    given = str(entry.get("args", {}).get("root_dir", "/"))
+    return Path(os.path.normpath(kit.root / given if entry["path"] == policy.STORAGE else given))
+
+
+def _site_file(kit: Kit) -> Iterator[Finding]:
+    file = kit.local / SITE_FILE
+    if not file.is_file():
+        yield failed("site file", f"no local/{SITE_FILE}", "copy app_configs/sites/example.yaml there and fill it in")
+        return
+    settings = parse(SiteFile, read_yaml(file), source=SITE_FILE)
+    yield passed("site file", f"offers {', '.join(sorted(settings.datasets))}")
+
+
+def _pinned(kit: Kit) -> Iterator[Finding]:
+    """``policy.PINNED`` says why."""
+    startup = STARTUP_FILES[kit.role]
+    meant = {name: kit.local / name for name in policy.PINNED} | {startup: kit.startup / startup}
+    meant["resources.json"] = site_resources(kit.local)
+    for name, file in meant.items():
+        pin, target = kit.root / name, file.relative_to(kit.root).as_posix()
+        if not pin.is_file():
+            found = f"{name} is not in the kit's root: a job's own file of that name could be read in its stead"
+        elif not file.is_file() or pin.read_bytes() != file.read_bytes():
+            found = f"FLARE reads {name} in the kit's root, which differs from {target}"
+        else:
+            continue
+        yield failed("pinned files", found, f"in the kit's root: ln -sf {target} {name}")
+        return
+    yield passed("pinned files", "no job's file can stand in for them")
+
+
+def _spare_files(kit: Kit) -> Iterator[Finding]:
+    for file in sorted([*kit.local.glob("*.default"), *kit.local.glob("*.sample")]):
+        active = file.with_suffix("").name
+        if (kit.local / active).is_file():
+            found = f"local/{file.name} takes over as soon as {active} is gone"
+            yield warned("spare files", found, f"remove local/{file.name}")
+
+
+def _permissions(kit: Kit) -> Iterator[Finding]:
+    open_to_all = [
+        file.relative_to(kit.root).as_posix()
+        for folder in (kit.startup, kit.local)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.stat().st_mode & stat.S_IWOTH
+    ]
+    if open_to_all:
+        found = f"everybody on this machine may change {', '.join(open_to_all)}"
+        yield failed("permissions", found, "chmod -R o-w startup local")
+    else:
+        yield passed("permissions", "nobody but the owner and the group may change the kit")

@@ -1,0 +1,137 @@
+"""The memory estimate against real tensors, and the GPU and memory checks from figures made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fedmedseg.core.findings import Level
+from fedmedseg.core.machine_checks import GIB, MIB
+from fedmedseg.networks.factory import build_segmentation
+from fedmedseg.preflight import memory as subject
+from fedmedseg.preflight.memory import Need, gpu, kept_for_backward, machine_memory, memory, needs
+
+
+def test_a_linear_layer_keeps_its_input_and_nothing_else(study: Callable[..., Any]) -> None:
+    layer = torch.nn.Linear(64, 64, bias=False)
+    kept = kept_for_backward(study(), layer, lambda images: (layer(layer(images)) ** 2).sum())
+    # the crop of zeros, the first layer's output and the second's, 32 x 64 float32 each, each once
+    assert kept == (3 * 4 * 32 * 64, 4 * 32 * 64)
+
+
+def test_counting_without_contents_equals_counting_a_real_forward_pass(study: Callable[..., Any]) -> None:
+    experiment = study()
+    network = build_segmentation(experiment).train()
+    real = kept_for_backward(experiment, network, lambda images: network(images).sum())
+    network = network.to("meta")
+    assert kept_for_backward(experiment, network, lambda images: network(images).sum()) == real
+
+
+def test_the_need_is_the_sum_of_its_parts(study: Callable[..., Any]) -> None:
+    pretraining, fine_tuning = needs(study())
+    network = build_segmentation(study())
+    assert fine_tuning.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert (fine_tuning.stage, fine_tuning.crops, fine_tuning.frozen) == ("fine_tuning", 4, 0)
+    # two volumes with two crops each, and a teacher of the encoder's size
+    assert (pretraining.stage, pretraining.crops) == ("pretraining", 4)
+    assert pretraining.frozen == 4 * pretraining.parameters
+    need = Need(stage="x", crops=3, parameters=10, frozen=40, per_crop=100, largest=7)
+    assert need.total == 4 * 4 * 10 + 40 + 3 * (100 + 3 * 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [({"segmentation": {"batch": 8}}, "fine_tuning"), ({"fedata": {"crops_per_volume": 4}}, "pretraining")],
+)
+def test_twice_the_crops_need_twice_their_memory(change: dict[str, Any], stage: str) -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    def of(*changes: dict[str, Any]) -> Need:
+        found = needs(read_settings(find_job("fedata"), list(changes))[1])
+        return next(need for need in found if need.stage == stage)
+
+    assert of(change).crops == 2 * of().crops
+    assert of(change).total - of().total == of().crops * (of().per_crop + subject.TRANSIENT * of().largest)
+
+
+def test_a_stage_without_rounds_needs_nothing() -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    change = {"stages": {"pretraining": {"rounds": 0}}, "fedata": {"starts": ["scratch"]}}
+    left_out = read_settings(find_job("fedata"), [change])[1]
+    assert [need.stage for need in needs(left_out)] == ["fine_tuning"]
+
+
+def test_the_estimate_leaves_the_random_numbers_as_they_were(study: Callable[..., Any]) -> None:
+    before = torch.get_rng_state()
+    needs(study())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "total", "level"),
+    [
+        ("cpu", 8 * GIB, 8 * GIB, Level.PASS),
+        ("cpu", 3 * GIB, 8 * GIB, Level.WARN),
+        ("cpu", 2 * GIB, 2 * GIB, Level.FAIL),
+        ("cuda", 3.5 * GIB, 4 * GIB, Level.PASS),
+        ("cuda", 3 * GIB, 4 * GIB, Level.WARN),
+    ],
+)
+def test_what_is_needed_is_held_against_what_is_there(device: str, free: float, total: float, level: Level) -> None:
+    """2 GiB for two crops and half for the rest: 3.5 with a process, 3 with CUDA."""
+    small = Need(stage="pretraining", crops=1, parameters=10, frozen=0, per_crop=1, largest=0)
+    large = Need(stage="fine_tuning", crops=2, parameters=0, frozen=GIB // 4, per_crop=GIB, largest=0)
+    found = memory([small, large], device=device, free=int(free), total=int(total))
+    assert found.level is level, found
+    assert "fine_tuning: 0.0 M parameters" in found.found
+    assert "2 crop(s) x 1.0 GiB" in found.found
+
+
+def test_a_study_that_trains_nothing_needs_nothing() -> None:
+    assert memory([], device="cpu", free=1, total=1).level is Level.PASS
+
+
+def test_a_containers_limit_counts_where_it_is_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = SimpleNamespace(available=10 * GIB, total=20 * GIB)
+    monkeypatch.setattr(subject.psutil, "virtual_memory", lambda: host)
+    for limit, used, expected in (
+        (None, None, (10 * GIB, 20 * GIB)),
+        (40 * GIB, GIB, (10 * GIB, 20 * GIB)),
+        (4 * GIB, 3 * GIB, (GIB, 4 * GIB)),
+        (2 * GIB, 3 * GIB, (0, 2 * GIB)),
+    ):
+        monkeypatch.setattr(subject, "_cgroup", {"memory.max": limit, "memory.current": used}.get)
+        assert machine_memory() == expected
+
+
+def test_a_gpu_is_asked_for_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(subject, "DRIVER", tmp_path / "none")
+    assert [gpu(wish, "fp32")[0].level for wish in ("cpu", "auto", "cuda")] == [Level.PASS, Level.PASS, Level.FAIL]
+    (tmp_path / "driver").touch()
+    monkeypatch.setattr(subject, "DRIVER", tmp_path / "driver")
+    found, device, room = gpu("auto", "fp32")
+    assert (found.level, device, room) == (Level.WARN, "cpu", None)
+
+
+@pytest.mark.parametrize(
+    ("able", "precision", "level"),
+    [(True, "bf16", Level.PASS), (False, "bf16", Level.FAIL), (False, "auto", Level.PASS)],
+)
+def test_a_gpu_must_have_the_precision_the_study_demands(
+    monkeypatch: pytest.MonkeyPatch, able: bool, precision: str, level: Level
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(name="Card", major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (5 * MIB, 16 * GIB))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    found, device, room = gpu("auto", precision)
+    assert (found.level, device, room) == (level, "cuda", (5 * MIB, 16 * GIB))
+    assert found.found.startswith("Card, 16.0 GiB, compute capability 7.5")
