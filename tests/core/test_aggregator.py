@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from fedmedseg.core.aggregator import (
@@ -554,3 +555,21 @@ def test_a_rule_is_asked_for_personal_tensors_only_where_the_contract_is_persona
     assert list(rule.personal) == ["site-1"], "a site that counts no case has no part in it"
     rule.reset(context("server"))
     assert rule.personal == {}
+
+
+def test_the_rule_runs_on_one_thread_whatever_the_server_has(
+    round_of: Callable[..., Round], reply_to: Callable[..., Shareable], context: Callable[..., FLContext]
+) -> None:
+    seen: list[int] = []
+
+    class Counting(SharedKeysAggregator):
+        def combine(self, shared: Any, contributions: Any, weights: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().combine(shared, contributions, weights)
+
+    aggregator, current = Counting(), round_of()
+    torch.set_num_threads(2)
+    aggregator.open_round(current)
+    assert aggregator.accept(reply_to(current, {"a": torch.ones(2), "b": torch.ones(2, 2)}), context(peer="site-1"))
+    aggregator.aggregate(context())
+    assert (seen, torch.get_num_threads()) == ([1], 2)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,10 +179,13 @@ class GuardedAggregator(Aggregator):
                 self.notes["weighting"] = said
                 # a site without cases is left out, so that no rule has to cope with a weight of zero
                 counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
-                differences = self.combine(self.round.shared, counted, {site: self.weights[site] for site in counted})
+                with single_threaded():
+                    weights = {site: self.weights[site] for site in counted}
+                    differences = self.combine(self.round.shared, counted, weights)
+                    if self.round.contract.personal:
+                        self.personal = self.personalise(self.round.shared, counted)
                 self.round.schema.require(differences, sender="the aggregation rule")
                 if self.round.contract.personal:
-                    self.personal = self.personalise(self.round.shared, counted)
                     for tensors in self.personal.values():
                         self.round.schema.require({**self.round.shared, **tensors}, sender="the aggregation rule")
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
@@ -274,6 +278,17 @@ class SharedKeysAggregator(GuardedAggregator):
     ) -> Mapping[str, torch.Tensor]:
         """Sum of weight times difference, per tensor."""
         return weighted_mean({site: c.differences for site, c in contributions.items()}, weights)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Norms and products are summed in parts, one per thread: the aggregate must not depend on the server's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def weighted_mean(
