@@ -20,7 +20,6 @@ from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core import config, executor, in_process, persistor, workflow
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
-from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
@@ -161,15 +160,15 @@ def round_of(shared: dict[str, torch.Tensor]) -> Callable[..., Round]:
 
     def make(stage: str = "training", number: int = 0, tensors: Mapping[str, torch.Tensor] | None = None) -> Round:
         tensors = shared if tensors is None else tensors
-        return Round(
+        return Round.begin(
             run=RUN,
             stage=stage,
             number=number,
-            base=content_sha256(tensors),
             nonce=NONCE,
             contract=TOY["plan"].stages(None)[stage],
             schema=Schema(tensors),
             shared=tensors,
+            personal={},
         )
 
     return make

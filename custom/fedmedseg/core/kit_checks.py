@@ -138,7 +138,7 @@ def class_allow_list(kit: Kit) -> Finding:
     """Whether FLARE enforces a list of classes here, ours are on it, and it is no list of everything."""
     check = "class allow-list"
     file = site_resources(kit.local)
-    mend = "take local/resources.json.default of the kit as it was provisioned"
+    mend = "take local/resources.json of the kit as it was provisioned"
     try:
         content = read_json(file)
     except ConfigurationError as error:

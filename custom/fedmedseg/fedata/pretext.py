@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -78,7 +79,7 @@ class Outcome:
     targets: Targets
 
 
-class Pretext:
+class Pretext(ABC):
     """Base of all pretexts: no teacher, no memory. Subclasses give ``heads``, ``targets`` and ``loss``."""
 
     has_teacher: ClassVar[bool] = False
@@ -88,34 +89,37 @@ class Pretext:
         self.network = network
 
     @staticmethod
+    @abstractmethod
     def heads(layout: Layout) -> dict[str, nn.Module]:
         """The student's heads by their name in the network, in the order in which their weights are drawn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, teacher: nn.Module | None, images: torch.Tensor, places: Places) -> Targets:
         """Targets of whole crops (B, 1, *crop); called without gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, view: View, targets: Targets, places: Places, *, position: int, total: int) -> Outcome:
         """The loss at global step ``position`` of ``total``; changes nothing."""
-        raise NotImplementedError
 
     def teacher_tensors(self) -> dict[str, torch.Tensor]:
         """Tensors beside the encoder's that follow the student, by their name in the student."""
         return {}
 
     def follow(self, targets: Targets) -> None:
-        """Take over from a batch, after its step, what the next one needs."""
+        """Take over from a batch, after its step, what the next one needs; without memory there is nothing to do."""
+        return
 
     def reset(self) -> None:
-        """Forget what ``memory`` holds."""
+        """Forget what ``memory`` holds; without memory there is nothing to do."""
+        return
 
     def memory(self) -> dict[str, torch.Tensor]:
         """What the site keeps of this pretext beside the teacher."""
         return {}
 
     def load(self, memory: Mapping[str, torch.Tensor]) -> None:
-        """Go on from ``memory``."""
+        """Go on from ``memory``; without memory there is nothing to do."""
+        return
 
     def _pixel_targets(self, images: torch.Tensor, places: Places) -> torch.Tensor:
         """Units at the hidden places, (B, M, voxels)."""
