@@ -27,7 +27,9 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.training import Aborted
+from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header, Meta, Schema
+from fedmedseg.privacy.contents import fit_reason
 
 MARKER = "PATIENT-4711"
 Tensors = dict[str, torch.Tensor]
@@ -87,6 +89,7 @@ def request_for(experiment_file: Path, shared: Tensors) -> Callable[..., Shareab
             Header.NONCE: "c3d4",
             Header.SCHEMA: Schema(shared).digest,
             Header.EXPERIMENT: load_experiment(experiment_file).digest,
+            Header.VERSIONS: own_versions(),
             **(headers or {}),
         }.items():
             request.set_header(header, value)
@@ -294,11 +297,9 @@ def test_a_site_that_could_not_start_is_asked_anew_each_time(
     assert executor.execute("training", request_for(), context(), Signal()).get_return_code() == ReturnCode.OK
 
 
-def test_a_broken_experiment_file_is_a_reason_and_not_a_crash(do: Callable[..., Any], experiment_file: Path) -> None:
-    from nvflare.apis.fl_context import FLContext as Context
-
+def test_a_broken_context_is_a_reason_and_not_a_crash(request_for: Callable[..., Shareable]) -> None:
     executor = ToyExecutor(RuntimeError())
-    failed(executor.execute("training", Shareable(), Context(), Signal()), "INTERNAL: AttributeError")
+    failed(executor.execute("training", request_for(), FLContext(), Signal()), "INTERNAL: AttributeError")
 
 
 @pytest.mark.parametrize("content", ["a: [", "[]", "system: nowhere"])
@@ -335,9 +336,9 @@ def test_an_unknown_task_is_unknown(do: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("header", "value", "reason"),
     [
-        (Header.EXPERIMENT, "f" * 64, "SCHEMA: experiment"),
-        (Header.EXPERIMENT, None, "SCHEMA: experiment"),
-        (Header.SCHEMA, "f" * 64, "SCHEMA: schema"),
+        (Header.EXPERIMENT, "f" * 64, "VERSION: experiment other than at the server"),
+        (Header.EXPERIMENT, None, "VERSION: experiment other than at the server"),
+        (Header.SCHEMA, "f" * 64, "VERSION: schema other than at the server"),
         (Header.BASE, "f" * 64, "SCHEMA: shared tensors"),
         (Header.RUN, "../../up", "SCHEMA: fedmedseg.run"),
         (Header.RUN, "a" * 65, "SCHEMA: fedmedseg.run"),
@@ -366,7 +367,30 @@ def test_a_settings_file_changed_at_the_site_is_refused(
     request = request_for()
     experiment_file.write_text(yaml.safe_dump({**settings, "seed": 8}))
     reply = ToyExecutor(Scripted(tmp_path, add_one)).execute("training", request, context(), Signal())
-    failed(reply, "SCHEMA: experiment")
+    failed(reply, "VERSION: experiment other than at the server")
+
+
+@pytest.mark.parametrize("package", ["fedmedseg", "nvflare"])
+def test_a_site_with_another_version_takes_no_part_and_says_which(
+    do: Callable[..., Any], caplog: pytest.LogCaptureFixture, package: str
+) -> None:
+    reply, executor = do(headers={Header.VERSIONS: {**own_versions(), package: "99.1"}})
+    failed(reply, f"VERSION: {package} {own_versions()[package]} (server 99.1)")
+    assert executor.made == 0
+    assert f"no part in training: VERSION: {package}" in caplog.text
+    assert "install the wheel that the study's kits name" in caplog.text
+
+
+def test_a_server_that_tells_no_versions_is_not_trusted_to_have_the_same(do: Callable[..., Any]) -> None:
+    reply, executor = do(headers={Header.VERSIONS: None})
+    assert reply.get_header(Header.REASON).startswith("VERSION: fedmedseg")
+    assert executor.made == 0
+
+
+def test_the_reason_of_a_difference_passes_the_sites_filters(do: Callable[..., Any]) -> None:
+    for versions in (None, {**own_versions(), "torch": "1.0"}, dict.fromkeys(own_versions(), "9" * 32)):
+        reply, _ = do(headers={Header.VERSIONS: versions})
+        assert fit_reason(reply.get_header(Header.REASON)) == reply.get_header(Header.REASON)
 
 
 @pytest.mark.parametrize(

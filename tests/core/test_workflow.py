@@ -28,6 +28,7 @@ from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
+from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header
 from fedmedseg.core.workflow import QuorumScatterAndGather
 
@@ -173,6 +174,7 @@ def test_a_clean_round_asks_every_site_once_with_all_headers(
     names = [value for key, value in vars(Header).items() if key.isupper() and key not in ("REASON", "DECLINED")]
     assert all(stage.sent.get_header(name) is not None for name in names)
     assert stage.sent.get_header(Header.EXPERIMENT) == stage.flow.experiment.digest
+    assert stage.sent.get_header(Header.VERSIONS) == own_versions()
 
 
 def test_a_stage_that_sends_nothing_sends_nothing(
@@ -257,6 +259,57 @@ def test_a_site_that_declines_leaves_the_quorum_and_the_next_round(
     stage.round(monkeypatch)
     assert stage.asked[1] == ["site-1", "site-3"]
     assert stage.panics == []
+
+
+OTHER = "VERSION: fedmedseg 0.1.0 (server 0.2.0)"
+
+
+def test_a_site_of_another_version_stops_a_study_that_wants_all_sites(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It does not decline: going on without it in silence is not what `all` means. Asking again mends nothing."""
+    stage = federation()
+    stage.round(monkeypatch, site_2=[error(OTHER)])
+    assert stage.asked == [SITES]
+    assert stage.panics == [
+        f"training round 0: 2 of 3 needed replies were accepted (site-2: {OTHER}). The last shared model is kept."
+    ]
+    site = last_record(tmp_path)["sites"]["site-2"]
+    assert (site["accepted"], site["declined"], site["reason"]) == (False, False, OTHER)
+
+
+def test_a_quorum_goes_on_without_a_site_of_another_version_and_names_it_in_every_round(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+    audit: MagicMock,
+) -> None:
+    stage = federation(quorum=2)
+    for number in (0, 1):
+        stage.flow._current_round = number
+        stage.round(monkeypatch, site_2=[error(OTHER)])
+        finish(stage, context("server"))
+        record = last_record(tmp_path)
+        assert (record["accepted"], record["needed"]) == (["site-1", "site-3"], 2)
+        assert record["sites"]["site-2"]["reason"] == OTHER
+    assert stage.asked == [SITES, ["site-1", "site-3"]]
+    assert stage.panics == []
+    (call,) = audit.add_event.call_args_list
+    assert call.kwargs["msg"] == OTHER
+
+
+def test_a_failure_beside_a_site_of_another_version_is_asked_again_while_that_can_help(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = federation(quorum=2)
+    stage.round(monkeypatch, site_2=[error(OTHER)], site_3=[nan, "honest"])
+    assert stage.asked == [SITES, ["site-3"]]
+    assert stage.panics == []
+    stage = federation()
+    stage.round(monkeypatch, site_2=[error(OTHER)], site_3=[nan, "honest"])
+    assert stage.asked == [SITES]
+    assert f"site-2: {OTHER}; site-3: NOT_FINITE" in stage.panics[0]
 
 
 def test_when_every_site_declines_the_job_says_why(

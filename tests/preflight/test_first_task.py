@@ -21,6 +21,7 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.findings import Level
 from fedmedseg.core.first_task import first_task_checks, require_fit
 from fedmedseg.core.place import Place
+from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header
 
 
@@ -123,10 +124,17 @@ def context(kit: Path, *, simulated: bool) -> FLContext:
     return fl_ctx
 
 
+def request() -> Shareable:
+    """A task of a server with the same versions, and nothing else in it."""
+    task = Shareable()
+    task.set_header(Header.VERSIONS, own_versions())
+    return task
+
+
 def test_the_executor_answers_its_first_task_with_the_reason(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     (fresh / "local" / "privacy.json").unlink()
-    reply = Never().execute("pretraining", Shareable(), context(fresh, simulated=False), Signal())
+    reply = Never().execute("pretraining", request(), context(fresh, simulated=False), Signal())
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     assert reply.get_header(Header.REASON) == "PREFLIGHT: privacy"
     assert str(fresh) not in str(dict(reply))
@@ -135,6 +143,6 @@ def test_the_executor_answers_its_first_task_with_the_reason(fresh: Path, caplog
 
 def test_the_simulators_executor_checks_no_kit(fresh: Path) -> None:
     (fresh / "local" / "privacy.json").unlink()
-    reply = Never().execute("pretraining", Shareable(), context(fresh, simulated=True), Signal())
+    reply = Never().execute("pretraining", request(), context(fresh, simulated=True), Signal())
     # it went on to the study, which is not there
     assert reply.get_header(Header.REASON) == "CONFIGURATION: experiment.yaml"

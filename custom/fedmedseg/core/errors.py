@@ -32,6 +32,7 @@ class Reason(StrEnum):
     TENSOR_TYPE = "TENSOR_TYPE"
     UNKNOWN_TENSORS = "UNKNOWN_TENSORS"
     UNREADABLE = "UNREADABLE"
+    VERSION = "VERSION"
 
 
 class FedMedSegError(Exception):

@@ -34,7 +34,8 @@ from fedmedseg.core.progress import Progress
 from fedmedseg.core.replies import encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.training import Aborted
-from fedmedseg.core.wire import Header, Meta, Schema, StageContract
+from fedmedseg.core.versions import differences, own_versions
+from fedmedseg.core.wire import LASTING, Header, Meta, Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class TrainingExecutor(Executor):
             if error.reason == Reason.NO_CASES:
                 self.log_warning(fl_ctx, f"no part in {task_name}: {error.local}")
                 return _declined(error.public)
-            self.log_error(fl_ctx, f"{task_name} failed: {error.local}")
+            what = f"no part in {task_name}" if error.reason in LASTING else f"{task_name} failed"
+            self.log_error(fl_ctx, f"{what}: {error.local}")
             return _failure(error.public)
         except (MemoryError, torch.OutOfMemoryError):
             self.log_error(fl_ctx, f"{task_name} failed: out of memory")
@@ -88,6 +90,8 @@ class TrainingExecutor(Executor):
             return _failure(f"{Reason.INTERNAL}: {type(error).__name__}")
 
     def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        # before anything is read: another version may not even understand the study's settings
+        _require_same(differences(shareable.get_header(Header.VERSIONS), own_versions()))
         ready = self._prepare(fl_ctx)
         if not ready.place.simulated:
             _require_site_filters(fl_ctx)
@@ -96,12 +100,7 @@ class TrainingExecutor(Executor):
             return make_reply(ReturnCode.TASK_UNKNOWN)
         for header, ours in ((Header.EXPERIMENT, ready.experiment.digest), (Header.SCHEMA, ready.schema.digest)):
             if shareable.get_header(header) != ours:
-                raise FedMedSegError(
-                    header.removeprefix("fedmedseg."),
-                    expected="the same on server and site",
-                    remedy="install the same version of the package everywhere and submit the job again",
-                    reason=Reason.SCHEMA,
-                )
+                _require_same(f"{header.removeprefix('fedmedseg.')} other than at the server")
         shared: dict[str, torch.Tensor] = {}
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
@@ -210,6 +209,18 @@ class _Ready:
             progress=Progress(site=site, stage=stage, round=number, rounds=rounds, file=self.place.run / PROGRESS_FILE),
             aborted=lambda: bool(abort_signal.triggered),
             checkpoint_seconds=experiment.compute.checkpoint_seconds,
+        )
+
+
+def _require_same(difference: str) -> None:
+    """Take no part where server and site differ in what must be the same."""
+    if difference:
+        raise FedMedSegError(
+            difference,
+            expected="the server's",
+            remedy="install the wheel that the study's kits name, at the server and at every site, and submit the job "
+            "again",
+            reason=Reason.VERSION,
         )
 
 

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +19,11 @@ from nvflare.widgets.widget import Widget
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.place import place_of
+from fedmedseg.core.versions import installed_versions
 
 logger = logging.getLogger("fedmedseg.run")
 
 RECORD_FILE = "run.json"
-PACKAGES = ("fedmedseg", "nvflare", "torch", "monai", "numpy", "nibabel")
 
 
 class Reporter(Protocol):
@@ -124,17 +123,6 @@ class RunRecord(Widget):
     def _write(self, folder: Path) -> None:
         self._record["seconds"] = round(time.monotonic() - self._began, 3)
         _write_json(folder / RECORD_FILE, self._record)
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide results."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

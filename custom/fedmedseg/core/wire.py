@@ -22,6 +22,9 @@ import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
 
+LASTING = frozenset({Reason.VERSION})
+"""Reasons that asking again cannot mend. Such a site takes no part in the stage, and as it never said that it had
+nothing to give, as one that declines does, the quorum goes on counting it: a study that wants all sites stops."""
 MOST_METRICS = 4096
 """Of one reply: three figures of 254 structures under four models are fewer."""
 LONGEST_NAME = 200
@@ -40,6 +43,8 @@ class Header:
     """Drawn per task and echoed once: a reply that was seen before is refused."""
     SCHEMA = "fedmedseg.schema"
     EXPERIMENT = "fedmedseg.experiment"
+    VERSIONS = "fedmedseg.versions"
+    """The server's versions by package (``core.versions``); a site with others takes no part."""
     REASON = "fedmedseg.reason"
     DECLINED = "fedmedseg.declined"
     """The site takes no part in this stage (no cases for it): neither an error nor counted to the quorum."""

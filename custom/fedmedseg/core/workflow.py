@@ -32,7 +32,8 @@ from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
-from fedmedseg.core.wire import Header, Part, StageContract
+from fedmedseg.core.versions import own_versions
+from fedmedseg.core.wire import LASTING, Header, Part, StageContract
 
 RETRY_SECONDS = 20
 TASK_CHECK_SECONDS = 0.02
@@ -44,6 +45,10 @@ class QuorumScatterAndGather(ScatterAndGather):
     Rounds, quorum and timeouts come from experiment.yaml. A round that stays below its quorum is asked again
     once, of the sites that failed, for at most 20 s; then the job ends with the reason, as it does when the
     shared model does not change for ``federation.no_progress_rounds`` rounds.
+
+    A site that declines (no cases, or its own people's word) leaves the quorum: it says that it takes no part. One
+    that cannot take part as it is installed (``wire.LASTING``) is asked no more in this stage either, but counts as
+    failed: with quorum ``all`` the study stops and names it instead of going on without it.
 
     Args:
         stage: name of the stage, a key of ``stages`` in experiment.yaml.
@@ -96,6 +101,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         )
         fobs.register(TensorDecomposer)
         self._declined: dict[str, str] = {}
+        self._unfit: dict[str, str] = {}
+        """Sites that cannot take part as they are installed (``LASTING``): not asked again, and still needed."""
         self._replies: dict[str, dict[str, Any]] = {}
         self._replies_lock = threading.Lock()
         self._unchanged = 0
@@ -170,7 +177,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             personal=self.persistor.personal,
         )
         self._folder = place_of(fl_ctx).run / "report"
-        self._replies = {}
+        self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
@@ -178,17 +185,18 @@ class QuorumScatterAndGather(ScatterAndGather):
             "refusals": [],
         }
         self.aggregator.open_round(current)
-        asked = [site for site in self._connected() if site not in self._declined]
-        needed = self._needed(asked)
+        counted = [site for site in self._connected() if site not in self._declined]
+        asked = [site for site in counted if site not in self._unfit]
+        needed = self._needed(counted)
         if needed > len(asked):
             # FLARE would refuse to wait for more replies than it asks for, and name no site
-            self._round_facts.update(needed=needed, asked=sorted({*asked, *self._declined}))
-            self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
+            self._round_facts.update(needed=needed, asked=sorted({*counted, *self._declined}))
+            self._replies |= {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
             self._stop_below_quorum(fl_ctx)
             return
         self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
         failed = self._failed(asked)
-        needed = self._needed(asked)
+        needed = self._needed(counted)
         alive = len(self._answered()) >= needed
         if self._accepted() < needed and failed and alive and not self._aborted(abort_signal):
             self.log_warning(fl_ctx, f"round {self._current_round}: asking again: {', '.join(failed)}")
@@ -205,8 +213,8 @@ class QuorumScatterAndGather(ScatterAndGather):
                 result_received_cb=self._process_train_result,
             )
             self._send(again, current, fl_ctx, failed, len(failed), RETRY_SECONDS, abort_signal)
-            needed = self._needed(asked)
-        self._round_facts.update(needed=needed, asked=asked)
+            needed = self._needed(counted)
+        self._round_facts.update(needed=needed, asked=counted)
         if self._accepted() < needed and not self._aborted(abort_signal):
             self._stop_below_quorum(fl_ctx)
 
@@ -326,6 +334,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             (Header.NONCE, current.nonce),
             (Header.SCHEMA, self.persistor.schema.digest),
             (Header.EXPERIMENT, self.experiment.digest),
+            (Header.VERSIONS, own_versions()),
         ):
             task.data.set_header(header, value)
         self._sent = time.monotonic()
@@ -353,7 +362,11 @@ class QuorumScatterAndGather(ScatterAndGather):
             reason = clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
             if client_name not in self.aggregator.contributions:
                 self.aggregator.rejections[client_name] = reason
-            self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
+            if reason.partition(":")[0] in LASTING:
+                self._unfit[client_name] = reason
+                self.log_warning(fl_ctx, f"{client_name} can take no part in {self.stage}: {reason}")
+            else:
+                self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
         elif (peer := fl_ctx.get_peer_context()) is None or peer.get_identity_name() != client_name:
             # FLARE knows the client by its token; the name in the context is what the client calls itself, and it is
             # the one an aggregator sees
@@ -384,13 +397,14 @@ class QuorumScatterAndGather(ScatterAndGather):
         return len(self.aggregator.contributions)
 
     def _answered(self) -> set[str]:
-        return {site for site in self._replies if site not in self._declined}
+        return {site for site in self._replies if site not in self._declined and site not in self._unfit}
 
     def _failed(self, asked: list[str]) -> list[str]:
-        return [site for site in asked if site not in self.aggregator.contributions and site not in self._declined]
+        settled = {*self.aggregator.contributions, *self._declined, *self._unfit}
+        return [site for site in asked if site not in settled]
 
-    def _needed(self, asked: list[str]) -> int:
-        taking_part = sum(site not in self._declined for site in asked)
+    def _needed(self, counted: list[str]) -> int:
+        taking_part = sum(site not in self._declined for site in counted)
         return max(1, self.experiment.federation.needed(taking_part))
 
     @staticmethod
