@@ -1,6 +1,7 @@
 """Executors that stand in for a system's own: one that trains nothing, and one that fails as it is told to.
 
-`FEDMEDSEG_FAULT` holds JSON: a list of {"site": ..., "round": ..., "kind": ...}; site null strikes everywhere.
+`FEDMEDSEG_FAULT`, or the file that `FEDMEDSEG_FAULT_FILE` names, holds JSON: a list of {"site": ..., "round": ...,
+"kind": ...}; site null strikes everywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from fedmedseg.core.wire import Header
 
 def _kind(site: str, round: object) -> str | None:
     """What is to go wrong at this site in this round."""
-    for fault in json.loads(os.environ.get("FEDMEDSEG_FAULT", "[]")):
+    file = os.environ.get("FEDMEDSEG_FAULT_FILE")
+    for fault in json.loads(Path(file).read_text() if file else os.environ.get("FEDMEDSEG_FAULT", "[]")):
         if fault["site"] in (site, None) and fault["round"] in (round, None):
             return str(fault["kind"])
     return None

@@ -1,0 +1,148 @@
+"""An administrator's session with a running federation: submit, follow, fetch, through FLARE's own admin API."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.job_def import JobMetaKey, RunStatus
+from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, JobNotFound
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.kit import open_kit
+
+POLL_SECONDS = 1.0
+COMPLETED = RunStatus.FINISHED_COMPLETED.value
+ENDED = "FINISHED"
+"""How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
+NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
+
+
+@contextmanager
+def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
+    """A session with the server an administrator's kit names, closed at the end: an open one keeps its process alive.
+
+    Args:
+        kit: the administrator's startup kit.
+        patience: seconds to reach the server.
+
+    Raises:
+        ConfigurationError: no administrator's kit, the server cannot be reached, or it refuses the certificate.
+    """
+    opened = open_kit(kit)
+    if opened.role != "admin":
+        raise ConfigurationError(
+            "startup kit",
+            got=f"the kit of a {opened.role}",
+            expected="an administrator's",
+            remedy="name the folder of the kit you log in with",
+        )
+    try:
+        # one try: the patience is ours, and FLARE's own repeats are silent
+        made = new_secure_session(
+            username=opened.root.name, startup_kit_location=str(opened.root), timeout=patience, auto_login_max_tries=1
+        )
+    except AuthenticationError:
+        raise ConfigurationError(
+            "startup kit",
+            got=f"{opened.root.name}, whom the server refuses",
+            expected="a certificate of this federation that has not ended",
+            remedy="`fedmedseg preflight` says what is wrong with a kit",
+        ) from None
+    except Exception as error:
+        raise ConfigurationError(
+            "server",
+            got=f"no answer from {opened.server} in {patience:g} s ({type(error).__name__})",
+            expected="a server that runs and can be reached",
+            remedy="start it, or look at proxy and firewall with `fedmedseg preflight`",
+        ) from None
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def submit(open_session: Session, job: Path) -> str:
+    """Submit a job folder; FLARE signs it with the administrator's key. Returns the job's id.
+
+    A copy is submitted: FLARE writes signature and certificate into every folder of what it is given.
+
+    Raises:
+        ConfigurationError: this administrator may not.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copied = shutil.copytree(job, Path(folder) / job.resolve().name)
+            return str(open_session.submit_job(str(copied)))
+    except AuthorizationError:
+        raise ConfigurationError(
+            "startup kit", got="a role that may not submit jobs", expected="a lead or the network's administrator"
+        ) from None
+
+
+def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
+    """What the server knows of a job.
+
+    Raises:
+        ConfigurationError: no such job, or another organisation's.
+    """
+    try:
+        found: Mapping[str, Any] = open_session.get_job_meta(job_id)
+    except (JobNotFound, AuthorizationError) as error:
+        raise ConfigurationError(
+            "job",
+            got=f"{job_id!r} ({type(error).__name__})",
+            expected="the id of a job you may manage",
+            remedy="`nvflare job list` shows them",
+        ) from None
+    return found
+
+
+def status_of(meta: Mapping[str, Any]) -> str:
+    """A job's status, as FLARE writes it."""
+    return str(meta.get(JobMetaKey.STATUS.value, ""))
+
+
+def has_ended(status: str) -> bool:
+    """Whether a job of this status does not run and never will."""
+    return status.startswith(ENDED) or status in NEVER_RAN
+
+
+def wait(
+    open_session: Session,
+    job_id: str,
+    *,
+    on_poll: Callable[[Mapping[str, Any]], None] = lambda meta: None,
+    timeout: float | None = None,
+) -> Mapping[str, Any]:
+    """Wait until a job has ended; ``on_poll`` sees its meta data about once a second.
+
+    Raises:
+        TimeoutError: it still runs after ``timeout`` seconds.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        meta = meta_of(open_session, job_id)
+        on_poll(meta)
+        if has_ended(status_of(meta)):
+            return meta
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"job {job_id} is {status_of(meta)} after {timeout:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+def connected_sites(open_session: Session) -> list[str]:
+    """Names of the sites the server has heard of lately."""
+    return sorted(client.name for client in open_session.get_connected_client_list())
+
+
+def download(open_session: Session, job_id: str, folder: Path) -> Path:
+    """Fetch what a job left at the server into ``folder``; returns the run folder, with report and models."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(open_session.download_job_result(job_id, str(folder))) / "workspace"

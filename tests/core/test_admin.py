@@ -1,0 +1,57 @@
+"""An administrator's session: what it refuses, which statuses are ends, how it waits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.apis.job_def import RunStatus
+
+from fedmedseg.core import admin
+from fedmedseg.core.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("status", list(RunStatus))
+def test_a_job_has_ended_in_every_status_but_those_before_and_while_it_runs(status: RunStatus) -> None:
+    going = {RunStatus.SUBMITTED, RunStatus.APPROVED, RunStatus.DISPATCHED, RunStatus.RUNNING}
+    assert admin.has_ended(status.value) is (status not in going)
+
+
+class Answers:
+    """A session that answers with one status after the other."""
+
+    def __init__(self, *statuses: str) -> None:
+        self.statuses = list(statuses)
+
+    def get_job_meta(self, job_id: str) -> dict[str, Any]:
+        return {"job_id": job_id, "status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+
+
+def test_wait_shows_every_answer_and_returns_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "POLL_SECONDS", 0.0)
+    seen: list[str] = []
+    meta = admin.wait(
+        Answers("SUBMITTED", "RUNNING", "FINISHED:COMPLETED"),  # type: ignore[arg-type]
+        "job",
+        on_poll=lambda one: seen.append(admin.status_of(one)),
+    )
+    assert seen == ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
+    assert admin.status_of(meta) == admin.COMPLETED
+
+
+def test_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "POLL_SECONDS", 0.0)
+    with pytest.raises(TimeoutError, match="job is RUNNING after 0 s"):
+        admin.wait(Answers("RUNNING"), "job", timeout=0)  # type: ignore[arg-type]
+
+
+def test_a_kit_of_a_site_opens_no_session(tmp_path: Path) -> None:
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "local").mkdir()
+    (tmp_path / "startup" / "fed_client.json").write_text(
+        json.dumps({"servers": [{"identity": "localhost", "service": {"target": "localhost:8002"}}], "client": {}})
+    )
+    with pytest.raises(ConfigurationError, match=r"kit of a client.*administrator"), admin.session(tmp_path):
+        pass
