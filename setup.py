@@ -1,4 +1,4 @@
-"""Puts jobs and presets into the wheel, so that an installed package can run a study without the source tree."""
+"""Puts jobs, presets and project files into the wheel: an installed package needs no source tree."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ class BuildWithBundle(build_py):
         if self.editable_mode:
             return
         bundle = Path(self.build_lib) / "fedmedseg" / "bundle"
-        for name in ("jobs", "app_configs"):
+        for name in ("jobs", "app_configs", "provisioning"):
             shutil.copytree(ROOT / name, bundle / name, dirs_exist_ok=True)
         # the versions the tests ran with: `fedmedseg preflight` compares a site's with them
         shutil.copy2(ROOT / "constraints.txt", bundle)

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import fedmedseg
+from fedmedseg.core.versions import own_versions
 from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
 from fedmedseg.privacy.scopes import privacy_policy
 
@@ -94,6 +96,9 @@ class Federation:
             },
         }
         (startup / "fed_client.json").write_text(json.dumps(fed))
+        others = {package: version for package, version in own_versions().items() if package != "fedmedseg"}
+        release = {"format": 1, "version": fedmedseg.__version__, "wheel": None, "versions": others}
+        (startup / "release.json").write_text(json.dumps(release))
         listed = {"class_list_enforcement_mode": "enforce", "class_allow_list": list(CLASS_ALLOW_LIST)}
         (local / "resources.json").write_text(json.dumps(listed if resources is None else resources))
         (local / "privacy.json").write_text(json.dumps(privacy_policy() if privacy is None else privacy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,8 @@ def test_a_sound_kit_passes_in_less_than_a_second(fresh: Path) -> None:
         "disk",
         "certificate dates",
         "private key",
+        "package",
+        "package files",
         "class allow-list",
         "privacy",
     } <= {one.check for one in findings}
@@ -89,6 +92,18 @@ def test_a_certificate_that_ended_refuses_the_task(fresh: Path, monkeypatch: pyt
     monkeypatch.setattr(kit_checks, "today", lambda: later)
     with pytest.raises(FedMedSegError, match="certificate dates"):
         require_fit(place(fresh))
+
+
+@pytest.mark.parametrize("version", [None, "9.9"])
+def test_a_package_that_is_not_the_kits_refuses_the_task(fresh: Path, version: str | None) -> None:
+    file = fresh / "startup" / "release.json"
+    content = json.loads(file.read_text())
+    file.unlink()
+    if version is not None:
+        file.write_text(json.dumps({**content, "version": version}))
+    with pytest.raises(FedMedSegError) as refused:
+        require_fit(place(fresh))
+    assert refused.value.public == "PREFLIGHT: package"
 
 
 def test_a_real_federation_without_a_kit_is_refused_and_the_simulator_has_none(tmp_path: Path) -> None:

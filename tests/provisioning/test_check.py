@@ -78,6 +78,9 @@ WEAKENED: list[tuple[str, Callable[[Path], None], str]] = [
     (SITE, resources(lambda c: c.update(class_list_enforcement_mode="warn")), "class allow-list"),
     (SITE, remove("local/resources.json"), "class allow-list"),
     (SITE, write("local/resources.json", "{"), "class allow-list"),
+    # what is to be installed
+    (SITE, remove("startup/release.json"), "release"),
+    (ADMIN, write("startup/release.json", "{}"), "release"),
     # what runs beside jobs
     (SITE, resources(lambda c: c["components"].append({"id": "x", "path": "evil.Listener"})), "components"),
     (SITE, resources(lambda c: c["components"].append({"id": "x", "name": "Listener"})), "components"),

@@ -21,6 +21,9 @@ def site_policy(
     root: Annotated[
         Path | None, typer.Option("--root", help="The federation's rootCA.pem, from another source than the kit.")
     ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option("--wheel", help="The package's wheel, to compare with the one the kit names.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON on standard output.")] = False,
 ) -> None:
     """Prove that a startup kit still is as safe as it was made: identity, classes, rights, privacy, stores.
@@ -32,7 +35,7 @@ def site_policy(
         from fedmedseg.core.findings import worst
         from fedmedseg.provisioning.check import check_kit
 
-        findings = check_kit(check, trusted_root=root)
+        findings = check_kit(check, trusted_root=root, wheel=wheel)
     level = worst(findings)
     if as_json:
         report = {"kit": str(check), "result": level.name, "findings": [one.plain() for one in findings]}

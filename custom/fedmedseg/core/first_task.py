@@ -10,18 +10,22 @@ from fedmedseg.core import kit_checks, machine_checks
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.findings import Check, Finding, Level, run_checks
 from fedmedseg.core.kit import Kit, open_kit
+from fedmedseg.core.package_files import package_files
 from fedmedseg.core.place import Place
+from fedmedseg.core.release import package
 
 logger = logging.getLogger(__name__)
 
 
 def kit_only(kit: Kit, *, now: datetime | None = None) -> list[tuple[str, Check]]:
-    """Checks of a kit's files; no network."""
+    """Checks of a kit's files, and of the package against what the kit names; no network."""
     moment = now or kit_checks.today()
     checks: list[tuple[str, Check]] = [
         ("certificate dates", lambda: kit_checks.certificate_dates(kit, now=moment)),
         ("private key", lambda: kit_checks.certificate_key(kit)),
         ("certificate", lambda: kit_checks.certificate_chain(kit)),
+        ("package", lambda: package(kit)),
+        ("package files", package_files),
     ]
     if kit.role != "admin":
         checks.append(("class allow-list", lambda: kit_checks.class_allow_list(kit)))

@@ -90,15 +90,19 @@ def packages(
 
 def tested_versions(file: Path) -> dict[str, str]:
     """The versions a constraints file pins, by normalised name; none where there is no such file."""
+    try:
+        return pinned_versions(file.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+
+
+def pinned_versions(text: str) -> dict[str, str]:
+    """The versions that the text of a constraints file pins, by normalised name."""
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
     pinned: dict[str, str] = {}
-    for line in lines:
+    for line in text.splitlines():
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:

@@ -37,18 +37,18 @@ def own_versions() -> dict[str, str]:
     return {**found, "fedmedseg": fedmedseg.__version__}
 
 
-def differences(server: object, here: Mapping[str, str]) -> str:
-    """In what ``here`` must not differ from ``server`` and does; empty where the two can work together.
+def differences(theirs: object, here: Mapping[str, str], *, who: str = "server") -> str:
+    """In what ``here`` must not differ from ``theirs`` and does; empty where the two can work together.
 
-    ``server`` comes from the wire and may be anything: what is missing or no version differs too.
+    ``theirs`` comes from the wire and may be anything: what is missing or no version differs too. ``who`` told it.
     """
-    told = server if isinstance(server, Mapping) else {}
+    told = theirs if isinstance(theirs, Mapping) else {}
     found = []
     for package in (*EXACT, *MINOR):
         value = told.get(package)
-        theirs = value if isinstance(value, str) and _VERSION.fullmatch(value) else None
-        if theirs is None or not _agree(package, theirs, here[package]):
-            found.append(f"{package} {here[package]} (server {theirs or 'does not say'})")
+        other = value if isinstance(value, str) and _VERSION.fullmatch(value) else None
+        if other is None or not _agree(package, other, here[package]):
+            found.append(f"{package} {here[package]} ({who} {other or 'does not say'})")
     return ", ".join(found)[:LONGEST]
 
 

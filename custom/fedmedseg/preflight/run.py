@@ -7,15 +7,15 @@ from pathlib import Path
 from fedmedseg.core import machine_checks
 from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.findings import Finding, Level, failed, run_checks
-from fedmedseg.core.jobs import bundle_roots, find_job, read_settings
+from fedmedseg.core.findings import Check, Finding, Level, failed, run_checks
+from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.core.kit import Kit, is_kit, open_kit
 from fedmedseg.core.kit_checks import server_port
+from fedmedseg.core.package_files import package_files
+from fedmedseg.core.release import package, tested
 from fedmedseg.data.site import SITE_FILE
 from fedmedseg.preflight.memory import Need, gpu, machine_memory, memory, needs
 from fedmedseg.preflight.site import SiteSettings, Tick, check_site, read_site, site_file_of, what_may_leave
-
-CONSTRAINTS = "constraints.txt"
 
 
 def find_experiment(name: str) -> Experiment:
@@ -87,13 +87,18 @@ def _target(target: Path) -> tuple[Kit | None, Path | None]:
 
 
 def _kit_findings(kit: Kit | None) -> list[Finding]:
-    """What `fedmedseg site-policy` finds, and whether the server answers."""
+    """What `fedmedseg site-policy` finds, whether the package is the kit's, and whether the server answers."""
     if kit is None:
         return []
     # FLARE's policy reader is loaded only where there is a kit
     from fedmedseg.provisioning.check import check_kit
 
-    return [*check_kit(kit.root), *run_checks([("server port", lambda: server_port(kit))])]
+    checks: list[tuple[str, Check]] = [
+        ("package", lambda: package(kit)),
+        ("package files", package_files),
+        ("server port", lambda: server_port(kit)),
+    ]
+    return [*check_kit(kit.root), *run_checks(checks)]
 
 
 def _machine(site: SiteSettings | None, experiment: Experiment | None, wanted: list[Need]) -> list[Finding]:
@@ -107,12 +112,3 @@ def _machine(site: SiteSettings | None, experiment: Experiment | None, wanted: l
         free, total = room or machine_memory()
         findings.append(memory(wanted, device=device, free=free, total=total))
     return findings + run_checks([("shared memory", lambda: machine_checks.shared_memory(cuda=device == "cuda"))])
-
-
-def tested() -> dict[str, str]:
-    """Pinned versions that came with the package, or none."""
-    for root in bundle_roots()[1:]:
-        found = machine_checks.tested_versions(root / CONSTRAINTS)
-        if found:
-            return found
-    return {}

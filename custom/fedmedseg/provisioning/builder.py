@@ -15,9 +15,11 @@ from nvflare.lighter.spec import Builder
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import bundle_roots
+from fedmedseg.core.release import RELEASE_FILE
 from fedmedseg.data.site import SITE_FILE
 from fedmedseg.privacy.scopes import privacy_policy
 from fedmedseg.provisioning import policy
+from fedmedseg.provisioning.wheel import make_release
 
 FORSAKEN = ("resources.json.default", "authorization.json.default", "privacy.json.sample")
 """Files of FLARE's own kits that the ones written here replace. Left in place they would come back to life, with
@@ -31,15 +33,22 @@ class SafeKitBuilder(Builder):
         profile: kind of network: lan, wan or vpn (``timeouts.TIMEOUTS``).
         max_jobs: jobs the server runs at a time.
         max_sites: sites the server lets in.
+        wheel: the wheel of this package that all participants are to install, from the folder in which the command is
+            given; every kit then names its SHA-256 (``core.release``). Unset: the kits name the version installed
+            here and say that there was no wheel.
     """
 
-    def __init__(self, profile: str = "wan", max_jobs: int = 4, max_sites: int = 100) -> None:
+    def __init__(self, profile: str = "wan", max_jobs: int = 4, max_sites: int = 100, wheel: str = "") -> None:
         self.profile = profile
         self.max_jobs = max_jobs
         self.max_sites = max_sites
+        self.wheel = wheel
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
         """Write every participant's files."""
+        release = make_release(Path(self.wheel).expanduser() if self.wheel else None).model_dump(mode="json")
+        if not self.wheel:
+            ctx.info(f"no wheel was given: the kits name version {release['version']} and no SHA-256")
         for participant in project.get_all_participants():
             if participant.type == ParticipantType.RELAY:
                 raise ConfigurationError(
@@ -52,7 +61,9 @@ class SafeKitBuilder(Builder):
                     expected="nothing: our jobs need no open port at a hospital",
                     remedy="remove listening_host",
                 )
+        for participant in project.get_all_participants():
             self._write(participant, Path(ctx.get_local_dir(participant)))
+            _write_json(Path(ctx.get_kit_dir(participant)) / RELEASE_FILE, release)
 
     def _write(self, participant: Participant, local: Path) -> None:
         for name in FORSAKEN:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.findings import Finding, failed, passed, warned
+from fedmedseg.core.findings import Finding, Level, failed, passed, warned
 from fedmedseg.core.kit import STARTUP_FILES, Kit, open_kit, read_json, site_resources
 from fedmedseg.core.kit_checks import certificate_chain, certificate_dates, certificate_key, today
+from fedmedseg.core.package_files import package_files
+from fedmedseg.core.release import installed, release
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SITE_FILE, SiteFile
 from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
@@ -20,6 +22,7 @@ from fedmedseg.privacy.scopes import privacy_policy, problems
 from fedmedseg.provisioning import policy
 from fedmedseg.provisioning.identity import federation_root, server_name
 from fedmedseg.provisioning.rights import authorization
+from fedmedseg.provisioning.wheel import Wheel, read_wheel, same_wheel
 
 Look = Callable[[Kit], Iterator[Finding]]
 
@@ -28,6 +31,7 @@ def check_kit(
     root: Path,
     *,
     trusted_root: Path | None = None,
+    wheel: Path | None = None,
     now: datetime.datetime | None = None,
 ) -> list[Finding]:
     """Look at everything in a kit that keeps a hospital safe.
@@ -36,16 +40,20 @@ def check_kit(
         root: the kit's folder.
         trusted_root: the federation's root certificate, from another source than the kit; without it a kit whose
             certificates were all exchanged passes.
+        wheel: the wheel to install, or that was installed, to compare with what the kit names; with what is installed
+            here too, unless that is a source tree.
         now: the time certificates are judged at.
 
     Raises:
-        ConfigurationError: no kit.
+        ConfigurationError: no kit, or no wheel of this package at ``wheel``.
     """
-    kit, now = open_kit(root), now or today()
+    kit, now, given = open_kit(root), now or today(), None if wheel is None else read_wheel(wheel)
     found = [certificate_chain(kit), certificate_dates(kit, now=now), certificate_key(kit)]
     if trusted_root is not None:
         found.append(federation_root(kit, trusted_root))
-    looks: list[tuple[str, Look]] = [("connection", _connection)]
+    looks: list[tuple[str, Look]] = [("connection", _connection), ("release", _release)]
+    if given is not None:
+        looks.append(("wheel", lambda kit: _wheel(kit, given)))
     if kit.role != "admin":
         looks += [
             ("class allow-list", _classes),
@@ -157,6 +165,18 @@ def _connection(kit: Kit) -> Iterator[Finding]:
         yield passed("connection", "both sides show a certificate")
     else:
         yield failed("connection", f"connection_security is {kit.security!r}", "set it to mtls")
+
+
+def _release(kit: Kit) -> Iterator[Finding]:
+    yield release(kit)
+
+
+def _wheel(kit: Kit, wheel: Wheel) -> Iterator[Finding]:
+    same = same_wheel(kit, wheel)
+    yield same
+    # what a foreign wheel holds proves nothing
+    if same.level is Level.PASS and not installed().editable:
+        yield package_files(wheel.record, of="the wheel")
 
 
 def _signed_jobs(kit: Kit) -> Iterator[Finding]:
