@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmedseg.core import progress
-from fedmedseg.core.progress import Progress, clock
+from fedmedseg.core.progress import Follower, Progress, clock
 
 
 class Clock:
@@ -104,3 +104,26 @@ def test_a_full_disk_ends_the_records_and_not_the_training(tmp_path: Path, caplo
 )
 def test_a_clock_rounds_to_seconds(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_progress_is_followed_line_by_line_at_every_site(tmp_path: Path) -> None:
+    files = [tmp_path / site / "job-7" / "progress.jsonl" for site in ("site-1", "site-2")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+    follower = Follower(tmp_path, run="job-7")
+    assert list(follower.events()) == []
+    files[0].write_text('{"step": 1}\n{"step": 2}\n{"st')
+    files[1].write_text('{"step": 7}\n')
+    assert [event["step"] for event in follower.events()] == [1, 2, 7]
+    with open(files[0], "a") as stream:
+        stream.write('ep": 3}\n')
+    assert [event["step"] for event in follower.events()] == [3]
+    assert list(follower.events()) == []
+
+
+def test_half_a_line_of_a_killed_site_is_passed_over(tmp_path: Path) -> None:
+    """Fault row 19: the process that wrote it is gone, and the next one appends."""
+    file = tmp_path / "site-1" / "job-7" / "progress.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n')
+    assert [event["step"] for event in Follower(tmp_path, run="job-7").events()] == [1, 3]

@@ -13,7 +13,7 @@ import pytest
 
 from fedmedseg.core import simulation
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.simulation import JOB_ID, Follower, Simulation, prepare_workspace, read_record, run, stop_group
+from fedmedseg.core.simulation import JOB_ID, Simulation, prepare_workspace, read_record, run, stop_group
 
 
 def call(tmp_path: Path, sites: tuple[str, ...] = ("site-1", "site-2")) -> Simulation:
@@ -59,29 +59,6 @@ def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, content: bytes | N
     if content is not None:
         file.write_bytes(content)
     assert read_record(file) is None
-
-
-def test_progress_is_followed_line_by_line_at_every_site(tmp_path: Path) -> None:
-    files = [tmp_path / site / JOB_ID / "progress.jsonl" for site in ("site-1", "site-2")]
-    for file in files:
-        file.parent.mkdir(parents=True)
-    follower = Follower(tmp_path)
-    assert list(follower.events()) == []
-    files[0].write_text('{"step": 1}\n{"step": 2}\n{"st')
-    files[1].write_text('{"step": 7}\n')
-    assert [event["step"] for event in follower.events()] == [1, 2, 7]
-    with open(files[0], "a") as stream:
-        stream.write('ep": 3}\n')
-    assert [event["step"] for event in follower.events()] == [3]
-    assert list(follower.events()) == []
-
-
-def test_half_a_line_of_a_killed_site_is_passed_over(tmp_path: Path) -> None:
-    """Fault row 19: the process that wrote it is gone, and the next one appends."""
-    file = tmp_path / "site-1" / JOB_ID / "progress.jsonl"
-    file.parent.mkdir(parents=True)
-    file.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n')
-    assert [event["step"] for event in Follower(tmp_path).events()] == [1, 3]
 
 
 def in_place_of_flare(monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
-from fedmedseg.core.config import MOST_SITES, Experiment, system_module
+from fedmedseg.core.config import MOST_SITES, Experiment
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.jobs import check_quorum, write_job
-from fedmedseg.core.progress import clock
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
 from fedmedseg.privacy.policy import simulator_resources
 
-SECONDS_BETWEEN_LINES = 5.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAKEN = {"server", "local", "startup", "sites"}
 
@@ -99,7 +95,7 @@ def _run(
             highlight=False,
             soft_wrap=True,
         )
-        with _Display(experiment, len(names), threads) as display:
+        with Display(experiment, len(names), threads) as display:
             record = simulation.run(call, display.show)
     if record is None:
         raise ConfigurationError(
@@ -216,46 +212,3 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
         console.print(f"site files: {', '.join(with_file)}", highlight=False)
     if without:
         console.print(f"phantoms: {', '.join(without)}", highlight=False)
-
-
-class _Display:
-    """A bar on a terminal; a line at most every five seconds anywhere else."""
-
-    def __init__(self, experiment: Experiment, sites: int, threads: int) -> None:
-        self._estimate = Estimate(
-            steps=system_module(experiment.system, "plan").work(experiment),
-            rounds={stage: section.rounds for stage, section in experiment.stages.items()},
-            sites=sites,
-            threads=threads,
-        )
-        self._began = time.monotonic()
-        self._last_line = 0.0
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("starting", total=self._estimate.total, left="")
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def show(self, event: dict[str, Any]) -> None:
-        """Take one progress record into account."""
-        self._estimate.add(event)
-        done, total, seconds = self._estimate.done, self._estimate.total, self._estimate.left()
-        elapsed = time.monotonic() - self._began
-        left = "time left not known yet" if seconds is None else f"{clock(seconds)} left"
-        what = "" if event["work"] == event["stage"] else f" {event['work']}"
-        loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
-        text = (
-            f"{event['site']} {event['stage']} round {event['round'] + 1}/{event['rounds']}{what} "
-            f"step {event['step']}/{event['steps']}{loss}"
-        )
-        self._bar.update(self._task, completed=done, description=text, left=left)
-        if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            console.print(f"{clock(elapsed)}  {text}  ({done / total:.0%}, {left})", highlight=False, soft_wrap=True)

@@ -24,23 +24,26 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.private.privacy_manager import Scope
 
+from fedmedseg.core.approval import require_approval
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place, place_of
-from fedmedseg.core.progress import Progress
+from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode
 from fedmedseg.core.state import SiteState
+from fedmedseg.core.submission import submission
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.versions import differences, own_versions
-from fedmedseg.core.wire import LASTING, Header, Meta, Schema, StageContract
+from fedmedseg.core.wire import DECLINING, LASTING, Header, Meta, Schema, StageContract
+from fedmedseg.core.wishes import Wish, make_wish
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_FILE = "experiment.yaml"
-PROGRESS_FILE = "progress.jsonl"
+CLIENT_FILE = "config_fed_client.json"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
 SITE_FILTER = "fedmedseg.privacy.filters.DeclaredContents"
 """By name: the core knows no part of the package beside itself."""
@@ -70,7 +73,7 @@ class TrainingExecutor(Executor):
         except Aborted:
             return make_reply(ReturnCode.TASK_ABORTED)
         except FedMedSegError as error:
-            if error.reason == Reason.NO_CASES:
+            if error.reason in DECLINING:
                 self.log_warning(fl_ctx, f"no part in {task_name}: {error.local}")
                 return _declined(error.public)
             what = f"no part in {task_name}" if error.reason in LASTING else f"{task_name} failed"
@@ -101,6 +104,8 @@ class TrainingExecutor(Executor):
         for header, ours in ((Header.EXPERIMENT, ready.experiment.digest), (Header.SCHEMA, ready.schema.digest)):
             if shareable.get_header(header) != ours:
                 _require_same(f"{header.removeprefix('fedmedseg.')} other than at the server")
+        if ready.learner.needs_approval:
+            ready.await_approval(task_name, shareable, abort_signal, job=fl_ctx.get_job_id())
         shared: dict[str, torch.Tensor] = {}
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
@@ -186,6 +191,28 @@ class _Ready:
         self.schema = schema
         self.learner = learner
         self.place = place
+
+    def await_approval(self, stage: str, request: Shareable, abort_signal: Signal, *, job: str) -> None:
+        """Wait for the word of this site's people, as long as the server waits for a round of ``stage``."""
+        require_approval(
+            Path(self.learner.state_root),
+            self._wish(_text(request, Header.RUN)),
+            job=job,
+            aborted=lambda: bool(abort_signal.triggered),
+            patience=self.experiment.stages[stage].timeout or self.experiment.federation.timeout,
+        )
+
+    def _wish(self, run: str) -> Wish:
+        submitter, scope = submission(self.place)
+        return make_wish(
+            self.experiment,
+            contracts=self.contracts,
+            schema=self.schema,
+            run=run,
+            submitter=submitter,
+            scope=scope,
+            components=(self.place.config / CLIENT_FILE).read_bytes(),
+        )
 
     def task(self, stage: str, request: Shareable, abort_signal: Signal) -> Task:
         """The learner's view of ``request``."""

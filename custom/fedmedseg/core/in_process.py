@@ -26,11 +26,11 @@ from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.executor import EXPERIMENT_FILE, PROGRESS_FILE
+from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place
-from fedmedseg.core.progress import Progress
+from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Schema, StageContract
@@ -183,7 +183,15 @@ class InProcessFederation:
         if (path, site) not in self._learners:
             if path not in self._executors:
                 self._executors[path] = _class(path)(**entries[0]["executor"].get("args", {}))
-            self._learners[path, site] = self._executors[path].make_learner(self.experiment, self._place(site))
+            learner = self._executors[path].make_learner(self.experiment, self._place(site))
+            if learner.needs_approval:
+                raise ConfigurationError(
+                    f"{site}: approval",
+                    got="each_job",
+                    expected="none: a federation in one process asks nobody",
+                    remedy="use the simulator, or a site file without approval",
+                )
+            self._learners[path, site] = learner
         return self._learners[path, site]
 
     def _aggregator(self, stage: str) -> GuardedAggregator:

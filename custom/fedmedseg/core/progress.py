@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger("fedmedseg.progress")
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_RECORDS = 0.5
+PROGRESS_FILE = "progress.jsonl"
+"""The JSON lines, in a run folder."""
 
 
 class Progress:
@@ -68,6 +72,36 @@ class Progress:
             # a full disk must not end a training that can still finish
             logger.warning("progress cannot be written; work goes on without it")
             self.file = None
+
+
+class Follower:
+    """Reads what sites append to their progress files.
+
+    Args:
+        workspace: the folder that holds one folder for each site: the simulator's workspace, or a federation's kits.
+        run: name of the run's folder at a site: FLARE's id of the job.
+    """
+
+    def __init__(self, workspace: Path, *, run: str) -> None:
+        self.workspace, self.run = workspace, run
+        self._read: dict[Path, int] = {}
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Whatever was written since the last call."""
+        for file in sorted(self.workspace.glob(f"*/{self.run}/{PROGRESS_FILE}")):
+            with open(file, "rb") as stream:
+                stream.seek(self._read.get(file, 0))
+                content = stream.read()
+            # a line that is still being written waits for the next call
+            whole = content[: content.rfind(b"\n") + 1]
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            for line in whole.splitlines():
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    # a process that was killed while it wrote leaves half a line
+                    continue
+                yield event
 
 
 def clock(seconds: float) -> str:

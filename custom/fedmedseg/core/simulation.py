@@ -18,6 +18,7 @@ from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.progress import PROGRESS_FILE, Follower
 from fedmedseg.core.records import RECORD_FILE
 from fedmedseg.core.state import HOME_SUFFIX
 
@@ -83,13 +84,18 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
 
 
 @contextmanager
-def claimed(workspace: Path) -> Iterator[None]:
+def claimed(workspace: Path, *, home: Path | None = None, option: str = "-w") -> Iterator[None]:
     """Hold a prepared workspace for one run; the kernel lets go of it whatever ends the process.
+
+    Args:
+        workspace: what is held.
+        home: where the lock lies; unset: beside the workspace, which the simulator empties.
+        option: the option that chooses the workspace, for the error.
 
     Raises:
         ConfigurationError: another run holds it.
     """
-    home = workspace.with_name(workspace.name + HOME_SUFFIX)
+    home = home or workspace.with_name(workspace.name + HOME_SUFFIX)
     with open(home / ".lock", "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +104,7 @@ def claimed(workspace: Path) -> Iterator[None]:
                 "workspace",
                 got=f"{workspace}, where another run is under way",
                 expected="a workspace of its own for each run",
-                remedy="wait for it to end, or choose another with -w",
+                remedy=f"wait for it to end, or choose another with {option}",
             ) from None
         yield
 
@@ -112,42 +118,46 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
     simulation.log.parent.mkdir(parents=True, exist_ok=True)
     simulation.record_file.unlink(missing_ok=True)
     _forget_progress(simulation.workspace)
-    earlier = _terminate_as_exit()
     process = None
-    try:
-        with open(simulation.log, "wb") as log:
-            process = subprocess.Popen(
-                simulation.command(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **simulation.environment},
-                start_new_session=True,
-            )
-        follower = Follower(simulation.workspace)
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
+    with terminate_as_exit():
+        try:
+            with open(simulation.log, "wb") as log:
+                process = subprocess.Popen(
+                    simulation.command(),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **simulation.environment},
+                    start_new_session=True,
+                )
+            follower = Follower(simulation.workspace, run=JOB_ID)
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                for event in follower.events():
+                    on_progress(event)
             for event in follower.events():
                 on_progress(event)
-        for event in follower.events():
-            on_progress(event)
-    finally:
-        if process is not None:
-            stop_group(process)
-        if earlier is not None:
-            signal.signal(signal.SIGTERM, earlier)
+        finally:
+            if process is not None:
+                stop_group(process)
     return read_record(simulation.record_file)
 
 
-def _terminate_as_exit() -> Any:
-    """Let SIGTERM unwind the stack, so that the simulator's processes are stopped; returns the handler before."""
+@contextmanager
+def terminate_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack meanwhile, so that the processes that were started are stopped."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, leave)
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
@@ -179,31 +189,6 @@ def read_record(file: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-class Follower:
-    """Reads what sites append to their progress files."""
-
-    def __init__(self, workspace: Path) -> None:
-        self.workspace = workspace
-        self._read: dict[Path, int] = {}
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Whatever was written since the last call."""
-        for file in sorted(self.workspace.glob(f"*/{JOB_ID}/progress.jsonl")):
-            with open(file, "rb") as stream:
-                stream.seek(self._read.get(file, 0))
-                content = stream.read()
-            # a line that is still being written waits for the next call
-            whole = content[: content.rfind(b"\n") + 1]
-            self._read[file] = self._read.get(file, 0) + len(whole)
-            for line in whole.splitlines():
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    # a process that was killed while it wrote leaves half a line
-                    continue
-                yield event
-
-
 def _forget_progress(workspace: Path) -> None:
-    for file in workspace.glob(f"*/{JOB_ID}/progress.jsonl"):
+    for file in workspace.glob(f"*/{JOB_ID}/{PROGRESS_FILE}"):
         file.unlink()
