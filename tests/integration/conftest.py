@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hospitals import Hospitals
+from stand_in_job import stand_in_job
 
 import fedmedseg
 from fedmedseg.core import checkpoint, simulation
-from fedmedseg.core.jobs import read_settings, write_job
 from fedmedseg.privacy.policy import simulator_resources
 
 SUPPORT = Path(__file__).parent / "support"
 PACKAGE = Path(fedmedseg.__file__).parents[1]
-JOB = Path(__file__).parents[2] / "jobs" / "fedata"
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,18 @@ class Run:
 Start = Callable[..., Run]
 
 
-def stand_in_job(out: Path, changes: Mapping[str, Any]) -> Path:
-    """FedATA's job with stand-in executors, a reporter that writes nothing, and other settings."""
-    settings, _ = read_settings(JOB, [{"compute": {"threads": 1}}, changes])
-    job = write_job(JOB, settings, out)
-    client = job / "app" / "config" / "config_fed_client.json"
-    content = json.loads(client.read_text())
-    content["executors"] = [{"tasks": ["*"], "executor": {"path": "stand_ins.StandInExecutor"}}]
-    client.write_text(json.dumps(content))
-    server = job / "app" / "config" / "config_fed_server.json"
-    content = json.loads(server.read_text())
-    for component in content["components"]:
-        if component["id"] == "record":
-            component["args"]["reporter"]["path"] = "stand_ins.SilentReporter"
-    server.write_text(json.dumps(content))
-    return job
+@pytest.fixture
+def federate(tmp_path: Path) -> Iterator[Callable[..., Hospitals]]:
+    """federate(**arguments of Hospitals): kits of a federation; its processes end with the test."""
+    made: list[Hospitals] = []
+
+    def make(**arguments: Any) -> Hospitals:
+        made.append(Hospitals(tmp_path / f"federation-{len(made)}", **arguments))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,14 @@ from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
 from fedmedseg.cli.job import job
 from fedmedseg.cli.preflight import preflight
+from fedmedseg.cli.resume import resume
 from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(simulate)
 app.command()(job)
+app.command()(resume)
 app.command()(preflight)
 app.command("site-policy")(site_policy)
 app.add_typer(data_app, name="data", help="Import, check and generate data.")

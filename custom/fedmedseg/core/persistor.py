@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from nvflare.apis.fl_context import FLContext
@@ -16,7 +16,7 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
-from fedmedseg.core.state import SERVER, SiteState, earlier_run
+from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone
 from fedmedseg.core.wire import Schema
 
 SHARED_FILE = "shared.safetensors"
@@ -40,6 +40,7 @@ class SharedModelPersistor(ModelPersistor):
         self._shared: Mapping[str, torch.Tensor] = initial
         self._state: SiteState | None = None
         self._place: Place | None = None
+        self._alone: IO[str] | None = None
         self.run = ""
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Tensors of single sites, which replace the shared ones of these names in what that site alone is sent."""
@@ -55,6 +56,8 @@ class SharedModelPersistor(ModelPersistor):
         self._place = place_of(fl_ctx)
         key = {"study": self.experiment.study, "experiment": self.experiment.digest, "site": SERVER}
         root = self._place.home / "state"
+        if not self._place.simulated:
+            self._alone = hold_alone(root, **key)
         known = earlier_run(root, **key) if self.experiment.resume else None
         self.run = known or uuid.uuid4().hex
         self._state = SiteState(root, run=self.run, **key)

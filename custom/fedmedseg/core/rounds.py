@@ -12,6 +12,7 @@ from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.wire import tensor_bytes
 
 NO_REPLY = "no reply in time"
+LOST = "LOST: its process is gone"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,:;()%+ -]")
 
 

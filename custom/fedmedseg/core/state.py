@@ -6,12 +6,13 @@ killed at any time. Nothing that lives in memory is relied upon.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 OWNER = "run.json"
+ORPHAN_SECONDS = 60.0
+"""FLARE's orphaned job process was seen to live for about ten; a machine under load needs more."""
 HOME_SUFFIX = ".fedmedseg"
 """The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
 
@@ -123,6 +126,42 @@ def require_earlier(root: Path, *, study: str, experiment: str, site: str) -> No
         remedy="give the settings and the workspace of the run to continue, or drop --resume to start anew, which "
         "replaces the report of the run before",
     )
+
+
+def hold_alone(root: Path, *, study: str, experiment: str, site: str, patience: float = ORPHAN_SECONDS) -> IO[str]:
+    """Keep other processes from this state for as long as the file returned stays open, which the kernel ends with us.
+
+    The job of a killed server lives on for some seconds and may still write a round that the resumed job does anew.
+
+    Args:
+        root: as for ``SiteState``.
+        study: as for ``SiteState``.
+        experiment: as for ``SiteState``.
+        site: as for ``SiteState``.
+        patience: seconds to wait for such an orphan.
+
+    Raises:
+        ConfigurationError: another job of this very study still runs.
+    """
+    folder = _folder(root, study, experiment, site)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f"{folder.name}.lock").open("w", encoding="ascii")
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() < end:
+                time.sleep(0.2)
+                continue
+            lock.close()
+            raise ConfigurationError(
+                "study",
+                got=f"{study}, of which another job with these settings is running",
+                expected="one job of a study at a time",
+                remedy="wait for it to end or abort it",
+            ) from None
+        return lock
 
 
 def _folder(root: Path, study: str, experiment: str, site: str) -> Path:

@@ -27,11 +27,12 @@ from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
-from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
+from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import LASTING, Header, Part, StageContract
 
@@ -103,6 +104,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._declined: dict[str, str] = {}
         self._unfit: dict[str, str] = {}
         """Sites that cannot take part as they are installed (``LASTING``): not asked again, and still needed."""
+        self._lost: set[str] = set()
+        """Sites whose process is gone: still needed, and not waited for until they are back."""
         self._replies: dict[str, dict[str, Any]] = {}
         self._replies_lock = threading.Lock()
         self._unchanged = 0
@@ -122,6 +125,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             self.system_panic(f"{self.stage}: persistor, aggregator and record must be fedmedseg's", fl_ctx)
             return
         self.record = record
+        if not place_of(fl_ctx).simulated:
+            follow_returns(self._engine)
         sites = self._connected()
         # before anything can stop the stage, so that a reason finds a record to stand in
         self.record.begin(
@@ -178,6 +183,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
+        self._replies |= {site: {"reason": LOST, "seconds": None} for site in self._lost}
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
@@ -186,7 +192,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         }
         self.aggregator.open_round(current)
         counted = [site for site in self._connected() if site not in self._declined]
-        asked = [site for site in counted if site not in self._unfit]
+        asked = [site for site in counted if site not in self._unfit and site not in self._lost]
         needed = self._needed(counted)
         if needed > len(asked):
             # FLARE would refuse to wait for more replies than it asks for, and name no site
@@ -240,6 +246,13 @@ class QuorumScatterAndGather(ScatterAndGather):
         if event_type == EventType.BEFORE_TASK_DATA_FILTER:
             self._personalise(fl_ctx)
             return
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+            return
+        if event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
+            # FLARE tells of a return only to the stage that saw the loss; whoever asks for work is back
+            self._lost.discard(fl_ctx.get_peer_context().get_identity_name())
+            return
         if fl_ctx.get_prop(AppConstants.PHASE) is None or self._phase != AppConstants.PHASE_TRAIN:
             return
         if event_type == AppEventType.BEFORE_AGGREGATION:
@@ -248,6 +261,12 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._round_facts["aggregated"] = time.monotonic()
         elif event_type == AppEventType.ROUND_DONE:
             self._finish_round(fl_ctx)
+
+    def _lose(self, site: str) -> None:
+        """Note that a site's process is gone; a reply it has already given in this round stays."""
+        self._lost.add(site)
+        with self._replies_lock:
+            self._replies.setdefault(site, {"reason": LOST, "seconds": None})
 
     def _personalise(self, fl_ctx: FLContext) -> None:
         """Give a site its own tensors in the copy of the task that FLARE is about to send it; see ``core.personal``.
@@ -397,7 +416,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         return len(self.aggregator.contributions)
 
     def _answered(self) -> set[str]:
-        return {site for site in self._replies if site not in self._declined and site not in self._unfit}
+        return {site for site in self._replies if site not in self._declined.keys() | self._unfit.keys() | self._lost}
 
     def _failed(self, asked: list[str]) -> list[str]:
         settled = {*self.aggregator.contributions, *self._declined, *self._unfit}

@@ -34,6 +34,7 @@ SERVER_COMPONENTS = {
     "job_store": STORAGE,
     "process_launcher": "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher",
     "log_receiver": "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
+    "federation_guard": "fedmedseg.core.guard.FederationGuard",
 }
 SITE_COMPONENTS = {
     "resource_manager": GPU_MANAGER,

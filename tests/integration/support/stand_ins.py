@@ -37,6 +37,8 @@ def _kind(site: str, round: object) -> str | None:
 class StandInLearner:
     """Adds a step that differs by site and round to every shared tensor; knows no data."""
 
+    needs_approval = False
+
     def __init__(self, *, home: Path) -> None:
         self.home = home
 
@@ -63,6 +65,8 @@ class StandInLearner:
                 time.sleep(0.05)
         if kind == "die":
             os._exit(3)
+        if kind == "hold":
+            _hold(task)
         if task.stage == "pretraining":
             # no two sites take the same step, so leaving one out shows in the aggregate
             step = 0.0 if kind == "unchanged" else 0.5**task.round * int(task.site.rpartition("-")[2])
@@ -73,6 +77,14 @@ class StandInLearner:
         return Reply(metrics={"loss/personal": 0.25}, examples=2, steps=1)
 
 
+def _hold(task: Task) -> None:
+    """Wait beside the fault file until the test takes the fault away; a file there tells it that the time has come."""
+    here = Path(os.environ["FEDMEDSEG_FAULT_FILE"]).parent / f"held-{task.site}-{task.round}"
+    here.touch()
+    while _kind(task.site, task.round) == "hold" and not task.aborted():
+        time.sleep(0.05)
+
+
 class StandInExecutor(TrainingExecutor):
     """Runs `StandInLearner`; some faults strike only after the reply was made."""
 
@@ -80,8 +92,12 @@ class StandInExecutor(TrainingExecutor):
         return StandInLearner(home=place.home)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
         kind = _kind(fl_ctx.get_identity_name(), shareable.get_header(Header.ROUND))
+        if task_name == "pretraining" and kind == "version":
+            # as if the server had another one: all simulated sites are installed alike
+            versions = shareable.get_header(Header.VERSIONS)
+            shareable.set_header(Header.VERSIONS, {**versions, "fedmedseg": "99.0"})
+        reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
         if task_name == "pretraining" and kind and "DXO" in reply:
             _spoil(reply["DXO"]["data"], kind)
         return reply

@@ -1,0 +1,45 @@
+"""A job that ended before its study did, made ready to be submitted again so that it continues."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import EXPERIMENT
+from fedmedseg.core.schema import read_yaml
+
+SIGNATURES = ".__nvfl_*"
+"""What FLARE writes into every folder of a job when it is signed; the next submission signs anew."""
+
+
+def resumable(downloaded: Path, out: Path) -> Path:
+    """Copy a job's definition to ``out`` with ``resume`` set and without the signatures of the submission before.
+
+    Args:
+        downloaded: folder of a job as FLARE hands it out, with the job's own folder in ``job``.
+        out: folder to write into.
+
+    Returns:
+        The job folder, under the name it had.
+
+    Raises:
+        ConfigurationError: not a job of this package.
+    """
+    found = sorted(downloaded.glob("job/*/meta.json"))
+    experiments = sorted(found[0].parent.rglob(EXPERIMENT)) if found else []
+    if not experiments:
+        raise ConfigurationError(
+            "job",
+            got="no meta.json and experiment.yaml in what the server keeps of it",
+            expected="a job of fedmedseg",
+            remedy="submit the job folder again, with resume: true in its experiment.yaml",
+        )
+    source = found[0].parent
+    job = Path(shutil.copytree(source, out / source.name, ignore=shutil.ignore_patterns(SIGNATURES)))
+    for experiment in experiments:
+        copied = job / experiment.relative_to(source)
+        copied.write_text(yaml.safe_dump({**read_yaml(copied), "resume": True}, sort_keys=False), encoding="utf-8")
+    return job

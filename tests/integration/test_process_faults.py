@@ -1,0 +1,184 @@
+"""What a study in a real federation does when processes are killed: sites', the server's, one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hospitals import Ended, Hospitals
+from stand_in_job import stand_in_job
+from typer.testing import CliRunner
+
+from fedmedseg.cli.main import app
+from fedmedseg.core import admin
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+ROUNDS = 4
+QUORUM_OF_TWO = {"quorum": 2, "wait_after_quorum": 60, "timeout": 60}
+Federate = Callable[..., Hospitals]
+
+
+def study(folder: Path, **changes: Any) -> Path:
+    """A job of four rounds with stand-in executors, which FLARE misses soon when their process is gone."""
+    job = stand_in_job(folder / "job" / "study", {"stages": {"pretraining": {"rounds": ROUNDS}}, **changes})
+    server = job / "app" / "config" / "config_fed_server.json"
+    text = server.read_text()
+    assert '"dead_client_grace_period": 30' in text
+    server.write_text(text.replace('"dead_client_grace_period": 30', '"dead_client_grace_period": 3'))
+    return job
+
+
+def held(site: str, round: int) -> dict[str, Any]:
+    """A site that waits in a round until the test lets it go."""
+    return {"site": site, "round": round, "kind": "hold"}
+
+
+def wait_until_held(hospitals: Hospitals, site: str, round: int, *, patience: float = 60.0) -> None:
+    end = time.monotonic() + patience
+    while not (hospitals.faults.parent / f"held-{site}-{round}").exists():
+        assert time.monotonic() < end, hospitals.log("localhost")[-3000:]
+        time.sleep(0.1)
+
+
+def job_process(hospitals: Hospitals, name: str) -> psutil.Process:
+    """The process of a participant's running job."""
+    (found,) = [one for one in hospitals.running(name) if "-n" in one.cmdline()]
+    return found
+
+
+def parent_process(hospitals: Hospitals, name: str) -> psutil.Process:
+    """FLARE's own process of a participant."""
+    words = {"nvflare.private.fed.app.server.server_train", "nvflare.private.fed.app.client.client_train"}
+    (found,) = [one for one in hospitals.running(name) if words & set(one.cmdline())]
+    return found
+
+
+def finish(hospitals: Hospitals, session: Any, job_id: str, *, timeout: float = 120.0) -> Ended:
+    meta = admin.wait(session, job_id, timeout=timeout)
+    return hospitals.fetch(session, job_id, meta)
+
+
+def test_a_sites_job_process_killed_does_not_end_the_others_job(federate: Federate, tmp_path: Path) -> None:
+    """Fault rows 19 and 21: the quorum holds, the site is named, the rounds after it do not wait for it."""
+    hospitals = federate(faults=[held("site-1", 1)])
+    hospitals.up()
+    with admin.session(hospitals.admin) as session:
+        job_id = admin.submit(session, study(tmp_path, federation=QUORUM_OF_TWO))
+        wait_until_held(hospitals, "site-1", 1)
+        job_process(hospitals, "site-1").kill()
+        ended = finish(hospitals, session, job_id)
+    assert ended.status == admin.COMPLETED
+    assert ended.record["outcome"] == "finished"
+    rounds = ended.rounds()
+    assert [one["accepted"] for one in rounds] == [["site-1", "site-2", "site-3"], *[["site-2", "site-3"]] * 3]
+    assert {one["sites"]["site-1"]["reason"] for one in rounds[1:]} == {"LOST: its process is gone"}
+    assert max(one["wall_seconds"] for one in rounds[2:]) < 5
+
+
+def test_a_site_whose_every_process_was_killed_joins_the_running_job_again(federate: Federate, tmp_path: Path) -> None:
+    """Fault row 22: the watchdog starts the site, the server's guard its job, and with quorum all nothing is lost."""
+    hospitals = federate(faults=[held("site-1", 1)])
+    hospitals.up(watchdog=True)
+    with admin.session(hospitals.admin) as session:
+        job = study(tmp_path, federation={"timeout": 120})
+        patient = job / "app" / "config" / "config_fed_server.json"
+        patient.write_text(patient.read_text().replace('period": 3', 'period": 60'))
+        job_id = admin.submit(session, job)
+        wait_until_held(hospitals, "site-1", 1)
+        for process in (parent_process(hospitals, "site-1"), job_process(hospitals, "site-1")):
+            process.kill()
+        hospitals.set_faults([])
+        ended = finish(hospitals, session, job_id, timeout=200)
+    assert ended.status == admin.COMPLETED
+    assert [one["accepted"] for one in ended.rounds()] == [["site-1", "site-2", "site-3"]] * ROUNDS
+    assert [one["attempts"] for one in ended.rounds()] == [1] * ROUNDS
+
+
+def test_a_lost_quorum_ends_the_job_soon_and_leaves_the_last_good_model(federate: Federate, tmp_path: Path) -> None:
+    """Fault row 23."""
+    hospitals = federate(faults=[held("site-1", 2), held("site-2", 2)])
+    hospitals.up()
+    with admin.session(hospitals.admin) as session:
+        job_id = admin.submit(session, study(tmp_path, federation=QUORUM_OF_TWO))
+        for site in ("site-1", "site-2"):
+            wait_until_held(hospitals, site, 2)
+            job_process(hospitals, site).kill()
+        began = time.monotonic()
+        ended = finish(hospitals, session, job_id)
+    assert time.monotonic() - began < QUORUM_OF_TWO["timeout"] + 30
+    assert ended.status == "FINISHED:EXECUTION_EXCEPTION"
+    assert ended.record["outcome"] == "stopped"
+    assert "1 of 2 needed replies" in ended.record["reason"]
+    assert ended.record["reason"].count("LOST: its process is gone") == 2
+    assert ended.shared == ended.rounds()[1]["shared_sha256"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the model that an uninterrupted run of the study ends with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    hospitals = Hospitals(folder)
+    with hospitals:
+        hospitals.up()
+        ended = hospitals.run(study(folder))
+    assert ended.status == admin.COMPLETED
+    return ended.shared
+
+
+def resume(hospitals: Hospitals, job_id: str) -> str:
+    """`fedmedseg resume`; the new job's id."""
+    call = ["resume", job_id, "--startup-kit", str(hospitals.admin)]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    return done.output.split()[-1]
+
+
+def test_a_killed_server_job_is_resumed_and_ends_with_the_same_model(
+    federate: Federate, tmp_path: Path, undisturbed: str
+) -> None:
+    """Fault row 24."""
+    hospitals = federate(faults=[held("site-1", 2)])
+    hospitals.up()
+    with admin.session(hospitals.admin) as session:
+        job_id = admin.submit(session, study(tmp_path))
+        wait_until_held(hospitals, "site-1", 2)
+        job_process(hospitals, "localhost").kill()
+        meta = admin.wait(session, job_id, timeout=60)
+        assert admin.status_of(meta) != admin.COMPLETED
+        hospitals.set_faults([])
+        ended = finish(hospitals, session, resume(hospitals, job_id))
+    assert ended.status == admin.COMPLETED
+    assert [one["round"] for one in ended.rounds()] == [0, 1, 2, 3]
+    assert ended.shared == undisturbed
+
+
+def test_a_killed_server_tells_its_dead_job_and_resumes_it(
+    federate: Federate, tmp_path: Path, undisturbed: str
+) -> None:
+    """Fault row 25: every process of the server is killed; its watchdog starts it again."""
+    hospitals = federate(faults=[held("site-1", 2)])
+    hospitals.up(watchdog=True)
+    with admin.session(hospitals.admin) as session:
+        job_id = admin.submit(session, study(tmp_path))
+    wait_until_held(hospitals, "site-1", 2)
+    # the parent alone: its job goes on for a while without it
+    parent_process(hospitals, "localhost").kill()
+    hospitals.set_faults([])
+    end = time.monotonic() + 90
+    while hospitals.log("localhost").count("Server started") < 2:
+        assert time.monotonic() < end, hospitals.log("localhost")[-3000:]
+        time.sleep(0.5)
+    with admin.session(hospitals.admin, patience=60) as session:
+        assert admin.status_of(admin.meta_of(session, job_id)) == "FINISHED:ABANDONED"
+        while admin.connected_sites(session) != ["site-1", "site-2", "site-3"]:
+            assert time.monotonic() < end, "the sites did not come back"
+            time.sleep(1)
+        ended = finish(hospitals, session, resume(hospitals, job_id))
+    assert ended.status == admin.COMPLETED
+    assert [one["round"] for one in ended.rounds()] == [0, 1, 2, 3]
+    assert ended.shared == undisturbed
