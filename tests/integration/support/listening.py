@@ -1,0 +1,81 @@
+"""An ear at the server that writes down all a site ever sent it, and an executor that tells more than it may."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.signal import Signal
+from nvflare.widgets.widget import Widget
+from stand_ins import StandInExecutor, _kind
+
+from fedmedseg.core.executor import ANALYTICS_EVENT
+from fedmedseg.core.place import place_of
+from fedmedseg.core.wire import Header, Meta
+
+HEARD_FILE = "heard.jsonl"
+"""In the server's run folder, so that it comes back with the job's results."""
+MARKER = "PATIENT-4711"
+
+
+class Ear(Widget):
+    """Listens where FLARE hands the server a result, before any component of ours has seen it."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Write a line for each result of a task, and for each figure sent to TensorBoard."""
+        if event_type == EventType.BEFORE_TASK_RESULT_FILTER:
+            line = _reply(fl_ctx.get_prop(FLContextKey.TASK_RESULT))
+            peer = fl_ctx.get_peer_context()
+            line |= {"what": "reply", "site": peer.get_identity_name(), "task": fl_ctx.get_prop(FLContextKey.TASK_NAME)}
+        elif event_type == ANALYTICS_EVENT:
+            data = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
+            site = data.get_peer_prop(ReservedKey.IDENTITY_NAME, None)
+            line = {"what": "figure", "site": site, "name": from_shareable(data).data["track_key"]}
+        else:
+            return
+        with (place_of(fl_ctx).run / HEARD_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class TalkativeExecutor(StandInExecutor):
+    """`StandInExecutor` with one more fault: a figure beside those that the stage declares."""
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
+        kind = _kind(fl_ctx.get_identity_name(), shareable.get_header(Header.ROUND))
+        if task_name == "pretraining" and kind == "undeclared metric":
+            reply["DXO"]["meta"][Meta.METRICS][f"age/{MARKER}"] = 71.0
+        return reply
+
+
+def _reply(reply: Shareable) -> dict[str, Any]:
+    headers = reply[ReservedHeaderKey.HEADERS]
+    line: dict[str, Any] = {
+        "keys": sorted(set(reply) - {ReservedHeaderKey.HEADERS}),
+        "headers": sorted(headers),
+        "code": reply.get_return_code(),
+        "round": reply.get_header(Header.ROUND),
+        "reason": reply.get_header(Header.REASON),
+        "marked": MARKER in repr(reply),
+    }
+    if "DXO" in reply:
+        dxo = from_shareable(reply)
+        line |= {"tensors": {name: _figures(tensor) for name, tensor in dxo.data.items()}, "meta": dxo.meta}
+    return line
+
+
+def _figures(tensor: torch.Tensor) -> dict[str, Any]:
+    wide = tensor.double()
+    return {
+        "shape": list(tensor.shape),
+        "sum": float(wide.sum()),
+        "squares": float(wide.square().sum()),
+        "least": float(wide.min()),
+        "most": float(wide.max()),
+    }
