@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from fedmedseg.core.approval import decide, matters
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
@@ -29,6 +33,7 @@ from fedmedseg.core.place import Place
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header, Meta, Schema
+from fedmedseg.core.wishes import Submitter
 from fedmedseg.privacy.contents import fit_reason
 
 MARKER = "PATIENT-4711"
@@ -40,11 +45,20 @@ class Scripted:
 
     def __init__(self, root: Path, act: Callable[[Task, Mapping[str, torch.Tensor]], Reply]) -> None:
         self.state_root, self.act = root, act
+        self.needs_approval = False
         self.tasks: list[Task] = []
 
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         self.tasks.append(task)
         return self.act(task, shared)
+
+
+class Cautious(Scripted):
+    """One whose site's people decide on each job."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, add_one)
+        self.needs_approval = True
 
 
 class ToyExecutor(TrainingExecutor):
@@ -518,3 +532,68 @@ def test_a_site_computes_with_the_threads_of_its_study(
     finally:
         torch.set_num_threads(before)
     assert seen == [threads]
+
+
+@pytest.fixture
+def ask(
+    request_for: Callable[..., Shareable], context: Callable[..., FLContext], experiment_file: Path, tmp_path: Path
+) -> Callable[..., Shareable]:
+    """ask(run=..., signal=..., simulated=...): the answer of a new process of a site whose people decide."""
+    settings = yaml.safe_load(experiment_file.read_text())
+    # the server waits no longer for a round, so the site does not either
+    experiment_file.write_text(yaml.safe_dump({**settings, "federation": {"timeout": 1}}))
+    (experiment_file.parent / "config_fed_client.json").write_text("{}")
+    meta = {"submitter_name": "lead", "submitter_org": "two", "submitter_role": "lead"}
+    (experiment_file.parents[2] / "meta.json").write_text(json.dumps(meta))
+
+    def call(*, run: str = "a1b2", signal: Signal | None = None, simulated: bool = False) -> Shareable:
+        executor = ToyExecutor(Cautious(tmp_path / "state"))
+        request = request_for(headers={Header.RUN: run})
+        return executor.execute("training", request, context("kit", simulated=simulated), signal or Signal())
+
+    return call
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_site_whose_people_decide_trains_once_they_agree(
+    ask: Callable[..., Shareable], tmp_path: Path, simulated: bool
+) -> None:
+    failed(ask(simulated=simulated), "APPROVAL: no local decision in time")
+    (matter,) = matters(tmp_path / "state")
+    assert matter.request.job == "job"
+    assert matter.request.wish.submitter == Submitter(name="lead", org="two", role="lead", signed=False)
+    decide(tmp_path / "state", matter.request.wish.id, "approved")
+    assert ask(simulated=simulated).get_return_code() == ReturnCode.OK
+    assert not ask(simulated=simulated).get_header(Header.DECLINED)
+    failed(ask(run="e5f6", simulated=simulated), "APPROVAL: no local decision in time")
+
+
+def test_a_denied_job_is_declined_with_the_reason(
+    ask: Callable[..., Shareable], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask()
+    decide(tmp_path / "state", matters(tmp_path / "state")[0].request.wish.id, "denied", reason="no ethics vote")
+    reply = ask()
+    assert reply.get_return_code() == ReturnCode.OK
+    assert reply.get_header(Header.DECLINED) == "DENIED: by a person at this site: no ethics vote"
+    assert "no part in training: DENIED" in caplog.text
+
+
+def test_an_abort_ends_the_wait_for_a_decision(ask: Callable[..., Shareable]) -> None:
+    signal = Signal()
+    signal.trigger(True)
+    assert ask(signal=signal).get_return_code() == ReturnCode.TASK_ABORTED
+
+
+def test_the_request_is_on_the_disk_while_the_site_waits(ask: Callable[..., Shareable], tmp_path: Path) -> None:
+    signal, answers = Signal(), []
+    site = threading.Thread(target=lambda: answers.append(ask(signal=signal)))
+    site.start()
+    end = time.monotonic() + 30
+    while not matters(tmp_path / "state"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert answers == []
+    signal.trigger(True)
+    site.join(timeout=30)
+    assert answers[0].get_return_code() == ReturnCode.TASK_ABORTED

@@ -14,7 +14,7 @@ import yaml
 from fedmedseg.core import in_process
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import FedMedSegError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
@@ -27,6 +27,7 @@ class Listener:
 
     def __init__(self, root: Path, given: Given, threads: list[int]) -> None:
         self.state_root, self.given, self.threads = root, given, threads
+        self.needs_approval = False
 
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         assert task.base == content_sha256(shared)
@@ -41,13 +42,15 @@ def federate(
 ) -> Callable[..., tuple[InProcessFederation, Given, list[int]]]:
     """federate(threads=1): two sites of the toy study, what they are given, and the threads they had."""
 
-    def make(threads: int = 1) -> tuple[InProcessFederation, Given, list[int]]:
+    def make(threads: int = 1, *, needs_approval: bool = False) -> tuple[InProcessFederation, Given, list[int]]:
         given: Given = []
         seen: list[int] = []
 
         class Executor:
             def make_learner(self, experiment: Experiment, place: Place) -> Learner:
-                return Listener(tmp_path / "state", given, seen)
+                learner = Listener(tmp_path / "state", given, seen)
+                learner.needs_approval = needs_approval
+                return learner
 
         real = in_process._class
         monkeypatch.setattr(in_process, "_class", lambda path: Executor if path == "toy.Executor" else real(path))
@@ -93,6 +96,13 @@ def test_the_sites_compute_with_the_threads_of_their_study(federate: Callable[..
     finally:
         torch.set_num_threads(before)
     assert seen == [threads] * 4
+
+
+def test_a_site_whose_people_decide_is_refused_where_nobody_asks_them(federate: Callable[..., Any]) -> None:
+    federation, given, _ = federate(needs_approval=True)
+    with pytest.raises(ConfigurationError, match=r"a: approval: got each_job.*use the simulator"):
+        federation.run_stage("training")
+    assert given == []
 
 
 def test_an_unknown_stage_is_told_with_those_there_are(federate: Callable[..., Any]) -> None:

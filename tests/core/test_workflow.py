@@ -137,6 +137,12 @@ def declined(honest: Shareable) -> Shareable:
     return reply
 
 
+def denied(honest: Shareable) -> Shareable:
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(Header.DECLINED, "DENIED: by a person at this site: no ethics vote")
+    return reply
+
+
 def nan(honest: Shareable) -> Shareable:
     honest["DXO"]["data"]["a"] = torch.tensor([float("nan"), 0.0])
     return honest
@@ -259,6 +265,18 @@ def test_a_site_that_declines_leaves_the_quorum_and_the_next_round(
     stage.round(monkeypatch)
     assert stage.asked[1] == ["site-1", "site-3"]
     assert stage.panics == []
+
+
+def test_a_site_whose_people_refuse_the_job_leaves_the_quorum_with_their_words(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unlike another version it is a declaration: `all` means all that take part."""
+    stage = federation()
+    stage.round(monkeypatch, site_2=[denied])
+    assert stage.panics == []
+    stage.flow._write_record("0" * 64)
+    site = last_record(tmp_path)["sites"]["site-2"]
+    assert (site["declined"], site["reason"]) == (True, "DENIED: by a person at this site: no ethics vote")
 
 
 OTHER = "VERSION: fedmedseg 0.1.0 (server 0.2.0)"

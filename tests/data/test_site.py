@@ -238,6 +238,17 @@ def test_simulated_sites_that_share_a_file_get_folders_of_their_own(kit: Kit) ->
     assert two.models == kit.root / "disk/models/site-2"
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_local_person_is_asked_where_the_file_says_so_and_nowhere_else(kit: Kit, simulated: bool) -> None:
+    kit.write()
+    assert kit.open(simulated=simulated).approval == "none"
+    kit.write(approval="each_job")
+    assert kit.open(simulated=simulated).approval == "each_job"
+    kit.write(approval="sometimes")
+    with pytest.raises(ConfigurationError, match="approval"):
+        kit.open(simulated=simulated)
+
+
 @pytest.mark.parametrize("name", ["../site", "a/b", "", ".hidden"])
 def test_a_name_that_leads_elsewhere_is_refused(kit: Kit, name: str) -> None:
     kit.write()

@@ -51,6 +51,11 @@ class Learner(Protocol):
         """Folder on the site's disk under which its state is kept."""
         ...
 
+    @property
+    def needs_approval(self) -> bool:
+        """Whether a local person must agree to a job before its first task."""
+        ...
+
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         """Do one task from the shared tensors.
 

@@ -22,6 +22,8 @@ import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
 
+DECLINING = frozenset({Reason.NO_CASES, Reason.DENIED})
+"""Reasons with which a site declares that it takes no part in a stage: the quorum then counts the others."""
 LASTING = frozenset({Reason.VERSION})
 """Reasons that asking again cannot mend. Such a site takes no part in the stage, and as it never said that it had
 nothing to give, as one that declines does, the quorum goes on counting it: a study that wants all sites stops."""
@@ -47,7 +49,7 @@ class Header:
     """The server's versions by package (``core.versions``); a site with others takes no part."""
     REASON = "fedmedseg.reason"
     DECLINED = "fedmedseg.declined"
-    """The site takes no part in this stage (no cases for it): neither an error nor counted to the quorum."""
+    """The site takes no part in this stage (``DECLINING``): neither an error nor counted to the quorum."""
 
 
 class Meta:

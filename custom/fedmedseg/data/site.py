@@ -27,6 +27,7 @@ from fedmedseg.data.leaving import PrivacySection
 logger = logging.getLogger(__name__)
 
 SITE_FILE = "fedmedseg.yaml"
+Approval = Literal["none", "each_job"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -51,6 +52,7 @@ class Site:
     """MiB one volume may occupy as float32, before and after resampling."""
     privacy: PrivacySection | None = None
     """What may leave this site; None where the site file does not say, and then nothing passes the filters."""
+    approval: Approval = "none"
 
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
@@ -88,6 +90,8 @@ class SiteFile(Strict):
     volume_budget_mb: int = Field(2048, ge=1)
     salt: Annotated[str, Field(min_length=8)] | None = None
     privacy: PrivacySection | None = None
+    approval: Approval = "none"
+    """``each_job``: a local person must agree to every job before its first task (``core.approval``)."""
 
 
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:
@@ -140,6 +144,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         min_cases=1 if settings is None else settings.min_cases,
         volume_budget_mb=2048 if settings is None else settings.volume_budget_mb,
         privacy=None if settings is None else settings.privacy,
+        approval="none" if settings is None else settings.approval,
     )
     listed = site.data_list(experiment.data.role)
     if not listed.is_file():

@@ -63,6 +63,11 @@ class MaskedDistillationLearner:
         """Folder under which this site's state is kept."""
         return self.site.state_root
 
+    @property
+    def needs_approval(self) -> bool:
+        """Whether this site's people decide on each job."""
+        return self.site.approval == "each_job"
+
     @cached_property
     def volumes(self) -> Volumes:
         """The site's images, labelled or not; labels are not read."""

@@ -32,6 +32,11 @@ class SegmentationLearner:
         """Folder on the site's disk under which its state is kept."""
         return self.site.state_root
 
+    @property
+    def needs_approval(self) -> bool:
+        """Whether this site's people decide on each job."""
+        return self.site.approval == "each_job"
+
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         """Do one task.
 

@@ -1,0 +1,108 @@
+"""`fedmedseg approval`: a local person's word on the jobs that ask for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedmedseg.core.approval import Matter
+    from fedmedseg.core.wishes import StageWish, Wish
+
+COLOURS = {"waiting": "yellow", "approved": "green", "denied": "bold red"}
+
+
+def approval(
+    target: Annotated[
+        Path, typer.Argument(metavar="KIT_OR_SITE_FILE", help="The site's startup kit, or its site file (YAML).")
+    ],
+    approve: Annotated[str | None, typer.Option("--approve", metavar="ID", help="Agree to this request.")] = None,
+    deny: Annotated[str | None, typer.Option("--deny", metavar="ID", help="Refuse it; also after agreeing.")] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="With --deny: a few words that the server is told. Name no patient.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Requests as JSON on standard output.")] = False,
+) -> None:
+    """List the jobs that ask this site's people, agree to one, or refuse one.
+
+    A site asks where its site file says `approval: each_job`. What is decided holds for one submission and for its
+    resumption by the same submitter; a refusal counts from the next task on.
+    """
+    with friendly_errors():
+        from fedmedseg.core.approval import decide, matters
+        from fedmedseg.data.site import SITE_FILE
+        from fedmedseg.preflight.site import read_site, site_file_of
+
+        if approve is not None and deny is not None:
+            raise ConfigurationError("--approve, --deny", got="both", expected="one of them")
+        if reason and deny is None:
+            raise ConfigurationError("--reason", got="no --deny", expected="--deny ID with it")
+        site = read_site(site_file_of(target, SITE_FILE) if target.is_dir() else target)
+        if approve is not None:
+            found = [decide(site.state, approve, "approved")]
+        elif deny is not None:
+            found = [decide(site.state, deny, "denied", reason=reason)]
+        else:
+            found = matters(site.state)
+        if as_json:
+            typer.echo(json.dumps([_plain(matter) for matter in found], indent=2))
+            return
+        if site.settings.approval == "none":
+            console.print("this site asks nobody: its site file does not say approval: each_job", highlight=False)
+        if not found:
+            console.print("no job has asked", highlight=False)
+            return
+        _show(found)
+
+
+def _plain(matter: Matter) -> dict[str, object]:
+    request = matter.request
+    return {
+        "id": request.wish.id,
+        "status": matter.status,
+        "job": request.job,
+        "asked": request.asked,
+        "wish": request.wish.model_dump(mode="json"),
+        "decision": None if matter.decision is None else matter.decision.model_dump(mode="json"),
+    }
+
+
+def _show(found: list[Matter]) -> None:
+    table = Table("request", "", "study", "submitted by", "what leaves the site", box=box.SIMPLE_HEAD)
+    for matter in found:
+        request, decision = matter.request, matter.decision
+        wish = request.wish
+        status = f"[{COLOURS[matter.status]}]{matter.status}[/]"
+        if decision is not None:
+            status += escape(f"\nby {decision.by}\n{decision.at}" + (f"\n{decision.reason}" if decision.reason else ""))
+        study = (
+            f"{wish.study} ({wish.system})\ndata: {wish.data}\nsettings {wish.experiment[:16]}\nasked {request.asked}"
+        )
+        leaving = "\n".join(f"{name}: {_leaving(stage)}" for name, stage in wish.stages.items())
+        table.add_row(wish.id, status, escape(study), escape(_submitter(wish)), escape(leaving))
+    console.print(table)
+
+
+def _submitter(wish: Wish) -> str:
+    scope = f"scope {wish.scope}" if wish.scope else "this site's default scope"
+    if wish.submitter is None:
+        return f"not told\n{scope}"
+    one = wish.submitter
+    proof = "signed" if one.signed else "the server's word"
+    return f"{one.name}\n{one.org}, {one.role}\n({proof})\n{scope}"
+
+
+def _leaving(stage: StageWish) -> str:
+    figures = ", ".join(stage.figures) or "no figures"
+    if stage.returns == "metrics":
+        return f"{stage.rounds} x {figures}"
+    return f"{stage.rounds} x {stage.tensors} tensors ({stage.nbytes / 2**20:.1f} MiB), {figures}"
