@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fedmedseg.core.approval import decide, matters
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -204,6 +208,59 @@ def test_a_site_without_cases_takes_no_part_and_the_quorum_counts_the_others(sta
     assert [sorted(record["sites"]) for record in run.rounds()][1:] == [["site-1", "site-3"]] * 2
     assert run.rounds()[0]["sites"]["site-2"]["declined"]
     assert run.rounds("fine_tuning")[0]["accepted"] == ["site-1", "site-2", "site-3"]
+
+
+def test_a_site_of_another_version_stops_a_study_that_wants_all_sites_and_is_named(start: Any, tmp_path: Path) -> None:
+    run = start(tmp_path, faults=[fault("version", None, "site-2")])
+    assert run.outcome == "stopped"
+    assert "1 of 2 needed replies were accepted (site-2: VERSION: fedmedseg" in run.reason
+    assert "(server 99.0)" in run.reason
+    (record,) = run.rounds()
+    assert (record["attempts"], record["accepted"]) == (1, ["site-1"])
+    log = (run.workspace / "site-2" / "log.txt").read_text(errors="replace")
+    assert "no part in pretraining: VERSION: fedmedseg" in log
+    assert "remedy: install the wheel that the study's kits name" in log
+
+
+@pytest.mark.slow
+def test_a_quorum_goes_on_without_a_site_of_another_version(start: Any, tmp_path: Path) -> None:
+    changes = {"stages": {"pretraining": {"rounds": 3}}, "federation": QUORUM_OF_TWO}
+    run = start(tmp_path, sites=3, faults=[fault("version", None, "site-2")], **changes)
+    assert run.outcome == "finished", run.reason
+    assert [record["accepted"] for record in run.rounds()] == [["site-1", "site-3"]] * 3
+    assert [record["sites"]["site-2"]["reason"].partition(":")[0] for record in run.rounds()] == ["VERSION"] * 3
+    assert [len(record["refusals"]) for record in run.rounds()] == [1, 0, 0], "asked once"
+
+
+@pytest.mark.parametrize("verdict", ["approved", "denied"])
+def test_a_site_whose_people_decide_waits_for_them_and_keeps_to_what_they_say(
+    start: Any, clean: Any, tmp_path: Path, verdict: Any
+) -> None:
+    state = tmp_path / "workspace.fedmedseg" / "site-2" / "state"
+    said: list[str] = []
+
+    def person() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not said:
+            said.extend(matter.request.wish.id for matter in matters(state))
+            time.sleep(0.2)
+        decide(state, said[0], verdict, reason="" if verdict == "approved" else "no ethics vote")
+
+    somebody = threading.Thread(target=person)
+    somebody.start()
+    run = start(tmp_path, faults=[fault("ask", None, "site-2")], stages={"pretraining": {"rounds": 4}})
+    somebody.join(timeout=10)
+    assert run.outcome == "finished", run.reason
+    (matter,) = matters(state)
+    assert matter.status == verdict
+    if verdict == "approved":
+        assert run.shared == clean.shared
+        return
+    assert [record["accepted"] for record in run.rounds()] == [["site-1"]] * 4
+    site = run.rounds()[0]["sites"]["site-2"]
+    assert (site["declined"], site["reason"]) == (True, "DENIED: by a person at this site: no ethics vote")
+    for stage in ("fine_tuning", "evaluation"):
+        assert run.rounds(stage)[0]["accepted"] == ["site-1"]
 
 
 @pytest.mark.slow

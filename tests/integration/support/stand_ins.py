@@ -37,10 +37,12 @@ def _kind(site: str, round: object) -> str | None:
 class StandInLearner:
     """Adds a step that differs by site and round to every shared tensor; knows no data."""
 
-    needs_approval = False
-
     def __init__(self, *, home: Path) -> None:
         self.home = home
+
+    @property
+    def needs_approval(self) -> bool:
+        return _kind(self.home.name, None) == "ask"
 
     @property
     def state_root(self) -> Path:
