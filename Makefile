@@ -1,4 +1,5 @@
 # make simulate   the FedATA study on embedded phantoms, from nothing: environment, install, run, report
+# make federation  the same study in a real federation on this machine: kits, processes, mutual TLS; Ctrl-C ends it
 # make test       fast tests
 # make ci         what gates a change: lint, types, fast tests, packaging, smallest simulator runs
 # make nightly    everything else: full runs, faults, phantom difficulty
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGE := custom tests benchmarks setup.py
 
-.PHONY: simulate test ci nightly format lint type-check test-integration clean
+.PHONY: simulate federation test ci nightly format lint type-check test-integration clean
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +17,9 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py
 
 simulate: $(VENV)/installed
 	$(BIN)/fedmedseg simulate fedata -n 3 -t 1 -w simulator_workspace
+
+federation: $(VENV)/installed
+	$(BIN)/fedmedseg federation fedata --sites 3 --out runs/federation
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not integration and not slow" -q

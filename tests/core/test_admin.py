@@ -47,6 +47,54 @@ def test_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         admin.wait(Answers("RUNNING"), "job", timeout=0)  # type: ignore[arg-type]
 
 
+class Dead:
+    """A session whose server is gone, or has nothing more to say of the job."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_job_meta(self, job_id: str) -> dict[str, Any]:
+        raise self.error
+
+    def abort_job(self, job_id: str) -> None:
+        raise self.error
+
+    def shutdown(self, target: str, wait: bool) -> None:
+        assert (target, wait) == ("all", False)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [kind("x") for kind in admin.GONE], ids=lambda one: type(one).__name__)
+def test_a_server_that_is_gone_is_told_and_keeps_nobody_from_ending(error: Exception) -> None:
+    gone: Any = Dead(error)
+    with pytest.raises(ConfigurationError, match=rf"server: got no answer any more \({type(error).__name__}\)"):
+        admin.meta_of(gone, "job")
+    admin.abort(gone, "job")
+    admin.shut_down(gone)
+
+
+def test_what_went_wrong_elsewhere_is_not_hidden_by_ending() -> None:
+    broken: Any = Dead(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        admin.abort(broken, "job")
+    with pytest.raises(ZeroDivisionError):
+        admin.shut_down(broken)
+
+
+def test_an_abort_waits_until_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "POLL_SECONDS", 0.0)
+
+    class Aborted(Answers):
+        def abort_job(self, job_id: str) -> None:
+            self.aborted = job_id
+
+    session: Any = Aborted("RUNNING", "RUNNING", "FINISHED:ABORTED")
+    admin.abort(session, "job-7")
+    assert (session.aborted, session.statuses) == ("job-7", ["FINISHED:ABORTED"])
+    stubborn: Any = Aborted("RUNNING")
+    admin.abort(stubborn, "job-7", patience=0)
+
+
 def test_a_kit_of_a_site_opens_no_session(tmp_path: Path) -> None:
     (tmp_path / "startup").mkdir()
     (tmp_path / "local").mkdir()

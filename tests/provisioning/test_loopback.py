@@ -60,6 +60,30 @@ def test_a_process_that_ends_before_it_says_what_is_waited_for_is_told(tmp_path:
             federation.wait_for("one", "ready", timeout=10)
 
 
+def test_the_end_of_processes_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    with LoopbackFederation(kit_that(tmp_path, "echo said\nsleep 60\n")) as federation:
+        federation.start("one")
+        federation.wait_for("one", "said", timeout=10)
+        began = time.monotonic()
+        federation.wait_for_end(timeout=0.3)
+        assert 0.3 <= time.monotonic() - began < 5
+        federation.stop("one")
+        (tmp_path / "one" / "startup" / "sub_start.sh").write_text("sleep 0.5\n")
+        federation.start("one")
+        federation.wait_for_end(timeout=30)
+        assert federation.processes["one"].returncode == 0
+
+
+def test_everybody_who_has_come_up_is_told_of_server_first(tmp_path: Path) -> None:
+    for name, words in (("localhost", "Server started"), ("a", "Successfully registered")):
+        (tmp_path / name / "startup").mkdir(parents=True)
+        (tmp_path / name / "startup" / "sub_start.sh").write_text(f"echo {words}\nsleep 60\n")
+    up: list[str] = []
+    with LoopbackFederation(tmp_path) as federation:
+        federation.start_all(["a"], timeout=10, on_ready=up.append)
+    assert up == ["localhost", "a"]
+
+
 def test_the_environment_given_reaches_the_kits_script(tmp_path: Path) -> None:
     kits = kit_that(tmp_path, 'echo "colour $COLOUR"; echo "flag $1"; command -v python3; sleep 60\n')
     with LoopbackFederation(kits, environment={"COLOUR": "green"}) as federation:

@@ -11,6 +11,7 @@ from fedmedseg.cli.approval import approval
 from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
+from fedmedseg.cli.federation import federation
 from fedmedseg.cli.job import job
 from fedmedseg.cli.preflight import preflight
 from fedmedseg.cli.resume import resume
@@ -20,6 +21,7 @@ from fedmedseg.cli.site_policy import site_policy
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(simulate)
 app.command()(job)
+app.command()(federation)
 app.command()(resume)
 app.command()(preflight)
 app.command("site-policy")(site_policy)

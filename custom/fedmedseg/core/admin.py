@@ -6,12 +6,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nvflare.apis.job_def import JobMetaKey, RunStatus
-from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, JobNotFound
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    JobNotDone,
+    JobNotFound,
+    JobNotRunning,
+    NoConnection,
+    NoReply,
+    SessionClosed,
+)
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedmedseg.core.errors import ConfigurationError
@@ -21,6 +31,8 @@ POLL_SECONDS = 1.0
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
+GONE = (NoConnection, NoReply, SessionClosed, InternalError)
+"""What FLARE raises where the server of an open session answers no more."""
 NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
 
 
@@ -101,6 +113,13 @@ def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
             expected="the id of a job you may manage",
             remedy="`nvflare job list` shows them",
         ) from None
+    except GONE as error:
+        raise ConfigurationError(
+            "server",
+            got=f"no answer any more ({type(error).__name__})",
+            expected="a server that runs",
+            remedy="see its log; `fedmedseg resume` continues a job that its end cut short",
+        ) from None
     return found
 
 
@@ -135,6 +154,20 @@ def wait(
         if end is not None and time.monotonic() > end:
             raise TimeoutError(f"job {job_id} is {status_of(meta)} after {timeout:g} s")
         time.sleep(POLL_SECONDS)
+
+
+def abort(open_session: Session, job_id: str, *, patience: float = 30.0) -> None:
+    """Abort a job, and wait at most ``patience`` seconds until it has ended. One that does not run is left as it is."""
+    with suppress(JobNotRunning, JobNotFound, TimeoutError, ConfigurationError, *GONE):
+        open_session.abort_job(job_id)
+        wait(open_session, job_id, timeout=patience)
+
+
+def shut_down(open_session: Session) -> None:
+    """Tell the sites and then the server to end; returns at once, and the session is over."""
+    # a job that still runs, or a server that has gone already: who started the processes ends them
+    with suppress(JobNotDone, *GONE):
+        open_session.shutdown("all", wait=False)
 
 
 def connected_sites(open_session: Session) -> list[str]:

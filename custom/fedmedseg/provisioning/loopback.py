@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,14 +138,32 @@ class LoopbackFederation:
                 raise TimeoutError(f"{name} has not said {words!r} in {timeout:g} s:\n{self.log(name)[-3000:]}")
             time.sleep(0.2)
 
-    def start_all(self, sites: Sequence[str], *, watchdog: bool = False, timeout: float = 60.0) -> None:
-        """Start the server and, once it listens, the sites; returns when all are registered."""
+    def start_all(
+        self,
+        sites: Sequence[str],
+        *,
+        watchdog: bool = False,
+        timeout: float = 60.0,
+        on_ready: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Start the server and, once it listens, the sites; returns when all are registered.
+
+        ``on_ready`` is called with the name of each participant that has come up.
+        """
         self.start(SERVER, watchdog=watchdog)
         self.wait_for(SERVER, "Server started", timeout=timeout)
+        on_ready(SERVER)
         for site in sites:
             self.start(site, watchdog=watchdog)
         for site in sites:
             self.wait_for(site, "Successfully registered", timeout=timeout)
+            on_ready(site)
+
+    def wait_for_end(self, *, timeout: float) -> None:
+        """Wait until the processes started here have ended by themselves, ``timeout`` seconds at most."""
+        end = time.monotonic() + timeout
+        while any(one.poll() is None for one in self.processes.values()) and time.monotonic() < end:
+            time.sleep(0.2)
 
     def stop(self, *names: str) -> None:
         """End participants started here, all of them where none is named, with the jobs they run."""

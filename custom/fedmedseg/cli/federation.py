@@ -1,0 +1,114 @@
+"""`fedmedseg federation`: a secure federation of phantom hospitals on this machine, from kits to report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.display import Display
+from fedmedseg.cli.study import Changes, EncoderFile, Presets, Study, read_study
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import check_quorum, write_job
+
+INTERRUPTED = 130
+"""What a shell says of a program that Ctrl-C has ended."""
+MOST = 20
+"""Each site is two processes of about 1 GB."""
+
+
+def federation(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for kits, volumes and results; used again if it is there.")
+    ],
+    job: Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")] = "fedata",
+    sites: Annotated[int, typer.Option("--sites", help="Number of hospitals, site-1, ...")] = 3,
+    preset: Presets = None,
+    changes: Changes = None,
+    encoder: EncoderFile = None,
+) -> None:
+    """Run a study in a real federation on this machine: server, hospitals and administrator with mutual TLS.
+
+    Ends with code 0 where the study finished, 1 where it was stopped, 130 where Ctrl-C ended it.
+    """
+    with friendly_errors():
+        if not 1 <= sites <= MOST:
+            raise ConfigurationError("--sites", got=sites, expected=f"at least 1 site, at most {MOST}")
+        study = read_study(job, preset, changes, encoder)
+        check_quorum(study.experiment, sites)
+        try:
+            record = _run(study, _folder(out), tuple(f"site-{index + 1}" for index in range(sites)))
+        except KeyboardInterrupt:
+            _say("interrupted; no process is left. The same call uses kits and volumes again")
+            raise typer.Exit(INTERRUPTED) from None
+    if record["outcome"] != "finished":
+        console.print(f"[red]stopped:[/red] {record['reason']}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
+    # FLARE is imported only once there is something to run
+    from fedmedseg.core import simulation
+    from fedmedseg.core.records import RECORD_FILE
+    from fedmedseg.provisioning import rehearsal
+    from fedmedseg.reporting.tables import plain_text_summary
+
+    experiment = study.experiment
+    with simulation.claimed(out, home=out, option="--out"):
+        kits = rehearsal.kits_in(out, sites=names)
+        _say(f"kits: {kits}")
+        rehearsal.place_phantoms(
+            kits, out, sites=names, experiment=experiment, on_site=lambda site: _say(f"{site}: volumes written")
+        )
+        meta = {"name": experiment.study, "min_clients": len(names)}
+        folder = out / "jobs" / study.folder.name
+        folder.parent.mkdir(exist_ok=True)
+        write_job(study.folder, study.settings, folder, meta=meta, finish=study.place_encoder)
+        _say(f"{experiment.study}: {len(names)} sites; logs: {kits}/<participant>.log")
+        with Display(experiment, len(names), threads=len(names)) as display:
+            try:
+                ended = rehearsal.run_job(kits, folder, sites=names, out=out, tell=_say, show=display.show)
+            except TimeoutError as error:
+                raise ConfigurationError("federation", got=str(error), expected="a participant that starts") from None
+    report = ended.folder / "report"
+    record = simulation.read_record(report / RECORD_FILE)
+    if record is None:
+        raise ConfigurationError(
+            "federation",
+            got=f"{ended.status} before the first round",
+            expected="a run with a record",
+            remedy=f"see {kits}/*.log",
+        )
+    console.print(plain_text_summary(record), highlight=False, soft_wrap=True)
+    _say(f"report: {report / 'report.html'}")
+    _say(f"shared model: {ended.folder / 'models'}")
+    _say(f"site models: {kits}/<site>/fedmedseg/models/{experiment.study}")
+    return record
+
+
+def _folder(out: Path) -> Path:
+    """``out`` as a folder that can be written, without a space in its path.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    out = out.resolve()
+    if any(character.isspace() for character in str(out)):
+        raise ConfigurationError(
+            "--out", got=repr(str(out)), expected="a path without spaces: FLARE's start scripts split at them"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError("--out", got=f"{out} ({type(error).__name__})", expected="a folder") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ConfigurationError("--out", got=f"{out}, which cannot be written", expected="a folder of your own")
+    return out
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
