@@ -91,8 +91,9 @@ class FederationGuard(FLComponent):
                 if job is not None and self._started(engine, job, client, fl_ctx):
                     self.log_info(fl_ctx, f"{client.name} is back in job {job_id}")
                     return
-        with engine.new_context() as fl_ctx:
-            self.log_warning(fl_ctx, f"{client.name} did not start job {job_id} again")
+        if job_id in engine.run_processes:
+            with engine.new_context() as fl_ctx:
+                self.log_warning(fl_ctx, f"{client.name} did not start job {job_id} again")
 
     @staticmethod
     def _started(engine: Any, job: Job, client: Client, fl_ctx: FLContext) -> bool:

@@ -29,8 +29,7 @@ def resumable(downloaded: Path, out: Path) -> Path:
         ConfigurationError: not a job of this package.
     """
     found = sorted(downloaded.glob("job/*/meta.json"))
-    experiments = sorted(found[0].parent.rglob(EXPERIMENT)) if found else []
-    if not experiments:
+    if not found or not (found[0].parent / EXPERIMENT).is_file():
         raise ConfigurationError(
             "job",
             got="no meta.json and experiment.yaml in what the server keeps of it",
@@ -39,7 +38,6 @@ def resumable(downloaded: Path, out: Path) -> Path:
         )
     source = found[0].parent
     job = Path(shutil.copytree(source, out / source.name, ignore=shutil.ignore_patterns(SIGNATURES)))
-    for experiment in experiments:
-        copied = job / experiment.relative_to(source)
-        copied.write_text(yaml.safe_dump({**read_yaml(copied), "resume": True}, sort_keys=False), encoding="utf-8")
+    experiment = job / EXPERIMENT
+    experiment.write_text(yaml.safe_dump({**read_yaml(experiment), "resume": True}, sort_keys=False), encoding="utf-8")
     return job
