@@ -1,8 +1,8 @@
 """What reaches the server of a real federation under sites' privacy settings; the simulator skips sites' filters.
 
 The oracle is what FLARE hands the server, written down before any component of ours sees it (`listening.Ear`). Four
-hospitals with different settings do two jobs: one under the default scope, one that asks for the scope `private`
-after one of them lost its privacy.json.
+hospitals with different settings do two jobs: one under the sites' default scopes, one that asks for the scope
+`private` after one of them lost its privacy.json.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.wire import Header, Meta, Schema
 from fedmedseg.privacy.accounting import epsilon_of, loss_of
 from fedmedseg.privacy.ledger import LEDGER
+from fedmedseg.privacy.scopes import FIGURES, privacy_policy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 TACITURN, SMALL, BOUNDED, NOISY = SITES = ("site-1", "site-2", "site-3", "site-4")
 CLIP, MULTIPLIER, DELTA = 0.5, 4.0, 1e-5
 SETTINGS: dict[str, dict[str, Any]] = {
+    # its default scope is `figures`
     TACITURN: {"min_count": 0, "metrics": ["dice/*"]},
     SMALL: {"min_count": 5},
     BOUNDED: {"min_count": 3, "clip_norm": CLIP},
@@ -39,8 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 FAULTS = [
-    {"site": TACITURN, "round": 1, "kind": "extra key"},
     {"site": SMALL, "round": 1, "kind": "undeclared metric"},
+    {"site": BOUNDED, "round": 1, "kind": "extra key"},
 ]
 TRANSPORT = {
     "__audit_event_id__",
@@ -122,6 +124,8 @@ def hospitals(folder: Path) -> Iterator[Hospitals]:
             allow(made.kits / name, "listening.")
         for site, privacy in SETTINGS.items():
             made.write_site_file(site, {"privacy": privacy})
+        policy = json.dumps(privacy_policy(default=FIGURES))
+        (made.kits / TACITURN / "local" / "privacy.json").write_text(policy)
         made.up()
         yield made
 
@@ -143,7 +147,7 @@ def private(standard: Heard, hospitals: Hospitals, folder: Path) -> Heard:
 
 
 def test_a_reply_holds_the_declared_tensors_and_fields_and_nothing_else(standard: Heard) -> None:
-    for site in SITES:
+    for site in (SMALL, BOUNDED, NOISY):
         reply = standard.reply(site, "pretraining")
         assert reply["code"] == "OK"
         assert reply["keys"] == ["DXO"]
@@ -153,20 +157,19 @@ def test_a_reply_holds_the_declared_tensors_and_fields_and_nothing_else(standard
         assert set(reply["meta"]) == {Meta.EXAMPLES, Meta.STEPS, Meta.TRAIN_SECONDS, Meta.METRICS}
         ours = {Header.RUN, Header.BASE, Header.NONCE, Header.SCHEMA, Header.STAGE, Header.ROUND}
         assert set(reply["headers"]) - TRANSPORT == ours
-    for reply in standard.replies(*SITES):
+    for reply in standard.replies(SMALL, BOUNDED, NOISY):
         if reply["task"] != "pretraining":
-            assert reply["tensors"] == {}
+            assert reply["tensors"] == {}, "a stage of figures"
 
 
 def test_figures_that_a_site_keeps_never_arrive_on_any_way(standard: Heard) -> None:
-    for reply in standard.replies(TACITURN):
-        if reply["code"] == "OK":
-            told = set(reply["meta"][Meta.METRICS])
-            assert told == ({"dice/personal/left ventricle"} if reply["task"] == "evaluation" else set())
+    for task, told in (("fine_tuning", {}), ("evaluation", {"dice/personal/left ventricle": 0.5})):
+        assert standard.reply(TACITURN, task)["meta"][Meta.METRICS] == told
     # how many of the events for TensorBoard arrive FLARE does not promise, only which may
     assert standard.figures(TACITURN) <= {"evaluation/dice/personal/left ventricle"}
     # who keeps nothing is heard on both ways, so the silence above is the setting's
-    assert standard.reply(NOISY, "pretraining")["meta"][Meta.METRICS] == {"loss": 1.0}
+    assert set(standard.reply(NOISY, "fine_tuning")["meta"][Meta.METRICS]) == {"loss/personal"}
+    assert set(standard.reply(NOISY, "evaluation")["meta"][Meta.METRICS]) == {"dice/personal/left ventricle", "cases"}
     assert "pretraining/loss" in standard.figures(NOISY)
 
 
@@ -190,10 +193,8 @@ def test_counts_below_a_sites_least_stay_there_with_all_that_stands_on_them(stan
 def test_differences_are_no_longer_than_a_sites_bound(standard: Heard) -> None:
     whole = math.sqrt(standard.size)
     # a stand-in's step is its site's number on every element
-    assert norm(standard.reply(TACITURN, "pretraining")) == pytest.approx(whole, rel=1e-3)
     assert norm(standard.reply(SMALL, "pretraining")) == pytest.approx(2 * whole, rel=1e-3)
-    for number in (0, 1):
-        assert norm(standard.reply(BOUNDED, "pretraining", number)) == pytest.approx(CLIP, rel=1e-6)
+    assert norm(standard.reply(BOUNDED, "pretraining")) == pytest.approx(CLIP, rel=1e-6)
 
 
 def test_noise_is_as_strong_as_the_site_says_and_is_paid_for(standard: Heard, hospitals: Hospitals) -> None:
@@ -212,8 +213,8 @@ def test_noise_is_as_strong_as_the_site_says_and_is_paid_for(standard: Heard, ho
 
 def test_a_reply_that_holds_more_than_declared_does_not_leave(standard: Heard) -> None:
     for site, reason in (
-        (TACITURN, "PRIVACY: UNKNOWN_TENSORS: tensors from this site"),
         (SMALL, "PRIVACY: SCHEMA: metric"),
+        (BOUNDED, "PRIVACY: UNKNOWN_TENSORS: tensors from this site"),
     ):
         blocked = standard.reply(site, "pretraining", 1)
         assert blocked["code"] == "TASK_RESULT_FILTER_ERROR"
@@ -225,9 +226,21 @@ def test_a_reply_that_holds_more_than_declared_does_not_leave(standard: Heard) -
     assert not any(line.get("marked") for line in standard.lines)
     # it costs those sites the round, and nobody the job
     (_, second) = standard.ended.rounds()
-    assert second["accepted"] == [BOUNDED, NOISY]
-    assert "PRIVACY" in second["sites"][TACITURN]["reason"]
+    assert second["accepted"] == [NOISY]
+    for site in (SMALL, BOUNDED):
+        assert "PRIVACY" in second["sites"][site]["reason"]
     assert standard.ended.record["outcome"] == "finished"
+
+
+def test_a_scope_of_figures_keeps_every_tensor_at_the_site(standard: Heard) -> None:
+    for number in (0, 1):
+        blocked = standard.reply(TACITURN, "pretraining", number)
+        assert blocked["code"] == "TASK_RESULT_FILTER_ERROR"
+        assert blocked["reason"] == "PRIVACY: tensors, which the scope keeps here"
+        assert blocked["keys"] == []
+    assert all(reply.get("tensors", {}) == {} for reply in standard.replies(TACITURN))
+    # figures still leave
+    assert standard.reply(TACITURN, "evaluation")["meta"][Meta.EXAMPLES] == 2
 
 
 def test_a_scope_asks_for_more_than_the_site_file(private: Heard) -> None:
