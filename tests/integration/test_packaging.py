@@ -61,6 +61,13 @@ def test_the_wheel_knows_the_versions_it_was_tested_with(python: Path, tmp_path:
     assert call([str(python), "-c", code], cwd=tmp_path).split() == [pinned[0].partition("==")[2]]
 
 
+def test_the_wheel_brings_the_files_that_kits_are_made_from(python: Path) -> None:
+    code = "import fedmedseg, pathlib; print(pathlib.Path(fedmedseg.__file__).parent / 'bundle' / 'provisioning')"
+    bundled = Path(call([str(python), "-c", code]).strip())
+    for file in (ROOT / "provisioning").rglob("*.yml"):
+        assert (bundled / file.relative_to(ROOT / "provisioning")).read_bytes() == file.read_bytes()
+
+
 def test_a_one_round_study_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(python), "-m", "fedmedseg", "simulate", "fedata", "-w", str(tmp_path / "w"), "-n", "2"]
