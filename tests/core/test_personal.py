@@ -112,7 +112,7 @@ class Stage:
     def round(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Shareable]:
         """One whole round; returns what each site received last."""
         monkeypatch.setattr(module.ScatterAndGather, "broadcast_and_wait", lambda flow, **call: self.broadcast(**call))
-        monkeypatch.setattr(module, "AuditService", MagicMock())
+        monkeypatch.setattr(module, "note_in", MagicMock())
         self.received = []
         fl_ctx = self.context("server")
         shared = self.flow._global_weights[ModelLearnableKey.WEIGHTS]

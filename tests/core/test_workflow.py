@@ -23,6 +23,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
@@ -102,10 +103,10 @@ class Federation:
 
 @pytest.fixture(autouse=True)
 def audit(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """FLARE's audit trail."""
-    service = MagicMock()
-    monkeypatch.setattr(module, "AuditService", service)
-    return service
+    """What is written to the audit trail."""
+    note = MagicMock()
+    monkeypatch.setattr(module, "note_in", note)
+    return note
 
 
 @pytest.fixture
@@ -204,9 +205,9 @@ def test_with_the_quorum_reached_a_failure_is_noted_and_nobody_is_asked_again(
     assert stage.patience == [(2, 4)]
     assert stage.panics == []
     assert sorted(stage.flow.aggregator.contributions) == ["site-1", "site-3"]
-    (call,) = audit.add_event.call_args_list
-    assert call.kwargs["user"] == "site-2"
-    assert call.kwargs["msg"].startswith("NOT_FINITE")
+    (call,) = audit.call_args_list
+    assert (call.kwargs["who"], call.kwargs["outcome"]) == ("site-2", Outcome.REFUSED)
+    assert call.kwargs["reason"].startswith("NOT_FINITE")
 
 
 def test_below_the_quorum_the_failed_site_is_asked_again_for_20_seconds(
@@ -313,8 +314,8 @@ def test_a_quorum_goes_on_without_a_site_of_another_version_and_names_it_in_ever
         assert record["sites"]["site-2"]["reason"] == OTHER
     assert stage.asked == [SITES, ["site-1", "site-3"]]
     assert stage.panics == []
-    (call,) = audit.add_event.call_args_list
-    assert call.kwargs["msg"] == OTHER
+    (call,) = audit.call_args_list
+    assert (call.kwargs["reason"], call.kwargs["outcome"]) == (OTHER, Outcome.FAILED)
 
 
 def test_a_failure_beside_a_site_of_another_version_is_asked_again_while_that_can_help(

@@ -8,6 +8,7 @@ import typer
 
 import fedmedseg
 from fedmedseg.cli.approval import approval
+from fedmedseg.cli.audit import audit
 from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
@@ -25,6 +26,7 @@ app.command()(federation)
 app.command()(resume)
 app.command()(preflight)
 app.command("site-policy")(site_policy)
+app.command()(audit)
 app.command()(approval)
 app.add_typer(data_app, name="data", help="Import, check and generate data.")
 app.add_typer(encoder_app, name="encoder", help="Pretrained encoders from other people's weight files.")

@@ -25,6 +25,8 @@ from nvflare.fuel.utils import fobs
 from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core.approval import require_approval
+from fedmedseg.core.audit import Outcome
+from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
@@ -47,6 +49,8 @@ CLIENT_FILE = "config_fed_client.json"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
 SITE_FILTER = "fedmedseg.privacy.filters.DeclaredContents"
 """By name: the core knows no part of the package beside itself."""
+AUDITED = frozenset({*LASTING, Reason.CONFIGURATION, Reason.PRIVACY, Reason.SCHEMA})
+"""Reasons for which a site refuses what it was sent; any other failure is its own, and for its log."""
 
 
 class TrainingExecutor(Executor):
@@ -75,9 +79,12 @@ class TrainingExecutor(Executor):
         except FedMedSegError as error:
             if error.reason in DECLINING:
                 self.log_warning(fl_ctx, f"no part in {task_name}: {error.local}")
+                note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.DECLINED, reason=error.public)
                 return _declined(error.public)
             what = f"no part in {task_name}" if error.reason in LASTING else f"{task_name} failed"
             self.log_error(fl_ctx, f"{what}: {error.local}")
+            if error.reason in AUDITED:
+                note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.REFUSED, reason=error.public)
             return _failure(error.public)
         except (MemoryError, torch.OutOfMemoryError):
             self.log_error(fl_ctx, f"{task_name} failed: out of memory")

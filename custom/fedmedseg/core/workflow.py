@@ -20,10 +20,11 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.sec.audit import AuditService
 from nvflare.fuel.utils import fobs
 
 from fedmedseg.core.aggregator import GuardedAggregator, Round
+from fedmedseg.core.audit import Outcome
+from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
@@ -372,13 +373,15 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Judge one reply. A failure is noted with its reason; the quorum decides what it means for the job."""
         code = result.get_return_code()
         reason: str | None = None
-        accepted = False
+        accepted, outcome = False, Outcome.REFUSED
         declined = result.get_header(Header.DECLINED)
         if declined:
             self._declined[client_name] = reason = clean(declined)
+            outcome = Outcome.DECLINED
             self.log_warning(fl_ctx, f"{client_name} takes no part in {self.stage}: {reason}")
         elif code and code != ReturnCode.OK:
             reason = clean(result.get_header(Header.REASON) or f"{Reason.SITE_ERROR}: {code}")
+            outcome = Outcome.FAILED
             if client_name not in self.aggregator.contributions:
                 self.aggregator.rejections[client_name] = reason
             if reason.partition(":")[0] in LASTING:
@@ -397,7 +400,7 @@ class QuorumScatterAndGather(ScatterAndGather):
                 reason = self.aggregator.rejections.get(client_name, str(Reason.ALREADY_RECEIVED))
         if reason is not None:
             self._round_facts.setdefault("refusals", []).append({"site": client_name, "reason": reason})
-            AuditService.add_event(user=client_name, action="fedmedseg.rejected", ref=self.stage, msg=reason)
+            note_in(fl_ctx, action=f"reply {self.stage}", outcome=outcome, who=client_name, reason=reason)
         with self._replies_lock:
             if accepted or client_name not in self.aggregator.contributions:
                 self._replies[client_name] = {"reason": reason, "seconds": time.monotonic() - self._sent}

@@ -35,11 +35,13 @@ SERVER_COMPONENTS = {
     "process_launcher": "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher",
     "log_receiver": "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
     "federation_guard": "fedmedseg.core.guard.FederationGuard",
+    "audit": "fedmedseg.core.audit_server.ServerAudit",
 }
 SITE_COMPONENTS = {
     "resource_manager": GPU_MANAGER,
     "resource_consumer": "nvflare.app_common.resource_consumers.gpu_resource_consumer.GPUResourceConsumer",
     "process_launcher": "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
+    "audit": "fedmedseg.core.audit_site.SiteAudit",
 }
 _LAUNCHERS = "nvflare.app_opt.job_launcher"
 CONTAINER_COMPONENTS = {

@@ -1,0 +1,89 @@
+"""Why a server refuses a site's connection: a handshake of our own, as FLARE's drivers tell Python nothing of theirs.
+
+gRPC's core writes what goes wrong in TLS to the process's standard error alone (`fuel/f3/drivers/grpc_driver.py` of
+FLARE 2.9.0 sees a channel that is not ready), and the server raises no event for a client it never met.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from datetime import datetime
+
+from fedmedseg.core.findings import Finding, Level
+from fedmedseg.core.kit import Kit
+from fedmedseg.core.kit_checks import certificate_chain, certificate_dates, certificate_key, today
+
+TIMEOUT = 3.0
+"""Seconds to wait for the server's word."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+"""How every HTTP/2 client begins, with empty settings; a server that takes the connection answers with its own."""
+
+
+def refusal(kit: Kit, *, timeout: float = TIMEOUT, now: datetime | None = None) -> str:
+    """Why ``kit``'s server refuses its connection, in words without path or address; empty where it does not.
+
+    A server that cannot be reached refuses nothing. What the kit's own certificates show is told with it: TLS says
+    little to the one it turns away.
+    """
+    try:
+        connection = socket.create_connection((kit.host, kit.port), timeout=timeout)
+    except OSError:
+        return ""
+    with connection:
+        connection.settimeout(timeout)
+        try:
+            why = _clear(connection) if kit.security == "clear" else _secure(kit, connection)
+        except TimeoutError:
+            # it took the connection and waits for more
+            return ""
+    if not why:
+        return ""
+    own = [look.found for look in _own_faults(kit, now or today())]
+    return "; ".join([why, *own])
+
+
+def _clear(connection: socket.socket) -> str:
+    try:
+        connection.sendall(PREFACE)
+        answer = connection.recv(9)
+    except TimeoutError:
+        raise
+    except OSError:
+        answer = b""
+    # the fourth byte of an HTTP/2 frame's head is its kind: 4 is settings
+    return "" if len(answer) > 3 and answer[3] == 4 else "the server takes no connection without TLS"
+
+
+def _secure(kit: Kit, connection: socket.socket) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # FLARE's certificates name participants, which need not be host names; the chain is what counts
+    context.check_hostname = False
+    try:
+        context.load_verify_locations(kit.authority)
+        context.load_cert_chain(kit.certificate, kit.key)
+    except (OSError, ssl.SSLError):
+        return "TLS cannot begin: the kit's certificate and key cannot be used together"
+    if kit.scheme == "grpc":
+        context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(connection, server_hostname=kit.server or kit.host) as secure:
+            if kit.scheme == "grpc":
+                secure.sendall(PREFACE)
+            # TLS 1.3 tells a client that its certificate is refused only once it reads
+            if not secure.recv(9):
+                return "the server hung up after the TLS handshake"
+    except ssl.SSLCertVerificationError as error:
+        return f"TLS: this site refuses the server's certificate ({error.verify_message})"
+    except TimeoutError:
+        raise
+    except ssl.SSLError as error:
+        return f"TLS: the server refuses this site ({(error.reason or 'no reason').lower().replace('_', ' ')})"
+    except OSError:
+        return "the server hung up in the TLS handshake"
+    return ""
+
+
+def _own_faults(kit: Kit, now: datetime) -> list[Finding]:
+    looks = (certificate_dates(kit, now=now), certificate_chain(kit), certificate_key(kit))
+    return [look for look in looks if look.level is Level.FAIL]
