@@ -37,12 +37,12 @@ def _kind(site: str, round: object) -> str | None:
 class StandInLearner:
     """Adds a step that differs by site and round to every shared tensor; knows no data."""
 
-    def __init__(self, *, home: Path) -> None:
-        self.home = home
+    def __init__(self, *, home: Path, site: str) -> None:
+        self.home, self.site = home, site
 
     @property
     def needs_approval(self) -> bool:
-        return _kind(self.home.name, None) == "ask"
+        return _kind(self.site, None) == "ask"
 
     @property
     def state_root(self) -> Path:
@@ -91,7 +91,7 @@ class StandInExecutor(TrainingExecutor):
     """Runs `StandInLearner`; some faults strike only after the reply was made."""
 
     def make_learner(self, experiment: Experiment, place: Place) -> Learner:
-        return StandInLearner(home=place.home)
+        return StandInLearner(home=place.home, site=place.name)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         kind = _kind(fl_ctx.get_identity_name(), shareable.get_header(Header.ROUND))
