@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import ssl
 import threading
@@ -150,6 +151,15 @@ def test_a_key_of_another_certificate_is_told_without_a_path(authority: Authorit
         why = refusal(kit(authority.folder / "root.crt", certificate, port))
     assert "cannot be used together" in why
     assert "/" not in why
+
+
+def test_another_sites_certificate_passes_tls_and_is_told_all_the_same(authority: Authority) -> None:
+    certificate = authority.make("site-2")
+    with listening(mutual(authority)) as port:
+        one = dataclasses.replace(kit(authority.folder / "root.crt", certificate, port), name="site-1")
+        assert refusal(one) == (
+            "the server does not answer, and this kit is at fault; the certificate is another participant's"
+        )
 
 
 def test_clear_text_is_refused_by_a_server_that_wants_tls(authority: Authority) -> None:

@@ -12,6 +12,7 @@ only; for the others this component looks where they can be seen:
 - A class outside the allow-list ends the job's process with an exit code of its own (`fuel/common/exit_codes.py`).
 - A site whose identity is not proved gets no token, and ``CLIENT_REGISTER_PROCESSED`` comes all the same, without a
   word of it (`private/fed/server/fed_server.py`, ``register_client``): the check itself is wrapped.
+- A connection under another name than its certificate's stands in FLARE's log alone (``audit_log``).
 - A client refused in the TLS handshake is never seen here: gRPC's core ends it. The site writes it (``audit_site``).
 """
 
@@ -33,6 +34,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 
 from fedmedseg.core.audit import Outcome, Trail
 from fedmedseg.core.audit_flare import note_exit, note_start, trail_here
+from fedmedseg.core.audit_log import listen
 
 Authenticate = Callable[[Any, FLContext], Any]
 SERVER = "server"
@@ -77,6 +79,7 @@ class ServerAudit(FLComponent):
         """Write what an event tells."""
         if event_type == EventType.SYSTEM_BOOTSTRAP:
             note_start(self.trail)
+            listen(self.trail)
             clients = fl_ctx.get_engine().client_manager
             clients.authenticate = audited(clients.authenticate, self.trail)
         elif event_type == EventType.SYSTEM_START:

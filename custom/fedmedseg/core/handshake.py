@@ -23,8 +23,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00
 def refusal(kit: Kit, *, timeout: float = TIMEOUT, now: datetime | None = None) -> str:
     """Why ``kit``'s server refuses its connection, in words without path or address; empty where it does not.
 
-    A server that cannot be reached refuses nothing. What the kit's own certificates show is told with it: TLS says
-    little to the one it turns away.
+    A server that cannot be reached, or is silent, refuses nothing. What the kit's own certificates show is told with a
+    refusal: TLS says little to the one it turns away.
     """
     try:
         connection = socket.create_connection((kit.host, kit.port), timeout=timeout)
@@ -37,10 +37,11 @@ def refusal(kit: Kit, *, timeout: float = TIMEOUT, now: datetime | None = None) 
         except TimeoutError:
             # it took the connection and waits for more
             return ""
-    if not why:
-        return ""
     own = [look.found for look in _own_faults(kit, now or today())]
-    return "; ".join([why, *own])
+    if own and not why:
+        # FLARE's server closes a connection whose certificate is another participant's only after the handshake
+        why = "the server does not answer, and this kit is at fault"
+    return "; ".join([why, *own]) if why else ""
 
 
 def _clear(connection: socket.socket) -> str:

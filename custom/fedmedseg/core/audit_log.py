@@ -1,0 +1,46 @@
+"""The one refusal that FLARE 2.9.0 tells its log alone: a connection under another name than its certificate's.
+
+`fuel/f3/cellnet/identity.py`, ``require_match``, raises, and `fuel/f3/sfm/conn_manager.py` catches and logs it: no
+event, no reply. So the log is read. What is looked for is FLARE's wording; a test calls FLARE's own function and
+notices when it changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+
+from fedmedseg.core.audit import Outcome, Trail
+
+LOGGER = "nvflare.fuel.f3.sfm.conn_manager"
+_FALSE_NAME = re.compile(r"authenticated as '([^']*)' but claimed endpoint '([^']*)'")
+AGAIN = 600.0
+"""Seconds after which the same refusal is written again: whoever is turned away comes back every second."""
+
+
+class FalseNames(logging.Handler):
+    """Writes who connected under whose name."""
+
+    def __init__(self, trail: Trail) -> None:
+        super().__init__(logging.ERROR)
+        self.trail = trail
+        self._told: dict[tuple[str, str], float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line where the record tells of a false name."""
+        found = _FALSE_NAME.search(record.getMessage())
+        if found is None:
+            return
+        certificate, claimed = found.groups()
+        now = time.monotonic()
+        if now - self._told.get((certificate, claimed), -AGAIN) < AGAIN:
+            return
+        self._told[certificate, claimed] = now
+        why = f"it holds the certificate of {certificate}"
+        self.trail.note(action="connect", outcome=Outcome.REFUSED, who=claimed, reason=why)
+
+
+def listen(trail: Trail) -> None:
+    """Write from now on what this process refuses."""
+    logging.getLogger(LOGGER).addHandler(FalseNames(trail))
