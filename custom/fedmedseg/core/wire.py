@@ -7,6 +7,7 @@
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
+| site -> server | executor | the same where the site declines; a local person's own few words where they refuse a job |
 """
 
 from __future__ import annotations
