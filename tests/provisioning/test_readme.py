@@ -15,22 +15,30 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+BEFORE, CONTAINERS = (ROOT / "provisioning" / "README.md").read_text().split("## Containers")
+
+
+def run(blocks: list[str], folder: Path, commands: dict[str, str]) -> None:
+    """Type ``blocks`` one after the other in ``folder``."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=folder,
+        env=commands,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 @pytest.mark.integration
 def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
     tmp_path: Path, commands: dict[str, str]
 ) -> None:
     shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
-    blocks = BLOCK.findall((ROOT / "provisioning" / "README.md").read_text())
-    assert len(blocks) >= 8
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
-        cwd=tmp_path,
-        env=commands,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    blocks = BLOCK.findall(BEFORE)
+    assert len(blocks) >= 7
+    run(blocks, tmp_path, commands)
 
     own = (tmp_path / "hospital-1" / "hospital-1.key").read_bytes()
     kit = tmp_path / "own" / "fedmedseg" / "prod_00" / "hospital-1"
@@ -47,6 +55,21 @@ def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
     for file in (tmp_path / "ca").rglob("*"):
         assert not file.is_file() or own not in file.read_bytes(), file
     assert not (tmp_path / "own" / "fedmedseg" / "state" / "cert.json").exists()
+
+
+@pytest.mark.integration
+def test_kits_prepared_for_containers_as_the_readme_says_are_as_safe(
+    kits: Path, tmp_path: Path, commands: dict[str, str]
+) -> None:
+    """`fedmedseg site-policy --check` is part of the commands, and would end them."""
+    shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
+    made = shutil.copytree(kits, tmp_path / "kits" / "fedmedseg" / "prod_00", symlinks=True)
+    blocks = BLOCK.findall(CONTAINERS)
+    assert len(blocks) == 1
+    run(blocks, tmp_path, commands)
+    for runtime in ("docker", "k8s"):
+        for who in ("hospital-1", "server.example.org"):
+            assert (Path(made) / f"{runtime}-{who}" / "local" / "study_runtime.yaml").is_file()
 
 
 @pytest.mark.parametrize("file", ["hospital.yml", "server.yml", "lead.yml"])

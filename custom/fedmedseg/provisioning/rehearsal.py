@@ -158,7 +158,7 @@ def run_job(
     sites: Sequence[str],
     out: Path,
     tell: Callable[[str], None],
-    show: Callable[[Mapping[str, Any]], None],
+    show: Callable[[dict[str, Any]], None],
 ) -> Ended:
     """Start everybody, run one job to its end, and end everybody.
 
@@ -195,10 +195,11 @@ def _run_job(
     sites: Sequence[str],
     out: Path,
     tell: Callable[[str], None],
-    show: Callable[[Mapping[str, Any]], None],
+    show: Callable[[dict[str, Any]], None],
 ) -> Ended:
     federation.start_all(sites, timeout=START_SECONDS, on_ready=lambda name: tell(f"{_called(name)}: started"))
     with admin.session(administrator(federation.kits)) as session:
+        job_id = ""
         try:
             job_id = admin.submit(session, job)
             tell(f"job {job_id}: submitted")
@@ -208,17 +209,24 @@ def _run_job(
                 for event in follower.events():
                     show(event)
 
-            try:
-                meta = admin.wait(session, job_id, on_poll=look)
-            except (KeyboardInterrupt, SystemExit):
+            meta = admin.wait(session, job_id, on_poll=look)
+            tell(f"job {job_id}: {admin.status_of(meta)}")
+            ended = Ended(status=admin.status_of(meta), folder=admin.download(session, job_id, out / RESULTS))
+        except BaseException as error:
+            # not in a finally clause: a second interruption has to leave from here at once
+            if isinstance(error, KeyboardInterrupt | SystemExit) and job_id:
                 tell("interrupted: the job is aborted, the processes end; interrupt again to end them at once")
                 admin.abort(session, job_id)
-                raise
-            tell(f"job {job_id}: {admin.status_of(meta)}")
-            return Ended(status=admin.status_of(meta), folder=admin.download(session, job_id, out / RESULTS))
-        finally:
-            admin.shut_down(session)
-            federation.wait_for_end(timeout=END_SECONDS)
+            _end(federation, session)
+            raise
+        _end(federation, session)
+        return ended
+
+
+def _end(federation: LoopbackFederation, session: admin.Session) -> None:
+    """Tell everybody to end, and give them the time to."""
+    admin.shut_down(session)
+    federation.wait_for_end(timeout=END_SECONDS)
 
 
 def _called(name: str) -> str:
