@@ -38,6 +38,7 @@ JOB = "3f1c8a52-0000-4000-8000-000000000001"
 @pytest.fixture
 def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trail:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(audit_site, "PATIENCE", 3600.0)
     return Trail(tmp_path / "audit", participant="server")
 
 
@@ -306,22 +307,20 @@ def test_a_site_writes_whether_it_was_let_in(
     assert told(trail)[0][:2] == line
 
 
-def test_a_site_that_gets_no_answer_asks_why_and_writes_it_once(
-    trail: Trail, fl_ctx: FLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_that_gets_no_answer_asks_why_and_writes_it_once(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_site, "PATIENCE", 0.01)
+    monkeypatch.setattr(audit_site, "AGAIN", 3600.0)
     answers = iter(["", "TLS: the server refuses this site"])
-    monkeypatch.setattr(audit_site, "open_kit", lambda folder: folder)
+    monkeypatch.setattr(audit_site, "open_kit", lambda folder: SimpleNamespace(name="site-7"))
     monkeypatch.setattr(audit_site, "refusal", lambda kit: next(answers))
     component = SiteAudit()
-    monkeypatch.setattr(audit_site, "AGAIN", 3600.0)
-    component.handle_event(EventType.BEFORE_CLIENT_REGISTER, fl_ctx)
     for _ in range(500):
         if told(trail):
             break
         component._let_in.wait(0.01)
     component._let_in.set()
     assert told(trail) == [("connect", "refused", "TLS: the server refuses this site")]
+    assert read(trail.folder)[0]["participant"] == "site-7", "known from the kit before FLARE tells any event"
 
 
 def test_the_server_listens_to_commands_once_flare_has_made_their_register(

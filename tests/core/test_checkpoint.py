@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_a_damaged_file_gives_way_to_the_generation_before_with_a_warning(
     assert same(OLD, checkpoint.load(two_generations))
     assert "teacher.safetensors is damaged" in caplog.text
     assert str(two_generations.parent) not in caplog.text, "a log line holds no path"
+
+
+@pytest.mark.parametrize("claimed", [2**62, 2**40, 99 * 2**20])
+def test_a_header_that_claims_more_than_the_file_holds_takes_no_memory(file: Path, claimed: int) -> None:
+    """Fault row 37: the first eight bytes say how long the header is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(claimed.to_bytes(8, "little") + b"{}" * 20)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError):
+        checkpoint.load(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_no_flipped_bit_is_ever_loaded(two_generations: Path) -> None:

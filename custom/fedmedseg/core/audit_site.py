@@ -36,21 +36,25 @@ AGAIN = 600.0
 
 
 class SiteAudit(FLComponent):
-    """Writes a site's trail. A site that cannot write it does not start."""
+    """Writes a site's trail. A site that cannot write it does not start.
+
+    The watch over the registration begins with the component, before any event: with an expired certificate FLARE
+    waits for ever, and without a word, for a cell that was never made (`private/fed/app/client/client_train.py`,
+    ``main``), and its first event comes after that.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.trail = trail_here("")
         self._let_in = threading.Event()
         self._handles: dict[str, Any] = {}
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Write what an event tells, and wrap what raises none."""
         if event_type == EventType.SYSTEM_BOOTSTRAP:
             self.trail = trail_here(fl_ctx.get_identity_name())
             note_start(self.trail)
-        elif event_type == EventType.BEFORE_CLIENT_REGISTER:
-            threading.Thread(target=self._watch, daemon=True).start()
         elif event_type == EventType.AFTER_CLIENT_REGISTER:
             self._registered(fl_ctx)
         elif event_type == EventType.SYSTEM_START:
@@ -66,9 +70,12 @@ class SiteAudit(FLComponent):
         wait = PATIENCE
         while not self._let_in.wait(wait):
             try:
-                why = refusal(open_kit(self.trail.folder.parent))
-            except ConfigurationError as error:
-                why = error.public
+                kit = open_kit(self.trail.folder.parent)
+            except ConfigurationError:
+                # a site does not start without one
+                return
+            why = refusal(kit)
+            self.trail.participant = self.trail.participant or kit.name
             if why:
                 self.trail.note(action="connect", outcome=Outcome.REFUSED, reason=why)
             wait = AGAIN if why else PATIENCE
