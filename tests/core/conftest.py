@@ -54,6 +54,8 @@ TOY = {
 def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     # the toy's kit has neither certificates nor a policy; what a real kit meets is in tests/preflight
     monkeypatch.setattr(executor, "require_fit", lambda place: None)
+    # one process plays a server before and after its death
+    monkeypatch.setattr(persistor, "hold_alone", lambda root, **key: None)
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.INFO)
 

@@ -13,7 +13,7 @@ import yaml
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
 
-from fedmedseg.core import checkpoint
+from fedmedseg.core import checkpoint, persistor, state
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
@@ -242,3 +242,16 @@ def test_a_missing_or_changed_encoder_stops_the_server_in_the_constructor(
     save_encoder(experiment_file.parent / ENCODER_FILE, {"b": torch.zeros(2, 2)}, source_sha256="")
     with pytest.raises(ConfigurationError, match=r"named in experiment\.yaml"):
         opened(network=network)
+
+
+def test_in_a_federation_one_process_alone_has_a_study(
+    experiment_file: Path, context: Callable[..., FLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistor, "hold_alone", state.hold_alone)
+    monkeypatch.setattr(state, "ORPHAN_SECONDS", 0.0)
+    first, second = (SharedModelPersistor(experiment_file=str(experiment_file)) for _ in range(2))
+    first.load_model(context("server"))
+    with pytest.raises(ConfigurationError, match="another job with these settings"):
+        second.load_model(context("server"))
+    # the simulator's wrapper holds its whole workspace already, and the bare command empties it
+    SharedModelPersistor(experiment_file=str(experiment_file)).load_model(context("server", simulated=True))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedmedseg.core import checkpoint
+from fedmedseg.core import checkpoint, state
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.state import FORMAT, SiteState, earlier_run, require_earlier
 
@@ -107,3 +108,21 @@ def test_log_lines_name_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     opened(tmp_path / "secret-folder", "second")
     assert "set aside" in caplog.text
     assert "secret-folder" not in caplog.text
+
+
+def test_a_state_is_held_by_one_process_until_it_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "ORPHAN_SECONDS", 0.0)
+    first = state.hold_alone(tmp_path, **KEY)
+    with pytest.raises(ConfigurationError, match="heart, of which another job with these settings is running"):
+        state.hold_alone(tmp_path, **KEY)
+    state.hold_alone(tmp_path, **{**KEY, "study": "another"}).close()
+    first.close()
+    state.hold_alone(tmp_path, **KEY).close()
+
+
+def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
+    orphan = state.hold_alone(tmp_path, **KEY)
+    end = threading.Timer(0.3, orphan.close)
+    end.start()
+    state.hold_alone(tmp_path, **KEY).close()
+    assert orphan.closed

@@ -184,15 +184,13 @@ def test_a_clean_round_asks_every_site_once_with_all_headers(
     assert stage.sent.get_header(Header.VERSIONS) == own_versions()
 
 
-def test_a_stage_that_sends_nothing_sends_nothing(
-    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("stage", "sends"), [("testing", False), ("tuning", True)])
+def test_a_stage_sends_tensors_where_its_contract_says_so_and_only_there(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, stage: str, sends: bool
 ) -> None:
-    stage = federation("testing")
-    stage.round(monkeypatch)
-    assert "DXO" not in stage.sent
-    stage = federation("tuning")
-    stage.round(monkeypatch)
-    assert "DXO" in stage.sent
+    flow = federation(stage)
+    flow.round(monkeypatch)
+    assert ("DXO" in flow.sent) is sends
 
 
 def test_with_the_quorum_reached_a_failure_is_noted_and_nobody_is_asked_again(

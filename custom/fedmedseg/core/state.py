@@ -128,17 +128,17 @@ def require_earlier(root: Path, *, study: str, experiment: str, site: str) -> No
     )
 
 
-def hold_alone(root: Path, *, study: str, experiment: str, site: str, patience: float = ORPHAN_SECONDS) -> IO[str]:
+def hold_alone(root: Path, *, study: str, experiment: str, site: str) -> IO[str]:
     """Keep other processes from this state for as long as the file returned stays open, which the kernel ends with us.
 
-    The job of a killed server lives on for some seconds and may still write a round that the resumed job does anew.
+    The job of a killed server lives on for some seconds and may still write a round that the resumed job does anew: it
+    is waited for.
 
     Args:
         root: as for ``SiteState``.
         study: as for ``SiteState``.
         experiment: as for ``SiteState``.
         site: as for ``SiteState``.
-        patience: seconds to wait for such an orphan.
 
     Raises:
         ConfigurationError: another job of this very study still runs.
@@ -146,7 +146,7 @@ def hold_alone(root: Path, *, study: str, experiment: str, site: str, patience: 
     folder = _folder(root, study, experiment, site)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f"{folder.name}.lock").open("w", encoding="ascii")
-    end = time.monotonic() + patience
+    end = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,50 @@
+"""A link to the server that carries so many bytes a second and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PIECE = 4096
+
+
+@contextmanager
+def slow_link(port: int, *, bytes_per_second: float, delay: float) -> Iterator[int]:
+    """A port of this machine that leads to ``port``, slowly: ``delay`` seconds for every piece, at most this rate."""
+    loop = asyncio.new_event_loop()
+    ready: asyncio.Future[int] = loop.create_future()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.CancelledError):
+            while piece := await reader.read(PIECE):
+                await asyncio.sleep(delay + len(piece) / bytes_per_second)
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    async def serve() -> None:
+        server = await asyncio.start_server(connect, "127.0.0.1", 0)
+        ready.set_result(server.sockets[0].getsockname()[1])
+        with suppress(asyncio.CancelledError):
+            await server.serve_forever()
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(serving)
+
+    serving = loop.create_task(serve())
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while not ready.done():
+            thread.join(0.05)
+        yield ready.result()
+    finally:
+        loop.call_soon_threadsafe(serving.cancel)
+        thread.join(timeout=10)
