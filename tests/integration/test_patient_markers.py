@@ -42,7 +42,7 @@ TINY = {
 }
 LOGS = (".txt", ".log", ".json", ".jsonl")
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def mark(file: Path) -> None:
@@ -179,7 +179,7 @@ def test_in_a_federation_no_marker_leaves_the_data(tmp_path: Path) -> None:
             file = hospitals.kits / site / "local" / "fedmedseg.yaml"
             file.write_text(site_file(planted, site, privacy={"min_count": 0}))
         hospitals.up()
-        ended = hospitals.run(job(tmp_path / "job" / "study"), timeout=240)
+        ended = hospitals.run(job(tmp_path / "job" / "study"), timeout=600)
         assert ended.record["outcome"] == "finished", ended.record["reason"]
     assert (ended.folder / MESSAGES).read_text().count("dice/") > 0, "the messages were heard"
     assert (hospitals.server / "audit" / "trail.jsonl").is_file()
