@@ -57,6 +57,7 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
 """Presets and settings of each method. Where a pretraining ends with one model for all, sites start from that one;
 where it ends with personal ones, from their own."""
 
+BASELINE = "no_pretraining"
 STILL = {"encoder_rate_factor": 1.0e-9, "encoder_rate_share": 1.0}
 PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "published_mixing": ([], {"fedata": {"starts": ["personal"]}}),
@@ -250,17 +251,39 @@ def mean_dice(result: dict[str, Any]) -> float:
     return statistics.fmean(dice_of(figures) for figures in result["sites"].values())
 
 
+def read_results(study: str) -> list[dict[str, Any]]:
+    """All finished cells."""
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / study).glob("*.json"))]
+
+
+def difference(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> str:
+    """Mean Dice less that of ``baseline`` under the same seed: mean and SD over the seeds both have, and how many of
+    them are above 0. Seeds share the decoder's first weights and the labelled patients, which move all methods alike.
+    """
+    other = {one["seed"]: mean_dice(one) for one in baseline}
+    found = [mean_dice(one) - other[one["seed"]] for one in runs if one["seed"] in other]
+    if not found or runs == baseline:
+        return ""
+    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.3f}{spread} ({sum(value > 0 for value in found)} of {len(found)})"
+
+
 def table(study: str, methods: Iterable[str]) -> str:
     """Markdown: per share of the labels, each method's Dice per site, mean and worst, over seeds (mean and SD)."""
-    found = [json.loads(file.read_text()) for file in sorted((RESULTS / study).glob("*.json"))]
-    found = [one for one in found if one["method"] in set(methods)]
+    found = [one for one in read_results(study) if one["method"] in set(methods)]
     lines: list[str] = []
     for fraction in sorted({one["labelled_fraction"] for one in found}):
         here = [one for one in found if one["labelled_fraction"] == fraction]
+        baseline = [
+            one for one in read_results(study) if (one["method"], one["labelled_fraction"]) == (BASELINE, fraction)
+        ]
         sites = sorted(here[0]["sites"])
         counts = ", ".join(f"{site} {here[0]['labelled_patients'][site]}" for site in sites)
         lines += ["", f"**{fraction:.0%} of the labels** (labelled patients: {counts})", ""]
-        lines += [f"| method | {' | '.join(sites)} | mean | worst site | seeds |", "|---" * (len(sites) + 4) + "|"]
+        lines += [
+            f"| method | {' | '.join(sites)} | mean | worst site | against {NAMES[BASELINE]} | seeds |",
+            "|---" * (len(sites) + 5) + "|",
+        ]
         for method, name in NAMES.items():
             runs = [one for one in here if one["method"] == method]
             if not runs:
@@ -271,7 +294,8 @@ def table(study: str, methods: Iterable[str]) -> str:
             spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
             lines.append(
                 f"| {name} | {' | '.join(f'{value:.3f}' for value in per_site)} "
-                f"| {statistics.fmean(means):.3f}{spread} | {statistics.fmean(worst):.3f} | {len(runs)} |"
+                f"| {statistics.fmean(means):.3f}{spread} | {statistics.fmean(worst):.3f} "
+                f"| {difference(runs, baseline)} | {len(runs)} |"
             )
     return "\n".join(lines).strip() or "no finished cell"
 

@@ -94,9 +94,20 @@ def test_the_table_gives_mean_spread_and_worst_site_over_seeds(worth: ModuleType
     result(worth, "still", 1, {"a": 0.1, "b": 0.1})
     text = worth.table("sunnybrook", ["fedata"])
     # means 0.6 and 0.6; worst sites 0.4 and 0.6
-    assert "| FedATA | 0.500 | 0.700 | 0.600 ± 0.000 | 0.500 | 2 |" in text
+    assert "| FedATA | 0.500 | 0.700 | 0.600 ± 0.000 | 0.500 |  | 2 |" in text
     assert "labelled patients: a 2, b 2" in text
     assert "still" not in text
+
+
+def test_the_table_compares_seed_by_seed_with_no_pretraining(worth: ModuleType) -> None:
+    for seed, (with_it, without) in enumerate(((0.5, 0.4), (0.9, 1.0), (0.7, 0.4)), start=1):
+        result(worth, "fedata", seed, {"a": with_it})
+        result(worth, "no_pretraining", seed, {"a": without})
+    result(worth, "fedata", 4, {"a": 0.0})
+    text = worth.table("sunnybrook", ["fedata", "no_pretraining"])
+    # differences 0.1, -0.1 and 0.3: mean 0.1, SD 0.2; the fourth seed has nobody to compare with
+    assert "| +0.100 ± 0.200 (2 of 3) | 4 |" in text
+    assert "| no pretraining, local | 0.600 | 0.600 ± 0.346 | 0.600 |  | 3 |" in text
 
 
 def test_cells_come_seed_by_seed_so_that_an_early_end_compares_all_methods(worth: ModuleType) -> None:

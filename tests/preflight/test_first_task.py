@@ -16,7 +16,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from fedmedseg.core import kit_checks
+from fedmedseg.core import audit, kit_checks
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.findings import Level
@@ -154,6 +154,8 @@ def test_the_executor_answers_its_first_task_with_the_reason(fresh: Path, caplog
     assert reply.get_header(Header.REASON) == "PREFLIGHT: privacy"
     assert str(fresh) not in str(dict(reply))
     assert "FLARE accepts any scope and filters nothing" in caplog.text
+    (told,) = audit.read(fresh / audit.FOLDER)
+    assert (told["outcome"], told["reason"]) == ("refused", "PREFLIGHT: privacy")
 
 
 def test_the_simulators_executor_checks_no_kit(fresh: Path) -> None:

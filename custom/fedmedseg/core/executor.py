@@ -49,7 +49,7 @@ CLIENT_FILE = "config_fed_client.json"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
 SITE_FILTER = "fedmedseg.privacy.filters.DeclaredContents"
 """By name: the core knows no part of the package beside itself."""
-AUDITED = frozenset({*LASTING, Reason.CONFIGURATION, Reason.PRIVACY, Reason.SCHEMA})
+AUDITED = frozenset({*LASTING, Reason.CONFIGURATION, Reason.PREFLIGHT, Reason.PRIVACY, Reason.SCHEMA})
 """Reasons for which a site refuses what it was sent; any other failure is its own, and for its log."""
 
 
