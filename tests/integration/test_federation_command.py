@@ -104,7 +104,8 @@ def test_a_study_runs_from_kits_to_report(run: Run, out: Path) -> None:
     assert working_below(out) == []
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_leaves_no_process_and_says_so(run: Run, out: Path, times: int) -> None:
     process = run(*LONG)
     said = said_until(process, "pretraining round")

@@ -197,6 +197,7 @@ def test_a_job_that_would_write_outside_its_folder_is_refused(
         nothing_ran(hospitals, job_id)
 
 
+@pytest.mark.slow
 def test_the_server_loads_no_class_off_its_list_whatever_settings_the_job_brings(
     hospitals: Hospitals, session: Any, job: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_the_server_loads_no_class_off_its_list_whatever_settings_the_job_brings
     assert admin.status_of(admin.wait(session, job_id, timeout=ENDING)) == "FINISHED:EXECUTION_EXCEPTION"
 
 
+@pytest.mark.slow
 def test_a_site_loads_no_class_off_its_list(hospitals: Hospitals, session: Any, job: Path) -> None:
     """Fault row 39, at the site; its own log and trail name what the administrator cannot see."""
     harmless = {"path": "nvflare.app_common.np.np_trainer.NPTrainer"}

@@ -107,6 +107,7 @@ def test_by_flares_commands(federation: LoopbackFederation, job: Path, tmp_path:
     check(workspace, job)
 
 
+@pytest.mark.slow
 def test_through_the_admin_console(federation: LoopbackFederation, job: Path, tmp_path: Path) -> None:
     kit, mine = federation.kits / LEAD, copy_of(job, tmp_path)
     console = pexpect.spawn(

@@ -164,6 +164,7 @@ def test_every_command_of_the_runbooks_works_one_after_the_other(folder: Path, c
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_disabled_hospital_stays_outside_also_after_the_server_starts_again(folder: Path) -> None:
     """What network-admin.md says of revocation."""
