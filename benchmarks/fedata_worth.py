@@ -78,11 +78,17 @@ PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "segmentation": {"encoder_rate_factor": 0.3, "encoder_rate_share": 1.0},
         },
     ),
+    "long_tuning": (
+        [],
+        {"fedata": {"starts": ["personal"], "ala": MIXING}, "segmentation": {"steps": 600, "validate_every": 150}},
+    ),
+    "long_tuning_scratch": (["no_pretraining"], {"segmentation": {"steps": 600, "validate_every": 150}}),
     "small_crops": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "data": {"crop": [64, 64]}}),
     "small_crops_scratch": (["no_pretraining"], {"data": {"crop": [64, 64]}}),
 }
-"""Why FedATA does as it does: the encoder held still after pretraining and after a single step of it (so that only what
-it learned tells), mixing as published, four times the pretraining, a slower encoder, crops that see less."""
+"""Why FedATA does as it does: the encoder held still after pretraining and after one step of it (so that only what
+it learned tells), mixing as published, four times the pretraining, a slower encoder, four times the fine-tuning with and
+without pretraining, crops that see less with and without."""
 
 NAMES = {
     "fedata": "FedATA",
@@ -97,6 +103,8 @@ NAMES = {
     "longer": "FedATA, four times the pretraining",
     "slow_encoder": "FedATA, encoder at 0.3 of the rate",
     "published_mixing": "FedATA, mixing at the published step",
+    "long_tuning": "FedATA, 600 steps of fine-tuning",
+    "long_tuning_scratch": "no pretraining, 600 steps of fine-tuning",
     "small_crops": "FedATA, crops of 64 x 64",
     "small_crops_scratch": "no pretraining, crops of 64 x 64",
 }

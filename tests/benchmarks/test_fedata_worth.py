@@ -61,6 +61,9 @@ def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     assert base.wing.ala.normalise
     assert not of["published_mixing"].wing.ala.normalise
     assert of["small_crops"].data.crop == of["small_crops_scratch"].data.crop == (64, 64) != base.data.crop
+    for long in ("long_tuning", "long_tuning_scratch"):
+        assert of[long].segmentation.steps == 4 * base.segmentation.steps
+    assert of["long_tuning_scratch"].stages["pretraining"].rounds == 0 < of["long_tuning"].stages["pretraining"].rounds
     assert of["slow_encoder"].segmentation.encoder_rate_share == 1.0
 
 
