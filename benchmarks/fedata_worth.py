@@ -71,6 +71,7 @@ PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "longer": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "stages": {"pretraining": {"rounds": 40}}}),
+    "longest": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "stages": {"pretraining": {"rounds": 100}}}),
     "slow_encoder": (
         [],
         {
@@ -86,9 +87,9 @@ PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "small_crops": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "data": {"crop": [64, 64]}}),
     "small_crops_scratch": (["no_pretraining"], {"data": {"crop": [64, 64]}}),
 }
-"""Why FedATA does as it does: the encoder held still after pretraining and after one step of it (so that only what
-it learned tells), mixing as published, four times the pretraining, a slower encoder, four times the fine-tuning with and
-without pretraining, crops that see less with and without."""
+"""Why FedATA does as it does: the encoder held still after pretraining and after one step of it (so that only what it
+learned tells), mixing as published, four and ten times the pretraining, a slower encoder, four times the fine-tuning
+with and without pretraining, crops that see less with and without."""
 
 NAMES = {
     "fedata": "FedATA",
@@ -101,6 +102,7 @@ NAMES = {
     "still": "FedATA, encoder held still",
     "one_step_still": "one step of pretraining, encoder held still",
     "longer": "FedATA, four times the pretraining",
+    "longest": "FedATA, ten times the pretraining",
     "slow_encoder": "FedATA, encoder at 0.3 of the rate",
     "published_mixing": "FedATA, mixing at the published step",
     "long_tuning": "FedATA, 600 steps of fine-tuning",

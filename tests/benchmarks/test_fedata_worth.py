@@ -57,7 +57,8 @@ def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     base = parse_experiment(worth.Cell("sunnybrook", "fedata", 0.25, 1).settings())
     assert of["still"].segmentation.encoder_rate_factor < 1e-8
     assert of["one_step_still"].stages["pretraining"].rounds * of["one_step_still"].wing.local_steps == 1
-    assert of["longer"].stages["pretraining"].rounds == 4 * base.stages["pretraining"].rounds
+    for name, times in (("longer", 4), ("longest", 10)):
+        assert of[name].stages["pretraining"].rounds == times * base.stages["pretraining"].rounds
     assert base.wing.ala.normalise
     assert not of["published_mixing"].wing.ala.normalise
     assert of["small_crops"].data.crop == of["small_crops_scratch"].data.crop == (64, 64) != base.data.crop
