@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,14 @@ from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.utils.config_service import ConfigService
 from nvflare.private.fed.server.server_commands import ServerCommands
 
-from fedmedseg.core import guard
+from fedmedseg.core import audit, guard
 from fedmedseg.core.guard import FederationGuard, follow_returns, returned
+
+
+@pytest.fixture(autouse=True)
+def _kit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # FLARE's parent processes work in their kit
+    monkeypatch.chdir(tmp_path)
 
 
 def context(engine: Any, **properties: Any) -> FLContext:
@@ -35,7 +42,7 @@ def test_only_a_site_with_another_token_has_returned() -> None:
     assert returned(participants, [same, new, stranger]) == [("3", new)]
 
 
-def test_jobs_that_a_dead_server_left_running_are_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_a_dead_server_left_running_are_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
     statuses: dict[str, Any] = {}
     manager = SimpleNamespace(
@@ -50,6 +57,8 @@ def test_jobs_that_a_dead_server_left_running_are_abandoned(monkeypatch: pytest.
     )
     assert asked == [RunStatus.RUNNING, RunStatus.DISPATCHED]
     assert statuses == {"dead": RunStatus.ABANDONED}
+    (told,) = audit.read(tmp_path / audit.FOLDER)
+    assert (told["job"], told["outcome"], told["reason"]) == ("dead", "failed", "the server ended while it ran")
     assert added == {SystemConfigs.APPLICATION_CONF: {"sync_client_jobs_require_previous_report": False}}
 
 
@@ -105,7 +114,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "RETRY_SECONDS", 0.0)
 
 
-def test_a_returned_site_takes_its_old_ones_place_and_is_asked_until_it_starts(at_once: None) -> None:
+def test_a_returned_site_takes_its_old_ones_place_and_is_asked_until_it_starts(at_once: None, tmp_path: Path) -> None:
     engine = Engine(enough=[False, True])
     before = set(threading.enumerate())
     FederationGuard().handle_event(EventType.CLIENT_REGISTER_PROCESSED, context(engine))
@@ -116,6 +125,8 @@ def test_a_returned_site_takes_its_old_ones_place_and_is_asked_until_it_starts(a
     (sites,) = engine.started
     assert (sites["site"].app_name, sites["site"].token) == ("app", "reserved")
     assert sites["site"].resource_requirements == {"gpus": 1}
+    (told,) = audit.read(tmp_path / audit.FOLDER)
+    assert (told["action"], told["who"], told["job"]) == ("rejoin", "site", "j")
 
 
 def test_nobody_is_started_in_a_job_that_has_ended_meanwhile(at_once: None) -> None:

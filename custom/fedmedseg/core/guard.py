@@ -21,6 +21,10 @@ from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.fuel.utils.config_service import ConfigService
 from nvflare.private.fed.server.server_commands import ServerCommands
 
+from fedmedseg.core.audit import Outcome
+from fedmedseg.core.audit_flare import trail_here
+from fedmedseg.core.state import SERVER
+
 SITES_CHANGED = "fedmedseg.sites_changed"
 """Message of the server's parent process to a job's: look again who takes part."""
 REJOIN_SECONDS = 60.0
@@ -55,6 +59,8 @@ class FederationGuard(FLComponent):
         manager = fl_ctx.get_engine().get_component(SystemComponents.JOB_MANAGER)
         for job in manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
             manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)
+            why = "the server ended while it ran"
+            trail_here(SERVER).note(action="job", outcome=Outcome.FAILED, job=job.job_id, reason=why)
             self.log_warning(
                 fl_ctx,
                 f"job {job.job_id} was running when this server ended: it is marked {RunStatus.ABANDONED.value}. "
@@ -89,6 +95,7 @@ class FederationGuard(FLComponent):
             job = engine.job_runner.running_jobs.get(job_id)
             with engine.new_context() as fl_ctx:
                 if job is not None and self._started(engine, job, client, fl_ctx):
+                    trail_here(SERVER).note(action="rejoin", outcome=Outcome.ALLOWED, who=client.name, job=job_id)
                     self.log_info(fl_ctx, f"{client.name} is back in job {job_id}")
                     return
         if job_id in engine.run_processes:
