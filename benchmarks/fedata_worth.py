@@ -60,6 +60,10 @@ where it ends with personal ones, from their own."""
 BASELINE = "no_pretraining"
 STILL = {"encoder_rate_factor": 1.0e-9, "encoder_rate_share": 1.0}
 PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "fedata_together": (
+        ["federated_fine_tuning"],
+        {"fedata": {"ala": MIXING}, "stages": {"fine_tuning": {"rounds": FEDERATED_ROUNDS}}},
+    ),
     "published_mixing": ([], {"fedata": {"starts": ["personal"]}}),
     "still": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "segmentation": STILL}),
     "one_step_still": (
@@ -87,9 +91,9 @@ PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "small_crops": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}, "data": {"crop": [64, 64]}}),
     "small_crops_scratch": (["no_pretraining"], {"data": {"crop": [64, 64]}}),
 }
-"""Why FedATA does as it does: the encoder held still after pretraining and after one step of it (so that only what it
-learned tells), mixing as published, four and ten times the pretraining, a slower encoder, four times the fine-tuning
-with and without pretraining, crops that see less with and without."""
+"""Why FedATA does as it does: fine-tuned together, as FedAvg from scratch is; the encoder held still after pretraining
+and after one step of it (so that only what it learned tells); mixing as published; four and ten times the pretraining; a
+slower encoder; four times the fine-tuning with and without pretraining; crops that see less with and without."""
 
 NAMES = {
     "fedata": "FedATA",
@@ -99,6 +103,7 @@ NAMES = {
     "local_only": "local self-distillation",
     "no_pretraining": "no pretraining, local",
     "fedavg_scratch": "FedAvg from scratch",
+    "fedata_together": "FedATA, fine-tuned together (FedAvg)",
     "still": "FedATA, encoder held still",
     "one_step_still": "one step of pretraining, encoder held still",
     "longer": "FedATA, four times the pretraining",

@@ -65,6 +65,10 @@ def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     for long in ("long_tuning", "long_tuning_scratch"):
         assert of[long].segmentation.steps == 4 * base.segmentation.steps
     assert of["long_tuning_scratch"].stages["pretraining"].rounds == 0 < of["long_tuning"].stages["pretraining"].rounds
+    together = parse_experiment(worth.Cell("sunnybrook", "fedavg_scratch", 0.25, 1).settings())
+    assert of["fedata_together"].segmentation == together.segmentation
+    assert of["fedata_together"].stages["fine_tuning"] == together.stages["fine_tuning"]
+    assert of["fedata_together"].stages["pretraining"] == base.stages["pretraining"]
     assert of["slow_encoder"].segmentation.encoder_rate_share == 1.0
 
 
