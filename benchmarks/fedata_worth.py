@@ -92,8 +92,8 @@ PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "small_crops_scratch": (["no_pretraining"], {"data": {"crop": [64, 64]}}),
 }
 """Why FedATA does as it does: fine-tuned together, as FedAvg from scratch is; the encoder held still after pretraining
-and after one step of it (so that only what it learned tells); mixing as published; four and ten times the pretraining; a
-slower encoder; four times the fine-tuning with and without pretraining; crops that see less with and without."""
+and after one step of it (so that only what it learned tells); mixing as published; four and ten times the pretraining;
+a slower encoder; four times the fine-tuning with and without pretraining; crops that see less with and without."""
 
 NAMES = {
     "fedata": "FedATA",
