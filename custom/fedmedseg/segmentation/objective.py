@@ -149,7 +149,7 @@ class SupervisedObjective:
 
 
 def encoder_rate_factor(factor: float, index: int, steps: int, *, share: float) -> float:
-    """``factor`` during the first tenth of ``steps`` (0-based ``index``), then 1."""
+    """``factor`` during the first ``share`` of ``steps`` (0-based ``index``), then 1."""
     return factor if index < math.ceil(share * steps - 1e-9) else 1.0
 
 
