@@ -42,8 +42,8 @@ class Watch(threading.Thread):
 
 @pytest.mark.xfail(
     strict=True,
-    reason="with stand-ins in the simulator the server's process grew by 0.7 to 0.9 MB a round and each site's by two to "
-    "three threads a round; where they come from has not been found yet",
+    reason="with stand-ins in the simulator the server's process grew by 0.7 to 0.9 MB a round and each site's by two "
+    "to three threads a round; where they come from has not been found yet",
 )
 def test_fifty_rounds_grow_nothing(start: Any, tmp_path: Path) -> None:
     """Fault row 47."""

@@ -127,9 +127,9 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
-                    # glibc's arenas, one for nearly every thread that FLARE starts, hold on to memory round after round;
-                # the start scripts of its kits set the same
-                env={"MALLOC_ARENA_MAX": "4", **os.environ, **simulation.environment},
+                    # glibc's arenas, one for nearly every thread that FLARE starts, hold on to memory round after
+                    # round; the start scripts of its kits set the same
+                    env={"MALLOC_ARENA_MAX": "4", **os.environ, **simulation.environment},
                     start_new_session=True,
                 )
             follower = Follower(simulation.workspace, run=JOB_ID)
