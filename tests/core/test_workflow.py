@@ -14,7 +14,8 @@ import torch
 import yaml
 from nvflare.apis.controller_spec import Task
 from nvflare.apis.dxo import from_shareable
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
@@ -562,4 +563,54 @@ def test_a_stage_that_sends_its_tensors_once_sends_an_empty_part_after_that(
         assert sorted(stage.flow.aggregator.contributions) == SITES
         finish(stage, context("server"), moved=False)
         assert last_record(tmp_path)["sites"]["site-1"]["bytes_down"] == nbytes
+    assert stage.panics == []
+
+
+def lose(stage: Federation, site: str) -> None:
+    """FLARE finds a site's process gone."""
+    fl_ctx = stage.context("server")
+    fl_ctx.set_prop(FLContextKey.DISCONNECTED_CLIENT_NAME, site)
+    stage.flow.handle_event(EventType.CLIENT_DISCONNECTED, fl_ctx)
+
+
+def test_a_lost_site_is_needed_and_not_asked_until_it_asks_for_work(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault rows 21 and 22."""
+    stage = federation(quorum=2)
+    lose(stage, "site-2")
+    stage.round(monkeypatch)
+    assert stage.asked == [["site-1", "site-3"]]
+    assert stage.panics == []
+    stage.flow.handle_event(EventType.BEFORE_PROCESS_TASK_REQUEST, stage.context("server", peer="site-2"))
+    stage.round(monkeypatch)
+    assert stage.asked[-1] == SITES
+
+
+def test_a_lost_site_stops_a_study_that_wants_all_sites_and_is_named(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 23."""
+    stage = federation()
+    lose(stage, "site-2")
+    stage.round(monkeypatch)
+    assert stage.asked == []
+    (reason,) = stage.panics
+    assert "of 3 needed replies" in reason
+    assert "site-2: LOST: its process is gone" in reason
+    assert last_record(tmp_path)["sites"]["site-2"]["reason"] == "LOST: its process is gone"
+
+
+def test_a_site_lost_in_the_round_is_not_asked_again_in_it(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault row 9: the site that failed is; waiting for a dead one would cost the whole patience."""
+    stage = federation(quorum=2)
+
+    def failed_while_another_died(honest: Shareable) -> Shareable:
+        lose(stage, "site-3")
+        return nan(honest)
+
+    stage.round(monkeypatch, site_2=[failed_while_another_died, "honest"], site_3=["silent"])
+    assert stage.asked == [SITES, ["site-2"]]
     assert stage.panics == []

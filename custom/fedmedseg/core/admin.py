@@ -31,9 +31,9 @@ POLL_SECONDS = 1.0
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
+NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
 GONE = (NoConnection, NoReply, SessionClosed, InternalError)
 """What FLARE raises where the server of an open session answers no more."""
-NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
 
 
 @contextmanager

@@ -184,7 +184,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
-        self._replies |= {site: {"reason": LOST, "seconds": None} for site in self._lost}
+        self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
@@ -422,7 +422,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         return {site for site in self._replies if site not in self._declined.keys() | self._unfit.keys() | self._lost}
 
     def _failed(self, asked: list[str]) -> list[str]:
-        settled = {*self.aggregator.contributions, *self._declined, *self._unfit}
+        # who is gone cannot be asked again either
+        settled = {*self.aggregator.contributions, *self._declined, *self._unfit, *self._lost}
         return [site for site in asked if site not in settled]
 
     def _needed(self, counted: list[str]) -> int:
