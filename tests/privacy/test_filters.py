@@ -17,6 +17,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from fedmedseg.core import audit
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Header, Meta
@@ -324,6 +325,9 @@ def test_an_exhausted_budget_refuses_and_tells_why(kit: Kit, reply: Make, caplog
     assert "privacy.noise.epsilon" in caplog.text
     figures = kit.run(reply(stage="testing", metrics={"cases": 6}), "testing")
     assert meta(figures)[Meta.METRICS] == {"cases": 6.0}, "figures cost nothing here and are outside the guarantee"
+    told = audit.read(kit.root / audit.FOLDER)[-1]
+    assert (told["action"], told["outcome"]) == ("send reply", "refused")
+    assert told["reason"].startswith("PRIVACY")
 
 
 def test_a_damaged_ledger_blocks(kit: Kit, reply: Make) -> None:

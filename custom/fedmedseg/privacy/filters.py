@@ -17,6 +17,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 
+from fedmedseg.core.audit import Outcome
+from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.executor import EXPERIMENT_FILE
@@ -81,6 +83,7 @@ class SiteFilter(Filter):
     def _refuse(words: str, fl_ctx: FLContext) -> Shareable:
         refusal = contents.refusal(words)
         add_job_audit_event(fl_ctx=fl_ctx, msg=f"reply blocked: {refusal.get_header(Header.REASON)}")
+        note_in(fl_ctx, action="send reply", outcome=Outcome.REFUSED, reason=refusal.get_header(Header.REASON))
         return refusal
 
     def _process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
