@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from fedmedseg.core import simulation
+from fedmedseg.core.allowed_classes import simulator_resources
 from fedmedseg.core.jobs import EXPERIMENT, find_job
 from fedmedseg.core.records import installed_versions
-from fedmedseg.privacy.policy import simulator_resources
 
 SUPPORT = Path(__file__).parents[1] / "tests" / "integration" / "support"
 RESULT = Path(__file__).parent / "results" / "round_overhead.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
@@ -53,6 +54,27 @@ def test_a_job_is_written_whole_with_its_rounds_and_its_sites(tmp_path: Path) ->
     for words in ("experiment.yaml", "pretraining 7", f"nvflare job submit -j {out}", f"nvflare simulator {out} -n 3"):
         assert words in said
     assert settings["system"] == "fedata"
+
+
+def test_a_job_asks_for_a_gpu_where_that_is_wanted(tmp_path: Path) -> None:
+    """Read by FLARE itself: what its scheduler asks of each site."""
+    plain, asking = tmp_path / "plain", tmp_path / "asking"
+    assert job("fedata", *SMALL, "--out", str(plain))[0] == 0
+    code, said = job("fedata", *SMALL, "--gpu-memory", "16", "--out", str(asking))
+    assert code == 0, said
+    assert "a free GPU with 16 GiB" in said
+    assert "--gpu-memory 16" in (asking / EXPERIMENT).read_text()
+    found = [
+        get_resource_manager_spec(json.loads((one / "meta.json").read_text()), "site-1") for one in (plain, asking)
+    ]
+    assert found == [{}, {"num_of_gpus": 1, "mem_per_gpu_in_GiB": 16.0}]
+
+
+@pytest.mark.parametrize("memory", ["0", "-1", "1e9", "nan"])
+def test_no_gpu_has_such_a_memory(tmp_path: Path, memory: str) -> None:
+    code, said = job("fedata", *SMALL, "--gpu-memory", memory, "--out", str(tmp_path / "ours"))
+    assert code == 2
+    assert "--gpu-memory" in said
 
 
 def test_the_header_says_how_it_was_made_without_anybodys_paths(tmp_path: Path) -> None:

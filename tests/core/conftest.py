@@ -26,7 +26,7 @@ from fedmedseg.core.progress import Progress
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Header, Meta, Part, Schema, StageContract
-from fedmedseg.privacy.filters import DeclaredContents
+from fedmedseg.privacy.filters import BoundedDifferences, DeclaredContents, SmallCounts
 
 RUN, NONCE = "a1b2", "c3d4"
 
@@ -126,7 +126,9 @@ def shared() -> dict[str, torch.Tensor]:
 def context(tmp_path: Path) -> Callable[..., FLContext]:
     """context("site-1", peer=None): a FLARE context of the kit in ``tmp_path``, or one that a reply came with."""
 
-    def make(name: str = "site-1", *, peer: str | None = None, simulated: bool = False) -> FLContext:
+    def make(
+        name: str = "site-1", *, peer: str | None = None, simulated: bool = False, filters: Any = None
+    ) -> FLContext:
         kit = tmp_path / "kit"
         workspace = MagicMock()
         workspace.get_root_dir.return_value = str(kit)
@@ -137,7 +139,8 @@ def context(tmp_path: Path) -> Callable[..., FLContext]:
         engine = MagicMock()
         engine.get_workspace.return_value = workspace
         scope = Scope()
-        scope.add_task_result_filter(DeclaredContents(), FilterKey.OUT)
+        for one in (DeclaredContents(), SmallCounts(), BoundedDifferences()) if filters is None else filters:
+            scope.add_task_result_filter(one, FilterKey.OUT)
         fl_ctx = FLContext()
         for key, value in (
             (ReservedKey.ENGINE, engine),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,37 @@ def test_a_resumed_study_continues_with_the_same_bytes_rounds_and_token(
     assert resumed.run == first.run
 
 
+def submitted_by(name: str, tmp_path: Path) -> None:
+    (tmp_path / "kit" / "job").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "kit" / "job" / "meta.json").write_text(json.dumps({"submitter_name": name, "submitter_org": "one"}))
+
+
+def test_nobody_continues_or_replaces_what_another_has_submitted(
+    opened: Callable[..., Any], context: Callable[..., FLContext], shared: Tensors, tmp_path: Path
+) -> None:
+    """The settings of a study are no secret, its model is."""
+    submitted_by("anna", tmp_path)
+    first, _ = opened()
+    reached = finish(first, 0, 0.1, context)
+    submitted_by("bert", tmp_path)
+    with pytest.raises(ConfigurationError, match="resume: got no earlier run"):
+        opened(resume=True)
+    for _ in range(2):
+        other, tensors = opened()
+        assert content_sha256(tensors) == content_sha256(shared)
+        finish(other, 0, 0.7, context)
+    submitted_by("anna", tmp_path)
+    resumed, tensors = opened(resume=True)
+    assert content_sha256(tensors) == content_sha256(reached)
+    assert resumed.run == first.run
+
+
+def test_it_is_said_that_there_is_nothing_to_resume(opened: Callable[..., Any]) -> None:
+    """Starting anew without a word would replace what somebody meant to continue."""
+    with pytest.raises(ConfigurationError, match=r"drop resume to start anew"):
+        opened(resume=True)
+
+
 def test_a_run_that_does_not_ask_to_resume_starts_anew(
     opened: Callable[..., Any], context: Callable[..., FLContext], shared: Tensors
 ) -> None:
@@ -85,13 +117,8 @@ def test_other_settings_do_not_resume_each_other(
 ) -> None:
     first, _ = opened()
     finish(first, 0, 0.1, context)
-    other, _ = opened(resume=True, **change)
-    assert other.rounds_done == {}
-
-
-def test_nothing_to_resume_is_said(opened: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
-    opened(resume=True)
-    assert "nothing to resume" in caplog.text
+    with pytest.raises(ConfigurationError, match="resume"):
+        opened(resume=True, **change)
 
 
 def test_opening_twice_keeps_the_run(opened: Callable[..., Any], context: Callable[..., FLContext]) -> None:

@@ -26,6 +26,15 @@ def test_the_same_run_finds_its_state_in_another_process(tmp_path: Path) -> None
     assert found["w"].tolist() == [1.0]
 
 
+def test_state_of_another_format_is_refused_and_not_taken_for_none(tmp_path: Path) -> None:
+    mine = opened(tmp_path)
+    mine.save("teacher", {"w": 1})
+    file = mine.folder / "teacher.safetensors"
+    checkpoint.save(file, {"format": FORMAT + 1, "tree": {}})
+    with pytest.raises(FedMedSegError, match="of this version of the package"):
+        mine.load("teacher")
+
+
 def test_another_run_starts_empty_and_the_newest_earlier_state_is_kept_aside(tmp_path: Path) -> None:
     for run in ("first", "second", "third"):
         state = opened(tmp_path, run)
@@ -94,12 +103,6 @@ def test_what_was_removed_is_gone_with_its_generation(tmp_path: Path) -> None:
     state.remove("teacher")
     assert state.load("teacher") is None
     state.remove("teacher")
-
-
-def test_state_of_another_format_is_not_read(tmp_path: Path) -> None:
-    state = opened(tmp_path)
-    checkpoint.save(state.folder / "teacher.safetensors", {"format": FORMAT + 1, "tree": 1})
-    assert state.load("teacher") is None
 
 
 def test_log_lines_name_no_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedmedseg.core.place import Place
-from fedmedseg.core.submission import LONGEST, submission
+from fedmedseg.core.submission import LONGEST, own_root, submission
 from fedmedseg.core.wishes import Submitter
 
 
@@ -45,3 +46,22 @@ def test_long_words_are_cut(place: Place) -> None:
     submitter, _ = submission(place)
     assert submitter is not None
     assert len(submitter.name) == LONGEST
+
+
+def told(place: Place, name: str, org: str) -> Place:
+    (place.run / "meta.json").write_text(json.dumps({"submitter_name": name, "submitter_org": org}))
+    return place
+
+
+def test_every_submitter_has_a_folder_of_their_own(place: Place) -> None:
+    """Whoever knows another's settings must not continue, read or replace what that person's study has reached."""
+    root = Path("state")
+    one = own_root(root, told(place, "lead", "two"))
+    assert one.parent == root
+    assert one == own_root(root, told(place, "lead", "two"))
+    assert len({one, own_root(root, told(place, "lead", "three")), own_root(root, told(place, "lea", "dtwo"))}) == 3
+    assert "lead" not in one.name
+
+
+def test_the_simulator_has_one_folder_for_all(place: Place) -> None:
+    assert own_root(Path("state"), replace(place, simulated=True)) == Path("state")

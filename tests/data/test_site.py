@@ -224,6 +224,12 @@ def test_the_simulator_reads_the_sites_own_file_first(kit: Kit) -> None:
     assert kit.open("site-1", simulated=True).min_cases == 1
 
 
+def test_a_hospital_has_one_file_which_is_the_one_its_people_check(kit: Kit) -> None:
+    kit.write(min_cases=1)
+    kit.write("sites/site-2.yaml", min_cases=7)
+    assert kit.open("site-2", simulated=False).min_cases == 1
+
+
 def test_simulated_sites_lie_beside_the_workspace(kit: Kit) -> None:
     kit.write()
     one, two = kit.open("site-1", simulated=True), kit.open("site-2", simulated=True)

@@ -16,7 +16,7 @@ from stand_in_job import stand_in_job
 
 import fedmedseg
 from fedmedseg.core import checkpoint, simulation
-from fedmedseg.privacy.policy import simulator_resources
+from fedmedseg.core.allowed_classes import simulator_resources
 
 SUPPORT = Path(__file__).parent / "support"
 PACKAGE = Path(fedmedseg.__file__).parents[1]

@@ -26,8 +26,8 @@ from hospitals import Hospitals, allow
 from overhearing import MESSAGES
 
 from fedmedseg.core import simulation
+from fedmedseg.core.allowed_classes import simulator_resources
 from fedmedseg.core.jobs import read_settings, write_job
-from fedmedseg.privacy.policy import simulator_resources
 
 JOB = Path(__file__).parents[2] / "jobs" / "fedata"
 SUPPORT = Path(__file__).parent / "support"

@@ -19,10 +19,10 @@ from listening import HEARD_FILE, MARKER
 from stand_in_job import stand_in_job
 
 from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.scopes import FIGURES, privacy_policy
 from fedmedseg.core.wire import Header, Meta, Schema
 from fedmedseg.privacy.accounting import epsilon_of, loss_of
 from fedmedseg.privacy.ledger import LEDGER
-from fedmedseg.privacy.scopes import FIGURES, privacy_policy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

@@ -202,8 +202,7 @@ def test_the_server_loads_no_class_off_its_list_whatever_settings_the_job_brings
     hospitals: Hospitals, session: Any, job: Path
 ) -> None:
     """Fault row 39, and a job's own resources.json and comm_config.json, which FLARE finds by name."""
-    harmless = {"id": "extra", "path": "collections.OrderedDict", "args": {}}
-    edit(job / config("server"), lambda content: content["components"].append(harmless))
+    edit(job / config("server"), lambda content: content["components"].append(attack(hospitals.folder / "ran")))
     lifted = {"class_list_enforcement_mode": "off", "class_allow_list": ["*"]}
     (job / "app" / "config" / "resources.json").write_text(json.dumps({"format_version": 2, **lifted}))
     drivers = {"comm_driver_path": "app/custom", "allow_adhoc_conns": True}
@@ -212,16 +211,26 @@ def test_the_server_loads_no_class_off_its_list_whatever_settings_the_job_brings
     entry = line(hospitals.server, seconds=ENDING, job=job_id, action="load classes")
     assert (entry["outcome"], entry["reason"].partition(":")[0]) == ("refused", "unsafe component")
     assert admin.status_of(admin.wait(session, job_id, timeout=ENDING)) == "FINISHED:EXECUTION_EXCEPTION"
+    assert not (hospitals.folder / "ran").exists()
+
+
+def attack(file: Path) -> dict[str, Any]:
+    """A component that would start a program: a function that a module of this package imports from FLARE builds
+    whatever class it is told to."""
+    program = {"args": ["touch", str(file)]}
+    builders = [{"config_type": "dict", "path": "subprocess.Popen", "args": program}]
+    path = "fedmedseg.provisioning.loopback.prepare_builders"
+    return {"id": "extra", "path": path, "args": {"project_dict": {"builders": builders}}}
 
 
 @pytest.mark.slow
 def test_a_site_loads_no_class_off_its_list(hospitals: Hospitals, session: Any, job: Path) -> None:
     """Fault row 39, at the site; its own log and trail name what the administrator cannot see."""
-    harmless = {"path": "nvflare.app_common.np.np_trainer.NPTrainer"}
-    edit(job / config("client"), lambda content: content["executors"][0].update(executor=harmless))
+    edit(job / config("client"), lambda content: content["components"].append(attack(hospitals.folder / "ran")))
     job_id = admin.submit(session, job)
     entry = line(hospitals.kits / RUNS, seconds=ENDING, job=job_id, action="load classes")
     assert (entry["outcome"], entry["participant"]) == ("refused", RUNS)
+    assert not (hospitals.folder / "ran").exists()
     session.abort_job(job_id)
     admin.wait(session, job_id, timeout=2 * ENDING)
 

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import fedmedseg
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
+from fedmedseg.core.scopes import privacy_policy
 from fedmedseg.core.versions import own_versions
-from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
-from fedmedseg.privacy.scopes import privacy_policy
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 Key = ec.EllipticCurvePrivateKey

@@ -15,9 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedmedseg.core import kit_checks
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Level
 from fedmedseg.core.kit import open_kit
+from fedmedseg.core.scopes import privacy_policy
 
 NOW = kits.NOW
 
@@ -211,21 +213,26 @@ def test_a_servers_own_kit_asks_for_its_port(tmp_path: Path) -> None:
     assert found(closed_port()).level is Level.PASS
 
 
+OURS = list(CLASS_ALLOW_LIST)
+
+
 @pytest.mark.parametrize(
     ("resources", "level"),
     [
-        ({"class_allow_list": ["fedmedseg.", "nvflare.x.Y"]}, Level.PASS),
-        ({"class_allow_list": ["fedmedseg.core.records.RunRecord"]}, Level.PASS),
-        ({"class_allow_list": ["fedmedseg.", "nvflare."]}, Level.WARN),
-        ({"class_allow_list": ["nvflare.x.Y"]}, Level.FAIL),
-        ({"class_allow_list": ["fedmedseg.", "*"]}, Level.FAIL),
-        ({"class_allow_list": ["fedmedseg."], "class_list_enforcement_mode": "warn"}, Level.FAIL),
+        ({"class_allow_list": OURS}, Level.PASS),
+        ({"class_allow_list": OURS[::-1]}, Level.PASS),
+        ({"class_allow_list": OURS, "class_list_enforcement_mode": "enforce"}, Level.PASS),
+        ({"class_allow_list": OURS, "class_list_enforcement_mode": "warn"}, Level.FAIL),
+        ({"class_allow_list": [*OURS, "fedmedseg."]}, Level.FAIL),
+        ({"class_allow_list": [*OURS, "subprocess.Popen"]}, Level.FAIL),
+        ({"class_allow_list": [*OURS, "*"]}, Level.FAIL),
+        ({"class_allow_list": OURS[1:]}, Level.FAIL),
         ({"class_allow_list": []}, Level.FAIL),
         ({"class_allow_list": "fedmedseg."}, Level.FAIL),
         ({}, Level.FAIL),
     ],
 )
-def test_an_allow_list_must_be_there_enforced_and_narrow(
+def test_an_allow_list_must_be_there_enforced_and_ours(
     federation: Any, resources: dict[str, Any], level: Level
 ) -> None:
     assert kit_checks.class_allow_list(open_kit(federation.kit(resources=resources))).level is level
@@ -241,30 +248,43 @@ def test_the_list_of_the_kit_counts_where_the_site_has_none_of_its_own(federatio
     assert kit_checks.class_allow_list(kit).level is Level.FAIL
 
 
-FILTERED = {"name": "a", "task_result_filters": [{"path": "x.Y"}]}
+def without(name: str) -> dict[str, Any]:
+    """Our policy, but for one filter of every scope."""
+    policy = privacy_policy()
+    for scope in policy["scopes"]:
+        scope["task_result_filters"] = [one for one in scope["task_result_filters"] if not one["path"].endswith(name)]
+    return policy
+
+
+FOREIGN = [{"path": "nvflare.apis.filter.Filter", "args": {}}]
 
 
 @pytest.mark.parametrize(
     ("privacy", "level"),
     [
-        ({"scopes": [FILTERED], "default_scope": "a"}, Level.PASS),
-        ({"scopes": [FILTERED, {"name": "b"}], "default_scope": "a"}, Level.WARN),
-        ({"scopes": [FILTERED, {"name": "b"}], "default_scope": "b"}, Level.FAIL),
-        ({"scopes": [FILTERED], "default_scope": "c"}, Level.FAIL),
-        ({"scopes": [FILTERED]}, Level.FAIL),
+        (privacy_policy(), Level.PASS),
+        (privacy_policy(offered=["private"], default="private"), Level.WARN),
+        (without("DeclaredContents"), Level.FAIL),
+        (without("SmallCounts"), Level.FAIL),
+        (without("BoundedDifferences"), Level.FAIL),
+        ({"scopes": [{"name": "standard", "task_result_filters": FOREIGN}], "default_scope": "standard"}, Level.FAIL),
+        ({**privacy_policy(), "default_scope": "c"}, Level.FAIL),
+        ({"scopes": privacy_policy()["scopes"]}, Level.FAIL),
         ({"scopes": []}, Level.FAIL),
         ({}, Level.FAIL),
     ],
 )
-def test_a_privacy_scope_must_be_active_and_filter(federation: Any, privacy: dict[str, Any], level: Level) -> None:
-    assert kit_checks.privacy_scope(open_kit(federation.kit(privacy=privacy))).level is level
+def test_a_privacy_scope_must_be_active_and_run_our_filters(
+    federation: Any, privacy: dict[str, Any], level: Level
+) -> None:
+    assert kit_checks.privacy_scopes(open_kit(federation.kit(privacy=privacy))).level is level
 
 
 def test_without_a_privacy_file_flare_filters_nothing(federation: Any) -> None:
     kit = open_kit(federation.kit())
-    assert kit_checks.privacy_scope(kit).level is Level.PASS
+    assert kit_checks.privacy_scopes(kit).level is Level.PASS
     (kit.local / "privacy.json").rename(kit.local / "privacy.json.sample")
-    assert kit_checks.privacy_scope(kit).level is Level.FAIL
+    assert kit_checks.privacy_scopes(kit).level is Level.FAIL
 
 
 def test_what_is_no_kit_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from fedmedseg.core import config
 from fedmedseg.core.aggregator import Round
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.schema import Strict
+from fedmedseg.core.scopes import privacy_policy
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract
 from fedmedseg.privacy import filters
-from fedmedseg.privacy.scopes import privacy_policy
 
 JOB = "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
 RUN, NONCE = "a1b2", "c3d4"

@@ -20,11 +20,11 @@ from nvflare.fuel.utils import fobs
 from fedmedseg.core import audit
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.scopes import SCOPES, privacy_policy
 from fedmedseg.core.wire import Header, Meta
 from fedmedseg.privacy import filters
 from fedmedseg.privacy.clipping import l2_norm
 from fedmedseg.privacy.ledger import LEDGER, read_ledger
-from fedmedseg.privacy.scopes import SCOPES, privacy_policy
 
 Kit = Any
 Make = Callable[..., Shareable]

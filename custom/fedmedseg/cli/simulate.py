@@ -13,12 +13,12 @@ import yaml
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
+from fedmedseg.core.allowed_classes import simulator_resources
 from fedmedseg.core.config import MOST_SITES, Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
-from fedmedseg.privacy.policy import simulator_resources
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAKEN = {"server", "local", "startup", "sites"}

@@ -35,8 +35,9 @@ from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode
+from fedmedseg.core.scopes import FILTERS, ORDER
 from fedmedseg.core.state import SiteState
-from fedmedseg.core.submission import submission
+from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.versions import differences, own_versions
 from fedmedseg.core.wire import DECLINING, LASTING, Header, Meta, Schema, StageContract
@@ -47,8 +48,6 @@ logger = logging.getLogger(__name__)
 EXPERIMENT_FILE = "experiment.yaml"
 CLIENT_FILE = "config_fed_client.json"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
-SITE_FILTER = "fedmedseg.privacy.filters.DeclaredContents"
-"""By name: the core knows no part of the package beside itself."""
 AUDITED = frozenset({*LASTING, Reason.CONFIGURATION, Reason.PREFLIGHT, Reason.PRIVACY, Reason.SCHEMA})
 """Reasons for which a site refuses what it was sent; any other failure is its own, and for its log."""
 
@@ -225,7 +224,7 @@ class _Ready:
         """The learner's view of ``request``."""
         experiment, site = self.experiment, self.place.name
         state = SiteState(
-            Path(self.learner.state_root),
+            own_root(Path(self.learner.state_root), self.place),
             study=experiment.study,
             experiment=experiment.digest,
             site=site,
@@ -259,15 +258,21 @@ def _require_same(difference: str) -> None:
 
 
 def _require_site_filters(fl_ctx: FLContext) -> None:
-    """FLARE accepts every job and runs no filter where a kit has no privacy.json: here such a site takes no part."""
+    """FLARE accepts every job and runs no filter where a kit has no privacy.json, and those alone that one names.
+
+    A site whose scope runs other filters than ours, or not all of them, takes no part: what its people set in the site
+    file, noise say, would be left out without a word.
+    """
     scope = fl_ctx.get_prop(FLContextKey.SCOPE_OBJECT)
     active = getattr(scope, Scope.TASK_RESULT_FILTERS_NAME, {}).get(FilterKey.OUT, [])
-    if SITE_FILTER not in {f"{type(one).__module__}.{type(one).__name__}" for one in active}:
+    found = [f"{type(one).__module__}.{type(one).__name__}" for one in active]
+    if found != [f"{FILTERS}{name}" for name in ORDER]:
         raise ConfigurationError(
             "local/privacy.json",
-            got="no filter of fedmedseg in force",
-            expected="a scope with those that fedmedseg.privacy.scopes.privacy_policy names",
-            remedy="write what it returns to local/privacy.json of this site's kit; kits of our builder have it",
+            got=f"the filters {', '.join(name.rpartition('.')[2] for name in found) or '(none)'} in force",
+            expected=f"{', '.join(ORDER)}, all of {FILTERS.rstrip('.')} and in this order",
+            remedy="write what fedmedseg.core.scopes.privacy_policy() returns to local/privacy.json of this site's "
+            "kit; kits of our builder have it",
         )
 
 

@@ -30,7 +30,7 @@ def kit_only(kit: Kit, *, now: datetime | None = None) -> list[tuple[str, Check]
     if kit.role != "admin":
         checks.append(("class allow-list", lambda: kit_checks.class_allow_list(kit)))
     if kit.role == "client":
-        checks.append(("privacy", lambda: kit_checks.privacy_scope(kit)))
+        checks.append(("privacy", lambda: kit_checks.privacy_scopes(kit)))
     return checks
 
 

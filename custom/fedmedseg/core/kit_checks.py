@@ -6,11 +6,13 @@ import socket
 import ssl
 import stat
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, list_problems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.kit import Kit, read_json, site_resources
+from fedmedseg.core.scopes import choices, privacy_policy, problems, scope_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +23,6 @@ RENEW_DAYS = 30
 """A certificate that ends sooner is to be renewed now."""
 TIMEOUT = 3.0
 """Seconds to wait for the server."""
-OURS = "fedmedseg."
 ASK = "ask the federation's network administrator for a new kit"
 
 
@@ -135,32 +136,20 @@ def server_port(kit: Kit, *, timeout: float = TIMEOUT) -> Finding:
 
 
 def class_allow_list(kit: Kit) -> Finding:
-    """Whether FLARE enforces a list of classes here, ours are on it, and it is no list of everything."""
-    check = "class allow-list"
+    """Whether FLARE enforces a list of classes here, and it is exactly the one our jobs need."""
+    check, mend = "class allow-list", "take local/resources.json of the kit as it was provisioned"
     file = site_resources(kit.local)
-    mend = "take local/resources.json of the kit as it was provisioned"
     try:
-        content = read_json(file)
+        found = list_problems(read_json(file))
     except ConfigurationError as error:
         return failed(check, f"{file.name}: {error.got}", mend)
-    listed = content.get("class_allow_list")
-    if not isinstance(listed, list) or not listed or not all(isinstance(entry, str) for entry in listed):
-        return failed(check, f"{file.name} has none: FLARE's own list would count, on which no class of ours is", mend)
-    if "*" in listed:
-        return failed(check, f"{file.name} lists '*': any class may run", mend)
-    mode = content.get("class_list_enforcement_mode", "enforce")
-    if mode != "enforce":
-        return failed(check, f"class_list_enforcement_mode is {mode!r}: classes off the list would run", mend)
-    if not any(entry.startswith(OURS) for entry in listed):
-        return failed(check, f"{file.name} lists no class of {OURS}", mend)
-    wide = sorted(entry for entry in listed if entry.endswith(".") and not entry.startswith(OURS))
-    if wide:
-        return warned(check, f"{len(listed)} entries, whole packages among them: {', '.join(wide)}", mend)
-    return passed(check, f"{len(listed)} entries, enforced")
+    if found:
+        return failed(check, "; ".join(found), mend)
+    return passed(check, f"{len(CLASS_ALLOW_LIST)} classes, exactly what our jobs name")
 
 
-def privacy_scope(kit: Kit) -> Finding:
-    """Whether privacy scopes are active, with a default among them that filters what leaves the site."""
+def privacy_scopes(kit: Kit) -> Finding:
+    """Whether the privacy scopes are ours, and at a hospital run exactly our filters on what leaves it."""
     check, mend = "privacy", "take local/privacy.json of the kit as it was provisioned"
     file = kit.local / "privacy.json"
     if not file.is_file():
@@ -169,19 +158,19 @@ def privacy_scope(kit: Kit) -> Finding:
         content = read_json(file)
     except ConfigurationError as error:
         return failed(check, f"privacy.json: {error.got}", mend)
-    scopes = content.get("scopes")
-    if not isinstance(scopes, list) or not scopes or not all(isinstance(scope, dict) for scope in scopes):
-        return failed(check, "privacy.json has no scopes: nothing is filtered", mend)
-    named: dict[Any, dict[str, Any]] = {scope.get("name"): scope for scope in scopes}
-    default = content.get("default_scope")
-    if default not in named:
-        return failed(check, "privacy.json has no default_scope among its scopes", mend)
-    unfiltered = sorted(str(name) for name, scope in named.items() if not scope.get("task_result_filters"))
-    if str(default) in unfiltered:
-        return failed(check, f"the default scope {default!r} filters nothing that leaves the site", mend)
-    if unfiltered:
-        return warned(check, f"no filter on what leaves the site in scope {', '.join(unfiltered)}", mend)
-    return passed(check, f"{len(named)} scope(s), default {default!r}, results filtered")
+    if kit.role == "server":
+        # names alone: what filters is the sites' matter
+        if content != scope_names(privacy_policy()):
+            return failed(check, "privacy.json: not the names of our scopes", mend)
+        return passed(check, f"the names of {len(content['scopes'])} scopes")
+    found = problems(content)
+    if found:
+        return failed(check, "; ".join(found), mend)
+    names = ", ".join(scope["name"] for scope in content["scopes"])
+    chosen = choices(content)
+    if chosen:
+        return warned(check, f"privacy.json: {'; '.join(chosen)}", f"well if this hospital wants it so; else {mend}")
+    return passed(check, f"scopes {names}; a job that names none gets {content['default_scope']}")
 
 
 def load_certificate(path: Path) -> Certificate | None:

@@ -16,7 +16,8 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
-from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone
+from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone, require_earlier
+from fedmedseg.core.submission import own_root
 from fedmedseg.core.wire import Schema
 
 SHARED_FILE = "shared.safetensors"
@@ -50,14 +51,21 @@ class SharedModelPersistor(ModelPersistor):
         """Digest of the tensors a resumed run starts from."""
 
     def open(self, fl_ctx: FLContext) -> None:
-        """Claim this study's state: a resumed study continues the earlier run, any other sets it aside."""
+        """Claim this study's state: a resumed study continues the earlier run, any other sets it aside.
+
+        Raises:
+            ConfigurationError: another job of this study is running, or there is nothing of this submitter's to
+                resume.
+        """
         if self._state is not None:
             return
         self._place = place_of(fl_ctx)
         key = {"study": self.experiment.study, "experiment": self.experiment.digest, "site": SERVER}
-        root = self._place.home / "state"
+        root = own_root(self._place.home / "state", self._place)
         if not self._place.simulated:
             self._alone = hold_alone(root, **key)
+        if self.experiment.resume:
+            require_earlier(root, asked="resume", **key)
         known = earlier_run(root, **key) if self.experiment.resume else None
         self.run = known or uuid.uuid4().hex
         self._state = SiteState(root, run=self.run, **key)
@@ -73,8 +81,6 @@ class SharedModelPersistor(ModelPersistor):
             self.resumed_sha256 = checkpoint.content_sha256(self._shared)
             self._export()
             self.log_info(fl_ctx, f"resuming after {self.rounds_done}")
-        elif self.experiment.resume:
-            self.log_warning(fl_ctx, "nothing to resume for this study and experiment; starting at round 0")
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """The shared tensors as they stand."""

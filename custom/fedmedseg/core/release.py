@@ -47,6 +47,8 @@ class Release(Strict):
     """None where no wheel was given when the kit was provisioned: then the version alone is known."""
     versions: dict[str, str]
     """Of other packages, by normalised name: FLARE's own and those the release was tested with."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the kit's own scripts and settings, by path (``provisioning.own_files``)."""
 
 
 @dataclass(frozen=True)

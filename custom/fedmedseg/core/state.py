@@ -58,12 +58,20 @@ class SiteState:
 
         Raises:
             CheckpointError: damaged beyond the kept generation.
-            FedMedSegError: another run took the folder over (reason STALE).
+            FedMedSegError: another run took the folder over, or another version of the package wrote it (reason STALE).
         """
         self._require_own()
         content = checkpoint.load(self._file(name))
-        if content is None or content["format"] != FORMAT:
+        if content is None:
             return None
+        if content["format"] != FORMAT:
+            raise FedMedSegError(
+                "state",
+                got=f"format {content['format']}",
+                expected=f"format {FORMAT}, of this version of the package",
+                remedy="continue with the version that wrote it, or start the study anew",
+                reason=Reason.STALE,
+            )
         return content["tree"]
 
     def remove(self, name: str) -> None:
@@ -107,8 +115,8 @@ def earlier_run(root: Path, *, study: str, experiment: str, site: str) -> str | 
     return _owner(_folder(root, study, experiment, site))
 
 
-def require_earlier(root: Path, *, study: str, experiment: str, site: str) -> None:
-    """Refuse to continue where this very experiment left no state.
+def require_earlier(root: Path, *, study: str, experiment: str, site: str, asked: str = "--resume") -> None:
+    """Refuse to continue where this very experiment left no state; ``asked`` is what asked for it.
 
     Raises:
         ConfigurationError: naming what there is of this study, and how to mend it.
@@ -120,10 +128,10 @@ def require_earlier(root: Path, *, study: str, experiment: str, site: str) -> No
     none = f"no earlier run of {study}" + (f", but of {', '.join(dict.fromkeys(others))}" if others else "")
     several = f"earlier runs of {study} with other settings alone ({', '.join(found)})"
     raise ConfigurationError(
-        "--resume",
+        asked,
         got=several if found else none,
         expected=f"an earlier run of these very settings ({experiment[:16]})",
-        remedy="give the settings and the workspace of the run to continue, or drop --resume to start anew, which "
+        remedy=f"give the settings and the workspace of the run to continue, or drop {asked} to start anew, which "
         "replaces the report of the run before",
     )
 

@@ -1,8 +1,10 @@
-"""What FLARE told this site about the job's submission: who sent it and under which privacy scope."""
+"""What FLARE told this process about the job's submission: who sent it and under which privacy scope."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_constant import WorkspaceConstants
@@ -35,6 +37,19 @@ def submission(place: Place) -> tuple[Submitter | None, str]:
         return None, scope
     org, role = _text(meta, JobMetaKey.SUBMITTER_ORG), _text(meta, JobMetaKey.SUBMITTER_ROLE)
     return Submitter(name=name, org=org, role=role, signed=False), scope
+
+
+def own_root(root: Path, place: Place) -> Path:
+    """Folder under ``root`` that keeps what jobs of this submitter leave behind; in the simulator ``root`` itself.
+
+    Settings of a study are no secret: without this, whoever submits those of another's study once more would continue
+    it and be handed its model, or set aside what it has reached.
+    """
+    if place.simulated:
+        return root
+    submitter, _ = submission(place)
+    who = "" if submitter is None else f"{submitter.name}\n{submitter.org}"
+    return root / f"of-{hashlib.sha256(who.encode()).hexdigest()[:12]}"
 
 
 def _meta(place: Place) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class SiteFile(Strict):
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:
     """This site as ``experiment`` sees it.
 
-    ``local/sites/<name>.yaml`` is looked up first (the simulator's sites share one ``local``), then
-    ``local/fedmedseg.yaml``. In the simulator, and only there, a missing file means phantoms.
+    In the simulator, whose sites share one ``local``, ``local/sites/<name>.yaml`` is looked up first, and a missing
+    file means phantoms. A hospital has one file, ``local/fedmedseg.yaml``, which is the one its people check.
 
     Raises:
         ConfigurationError: no or a wrong site file, a role this site does not offer, a missing data list, a
@@ -108,7 +108,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         raise ConfigurationError("site name", got=repr(name), expected="letters, digits, dot, dash, underscore")
     home = workspace.with_name(workspace.name + HOME_SUFFIX) / name
     own, shared = local / "sites" / f"{name}.yaml", local / SITE_FILE
-    file = next((candidate for candidate in (own, shared) if candidate.is_file()), None)
+    file = next((candidate for candidate in ((own, shared) if simulated else (shared,)) if candidate.is_file()), None)
     if file is not None:
         settings = parse(SiteFile, read_yaml(file), source=file.name)
     elif simulated:

@@ -1,4 +1,4 @@
-"""FLARE filters that a site's own privacy.json names: they see every reply last, and block what they do not know.
+"""FLARE filters that a site's own privacy.json names: they see every reply, and block what they do not know.
 
 FLARE's ``DXOFilter`` is not used: it lets a reply pass unseen where the return code is not OK, where it finds no
 data object, and where there are figures but no tensors.

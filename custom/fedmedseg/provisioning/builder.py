@@ -16,9 +16,10 @@ from nvflare.lighter.spec import Builder
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import bundle_roots
 from fedmedseg.core.release import RELEASE_FILE
+from fedmedseg.core.scopes import privacy_policy, scope_names
 from fedmedseg.data.site import SITE_FILE
-from fedmedseg.privacy.scopes import privacy_policy
 from fedmedseg.provisioning import policy
+from fedmedseg.provisioning.own_files import digests
 from fedmedseg.provisioning.wheel import make_release
 
 FORSAKEN = ("resources.json.default", "authorization.json.default", "privacy.json.sample")
@@ -63,7 +64,8 @@ class SafeKitBuilder(Builder):
                 )
         for participant in project.get_all_participants():
             self._write(participant, Path(ctx.get_local_dir(participant)))
-            _write_json(Path(ctx.get_kit_dir(participant)) / RELEASE_FILE, release)
+            startup = Path(ctx.get_kit_dir(participant))
+            _write_json(startup / RELEASE_FILE, {**release, "files": digests(startup.parent)})
 
     def _write(self, participant: Participant, local: Path) -> None:
         for name in FORSAKEN:
@@ -80,7 +82,7 @@ class SafeKitBuilder(Builder):
         at_server = participant.type == ParticipantType.SERVER
         if at_server:
             resources = policy.server_resources(self.profile, max_jobs=self.max_jobs, max_sites=self.max_sites)
-            privacy = policy.scope_names(privacy_policy())
+            privacy = scope_names(privacy_policy())
         else:
             capacity = participant.get_prop(PropKey.CAPACITY) or {}
             resources = policy.site_resources(

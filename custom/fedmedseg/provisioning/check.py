@@ -12,16 +12,23 @@ from typing import Any
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, Level, failed, passed, warned
 from fedmedseg.core.kit import STARTUP_FILES, Kit, open_kit, read_json, site_resources
-from fedmedseg.core.kit_checks import certificate_chain, certificate_dates, certificate_key, today
+from fedmedseg.core.kit_checks import (
+    certificate_chain,
+    certificate_dates,
+    certificate_key,
+    class_allow_list,
+    privacy_scopes,
+    today,
+)
 from fedmedseg.core.package_files import package_files
 from fedmedseg.core.release import installed, release
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SITE_FILE, SiteFile
-from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
-from fedmedseg.privacy.scopes import privacy_policy, problems
 from fedmedseg.provisioning import policy
 from fedmedseg.provisioning.identity import federation_root, server_name
+from fedmedseg.provisioning.own_files import CHECK, own_files
 from fedmedseg.provisioning.rights import authorization
+from fedmedseg.provisioning.timeouts import PROFILES
 from fedmedseg.provisioning.wheel import Wheel, read_wheel, same_wheel
 
 Look = Callable[[Kit], Iterator[Finding]]
@@ -51,16 +58,17 @@ def check_kit(
     found = [certificate_chain(kit), certificate_dates(kit, now=now), certificate_key(kit)]
     if trusted_root is not None:
         found.append(federation_root(kit, trusted_root))
-    looks: list[tuple[str, Look]] = [("connection", _connection), ("release", _release)]
+    if kit.role != "admin":
+        found += [class_allow_list(kit), privacy_scopes(kit)]
+    looks: list[tuple[str, Look]] = [("connection", _connection), ("release", _release), (CHECK, _own_files)]
     if given is not None:
         looks.append(("wheel", lambda kit: _wheel(kit, given)))
     if kit.role != "admin":
         looks += [
-            ("class allow-list", _classes),
             ("components", _components),
             ("own code", _own_code),
             ("authorization", authorization),
-            ("privacy", _privacy),
+            ("communication", _communication),
             ("signed jobs", _signed_jobs),
             ("pinned files", _pinned),
         ]
@@ -87,36 +95,23 @@ def _resources(kit: Kit) -> dict[str, Any]:
     return read_json(site_resources(kit.local))
 
 
-def _classes(kit: Kit) -> Iterator[Finding]:
-    check, mend = "class allow-list", f"set class_allow_list to {', '.join(CLASS_ALLOW_LIST)}"
-    resources = _resources(kit)
-    if resources.get("class_list_enforcement_mode", "enforce") != "enforce":
-        mode = resources["class_list_enforcement_mode"]
-        yield failed(check, f"class_list_enforcement_mode is {mode!r}: other classes run", "set it to enforce")
-    if "class_allow_list" not in resources:
-        yield failed(check, "not set: FLARE's own list of 88 classes counts", mend)
-        return
-    listed = resources["class_allow_list"]
-    if not isinstance(listed, list):
-        yield failed(check, f"{type(listed).__name__} instead of a list", mend)
-        return
-    wider = [str(entry) for entry in listed if entry not in CLASS_ALLOW_LIST]
-    missing = [entry for entry in CLASS_ALLOW_LIST if entry not in listed]
-    if wider:
-        yield failed(check, f"wider than our jobs need: {', '.join(wider)}", mend)
-    if missing:
-        yield failed(check, f"our jobs cannot run without {', '.join(missing)}", mend)
-    if not wider and not missing:
-        yield passed(check, f"{len(listed)} entries, exactly what our jobs name")
-
-
 def _components(kit: Kit) -> Iterator[Finding]:
-    resources = _resources(kit)
-    known = set(policy.SERVER_COMPONENTS.values() if kit.role == "server" else policy.SITE_COMPONENTS.values())
-    paths = {str(entry.get("path", entry.get("name"))) for entry in resources.get("components", [])}
-    strange = sorted(paths - known - policy.CONTAINER_COMPONENTS)
+    check, resources = "components", _resources(kit)
+    ours = policy.SERVER_COMPONENTS if kit.role == "server" else policy.SITE_COMPONENTS
+    paths = [str(entry.get("path", entry.get("name"))) for entry in resources.get("components", [])]
+    strange = sorted(set(paths) - set(ours.values()) - policy.CONTAINER_COMPONENTS)
     if strange:
-        yield failed("components", f"started with FLARE, unknown to us: {', '.join(strange)}", "remove them from it")
+        yield failed(check, f"started with FLARE, unknown to us: {', '.join(strange)}", "remove them from it")
+    replaced = policy.REPLACED if _prepared(resources) else ()
+    gone = [name for name, path in ours.items() if path not in paths and name not in replaced]
+    if gone:
+        yield failed(check, f"missing: {', '.join(gone)}", "take local/resources.json of the kit as provisioned")
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        yield failed(check, f"more than once: {', '.join(twice)}", "remove the second one")
+    keys = sorted(set(resources) - policy.RESOURCE_KEYS[kit.role])
+    if keys:
+        yield failed(check, f"local/resources.json has {', '.join(keys)}, which is none of ours", "remove it")
     extra = [
         file.relative_to(kit.root).as_posix()
         for folder in (kit.local, kit.startup)
@@ -124,9 +119,42 @@ def _components(kit: Kit) -> Iterator[Finding]:
         for file in sorted(folder.glob(pattern))
     ]
     if extra:
-        yield failed("components", f"FLARE adds to the resources: {', '.join(extra)}", "remove them")
-    if not strange and not extra:
-        yield passed("components", f"{len(paths)}, all known")
+        yield failed(check, f"FLARE adds to the resources: {', '.join(extra)}", "remove them")
+    if not (strange or gone or twice or keys or extra):
+        yield passed(check, f"{len(paths)}, all known")
+    if resources.get("allow_log_streaming"):
+        yield warned(
+            "log streaming", "this site's logs go to the server while a job runs", "set allow_log_streaming to false"
+        )
+
+
+def _prepared(resources: Mapping[str, Any]) -> bool:
+    """Whether `nvflare deploy prepare` has changed these resources."""
+    return any(entry.get("path") in policy.CONTAINER_COMPONENTS for entry in resources.get("components", []))
+
+
+def _own_files(kit: Kit) -> Iterator[Finding]:
+    yield own_files(kit, prepared=kit.role != "admin" and _prepared(_resources(kit)))
+
+
+def _communication(kit: Kit) -> Iterator[Finding]:
+    check, found = "communication", read_json(kit.local / "comm_config.json")
+    profiles = {name: policy.comm_config(name) for name in PROFILES}
+    if _prepared(_resources(kit)):
+        # how a job's container reaches its parent: FLARE's own choice there
+        found, profiles = _but_internal(found), {name: _but_internal(one) for name, one in profiles.items()}
+    for name, meant in profiles.items():
+        if found == meant:
+            yield passed(check, f"no connection past the server, patience of profile {name}")
+            return
+    known = {key for meant in profiles.values() for key in meant}
+    strange = sorted(set(found) - known)
+    why = f"unknown to us: {', '.join(strange)}" if strange else "other values than those of any profile"
+    yield failed(check, f"local/comm_config.json: {why}", "take local/comm_config.json of the kit as provisioned")
+
+
+def _but_internal(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != "internal"}
 
 
 def _own_code(kit: Kit) -> Iterator[Finding]:
@@ -135,29 +163,6 @@ def _own_code(kit: Kit) -> Iterator[Finding]:
         yield failed("own code", "local/custom is on Python's path", "remove local/custom")
     else:
         yield passed("own code", "none beside the installed packages")
-
-
-def _privacy(kit: Kit) -> Iterator[Finding]:
-    check, mend = "privacy", "restore local/privacy.json as provisioned"
-    file = kit.local / "privacy.json"
-    if not file.is_file():
-        yield failed(check, "no local/privacy.json: every scope is accepted and no filter runs", mend)
-        return
-    found, wanted = read_json(file), privacy_policy()
-    if kit.role == "server":
-        # names alone: what filters is the sites' matter
-        faults = [] if found == policy.scope_names(wanted) else ["not the names of our scopes"]
-    else:
-        faults = problems(found)
-        names = [scope.get("name") for scope in found.get("scopes", [])]
-        faults += [f"scope {one['name']!r} is missing" for one in wanted["scopes"] if one["name"] not in names]
-        if found.get("default_scope") != wanted["default_scope"]:
-            faults.append(f"default_scope is {found.get('default_scope')!r} instead of {wanted['default_scope']!r}")
-    for fault in faults:
-        yield failed(check, fault, mend)
-    if not faults:
-        names = [scope["name"] for scope in found["scopes"]]
-        yield passed(check, f"scopes {', '.join(names)}; a job that names none gets {found['default_scope']}")
 
 
 def _connection(kit: Kit) -> Iterator[Finding]:
@@ -195,7 +200,7 @@ def _stores(kit: Kit) -> Iterator[Finding]:
     # an absolute uri starts at the store's root, as a relative one does
     jobs = Path(os.path.normpath(base / str(manager["args"]["uri_root"]).lstrip("/")))
     workspaces = [kit.root]
-    if any(entry["path"] in policy.CONTAINER_COMPONENTS for entry in components.values()):
+    if _prepared(resources):
         workspaces.append(Path(policy.CONTAINER_WORKSPACE))
     for name, folder in (("job store", jobs), ("snapshot store", _root_of(snapshots, kit))):
         inside = next((one for one in workspaces if one in folder.parents), None)

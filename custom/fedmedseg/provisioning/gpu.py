@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 class AvailableGPUManager(GPUResourceManager):
     """FLARE's GPU manager that starts on a machine with fewer GPUs than its entry says, down to none.
 
-    FLARE's own refuses to start the site then. Here the site takes part on its CPU in every job that does not ask
-    for GPUs (`resource_spec` of its meta file, empty in ours), and declines those that do.
+    FLARE's own refuses to start the site then. Here the site takes part on its CPU in every job that does not ask it
+    for a GPU (`fedmedseg job --gpu` writes that into the job's meta file), and does not start those that do.
 
     Args:
         num_of_gpus: GPUs the site's entry offers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
+from fedmedseg.core.allowed_classes import class_policy
 from fedmedseg.provisioning.timeouts import values
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
@@ -52,6 +52,9 @@ CONTAINER_COMPONENTS = {
     f"{_LAUNCHERS}.k8s_launcher.ServerK8sJobLauncher",
 }
 """What `nvflare deploy prepare` puts in place of launcher and resource manager."""
+
+REPLACED = ("process_launcher", "resource_manager", "resource_consumer")
+"""Our components that it takes out for them."""
 
 CONTAINER_WORKSPACE = "/var/tmp/nvflare/workspace"
 """Where FLARE's containers see the kit."""
@@ -106,25 +109,11 @@ def authorization() -> dict[str, Any]:
     }
 
 
-def scope_names(privacy: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of the server's ``local/privacy.json``: the scopes' names without their filters.
-
-    The server refuses a job that names another scope. It must not filter: FLARE would run a server's filters over
-    what the sites' own have already clipped and made noisy.
-    """
-    names = [{"name": scope["name"]} for scope in privacy["scopes"]]
-    return {"scopes": names, "default_scope": privacy["default_scope"]}
-
-
-def class_policy() -> dict[str, Any]:
-    """The part of ``local/resources.json`` that says which classes a job may name."""
-    return {"class_list_enforcement_mode": "enforce", "class_allow_list": list(CLASS_ALLOW_LIST)}
-
-
 def server_resources(profile: str, *, max_jobs: int, max_sites: int) -> dict[str, Any]:
     """Content of the server's ``local/resources.json``: stores in its own workspace, nothing under a shared folder."""
     arguments: dict[str, dict[str, Any]] = {
-        "job_scheduler": {"max_jobs": max_jobs},
+        # FLARE gives a waiting job up after ten tries, and looks again every ten minutes: a training takes days
+        "job_scheduler": {"max_jobs": max_jobs, "max_schedule_count": 10**6, "max_schedule_interval": 60.0},
         # relative on purpose: the store below resolves it inside the workspace, wherever the kit is unpacked
         "job_manager": {"uri_root": f"{STORE}/jobs", "job_store_id": "job_store"},
         "job_store": {"root_dir": "."},
@@ -184,3 +173,10 @@ def comm_config(profile: str) -> dict[str, Any]:
 
 def _components(paths: Mapping[str, str], arguments: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"id": name, "path": path, "args": arguments.get(name, {})} for name, path in paths.items()]
+
+
+RESOURCE_KEYS = {
+    "server": set(server_resources("lan", max_jobs=1, max_sites=1)),
+    "client": set(site_resources("lan", gpus=0, gpu_memory=0, allow_log_streaming=False)),
+}
+"""What ``local/resources.json`` may hold; FLARE would read more (``handlers``, say) and build what they name."""

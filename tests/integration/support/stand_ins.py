@@ -17,12 +17,16 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
+from fedmedseg.core import allowed_classes
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.wire import Header
+
+# the kits of these tests list it, and a site whose list is not the package's own takes no part
+allowed_classes.CLASS_ALLOW_LIST = (*allowed_classes.CLASS_ALLOW_LIST, "stand_ins.")
 
 
 def _kind(site: str, round: object) -> str | None:

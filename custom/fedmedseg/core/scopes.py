@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmedseg.core.errors import ConfigurationError, nearest
@@ -77,6 +77,28 @@ def problems(content: object) -> list[str]:
     if content["default_scope"] not in names:
         found.append(f"privacy.json: default_scope {content['default_scope']!r} is no scope of it")
     return found
+
+
+def choices(content: Mapping[str, Any]) -> list[str]:
+    """What a hospital has decided otherwise than its kit was made, in a policy without ``problems``.
+
+    It may offer fewer scopes and another default: jobs that name a scope it does not offer pass it by.
+    """
+    names = [scope["name"] for scope in content["scopes"]]
+    found = [f"scope {name!r} is not offered" for name in SCOPES if name not in names]
+    if content["default_scope"] != STANDARD:
+        found.append(f"default_scope is {content['default_scope']!r} instead of {STANDARD!r}")
+    return found
+
+
+def scope_names(privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the server's ``local/privacy.json``: the scopes' names without their filters.
+
+    The server refuses a job that names another scope. It must not filter: FLARE would run a server's filters over
+    what the sites' own have already clipped and made noisy.
+    """
+    names = [{"name": scope["name"]} for scope in privacy["scopes"]]
+    return {"scopes": names, "default_scope": privacy["default_scope"]}
 
 
 def _filters(scope: str) -> list[dict[str, Any]]:

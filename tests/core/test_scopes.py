@@ -14,16 +14,20 @@ from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.executor import SITE_FILTER
+from fedmedseg.core.scopes import FILTERS, ORDER, SCOPES, choices, privacy_policy, problems, scope_names
 from fedmedseg.privacy.filters import SiteFilter
-from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
-from fedmedseg.privacy.scopes import ORDER, SCOPES, privacy_policy, problems
-
-Kit = Any
 
 
-def test_flare_builds_exactly_our_filters_in_their_order(kit: Kit) -> None:
-    manager = create_privacy_manager(Workspace(str(kit.root), "site-1"), names_only=False)
+def flares_view(folder: Path, policy: Any) -> Any:
+    """What FLARE makes of a kit's privacy.json."""
+    (folder / "local").mkdir()
+    (folder / "startup").mkdir()
+    (folder / "local" / "privacy.json").write_text(json.dumps(policy))
+    return create_privacy_manager(Workspace(str(folder), "site-1"), names_only=False)
+
+
+def test_flare_builds_exactly_our_filters_in_their_order(tmp_path: Path) -> None:
+    manager = flares_view(tmp_path, privacy_policy())
     assert manager.is_policy_defined()
     assert manager.default_scope.name == "standard"
     for name in SCOPES:
@@ -36,17 +40,26 @@ def test_flare_builds_exactly_our_filters_in_their_order(kit: Kit) -> None:
             assert {key: getattr(built[filter_name], key) for key in args} == args
 
 
-def test_every_filter_is_on_the_allow_list_and_one_of_ours() -> None:
+def test_every_filter_is_one_of_ours_and_in_the_order_that_executors_insist_on() -> None:
     for scope in privacy_policy()["scopes"]:
-        for one in scope["task_result_filters"]:
-            assert any(one["path"].startswith(entry) for entry in CLASS_ALLOW_LIST if entry.endswith("."))
-            module, _, name = one["path"].rpartition(".")
+        paths = [one["path"] for one in scope["task_result_filters"]]
+        assert paths == [f"{FILTERS}{name}" for name in ORDER]
+        for path in paths:
+            module, _, name = path.rpartition(".")
             assert issubclass(getattr(importlib.import_module(module), name), SiteFilter)
 
 
-def test_the_filter_that_executors_insist_on_is_in_every_scope() -> None:
-    for scope in privacy_policy()["scopes"]:
-        assert SITE_FILTER in [one["path"] for one in scope["task_result_filters"]]
+def test_a_hospital_may_choose_among_the_scopes_and_is_told_that_it_did() -> None:
+    assert choices(privacy_policy()) == []
+    assert choices(privacy_policy(offered=["standard", "bounded", "private"])) == ["scope 'figures' is not offered"]
+    narrow = privacy_policy(offered=["private"], default="private")
+    assert len(choices(narrow)) == 4
+    assert choices(narrow)[-1] == "default_scope is 'private' instead of 'standard'"
+
+
+def test_a_server_knows_the_scopes_by_name_alone() -> None:
+    names = scope_names(privacy_policy())
+    assert names == {"scopes": [{"name": name} for name in SCOPES], "default_scope": "standard"}
 
 
 def test_a_site_offers_what_it_wants() -> None:
@@ -115,11 +128,10 @@ def test_the_scope_that_asks_for_nothing_more_is_the_default_and_all_others_only
         assert {item for args in demands.values() for item in args.items()} <= allowed, name
 
 
-def test_a_scope_that_is_not_offered_is_unknown_to_flare(kit: Kit, tmp_path: Path) -> None:
+def test_a_scope_that_is_not_offered_is_unknown_to_flare(tmp_path: Path) -> None:
     from nvflare.private.privacy_manager import PrivacyService
 
-    kit.policy(privacy_policy(offered=["private"], default="private"))
-    PrivacyService.initialize(create_privacy_manager(Workspace(str(kit.root), "site-1"), names_only=False))
+    PrivacyService.initialize(flares_view(tmp_path, privacy_policy(offered=["private"], default="private")))
     assert PrivacyService.is_scope_allowed("private")
     assert PrivacyService.is_scope_allowed("")
     assert not PrivacyService.is_scope_allowed("standard")

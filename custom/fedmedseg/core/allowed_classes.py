@@ -1,0 +1,55 @@
+"""Which component classes a job may name: each that our jobs name, by its whole name, and nothing else.
+
+No prefix of a package, not even of this one. FLARE 2.9.0 asks of a listed path neither that it is a component nor that
+it is a class (`fuel/utils/class_utils.py`, ``instantiate_class``): with a prefix, every name that any module of the
+package imports could be called with arguments of a job's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CLASS_ALLOW_LIST = (
+    "fedmedseg.core.aggregator.MetricsAggregator",
+    "fedmedseg.core.aggregator.SharedKeysAggregator",
+    "fedmedseg.core.persistor.SharedModelPersistor",
+    "fedmedseg.core.records.RunRecord",
+    "fedmedseg.core.workflow.QuorumScatterAndGather",
+    "fedmedseg.fedata.aggregator.AttentionAggregator",
+    "fedmedseg.fedata.executor.MaskedDistillationExecutor",
+    "fedmedseg.reporting.report.HTMLReporter",
+    "fedmedseg.segmentation.executor.CMRFineTuningExecutor",
+    "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
+    "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
+)
+
+
+def class_policy() -> dict[str, Any]:
+    """The part of ``local/resources.json`` that says which classes a job may name."""
+    return {"class_list_enforcement_mode": "enforce", "class_allow_list": list(CLASS_ALLOW_LIST)}
+
+
+def simulator_resources() -> dict[str, Any]:
+    """Content of ``local/resources.json`` in a simulator workspace: FLARE enforces the list there too."""
+    return {"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}
+
+
+def list_problems(resources: Mapping[str, Any]) -> list[str]:
+    """Why the class policy in ``resources``, read from a kit, is not ours; empty where it is."""
+    found = []
+    mode = resources.get("class_list_enforcement_mode", "enforce")
+    if mode != "enforce":
+        found.append(f"class_list_enforcement_mode is {mode!r}: classes off the list would run")
+    if "class_allow_list" not in resources:
+        return [*found, "no class_allow_list: FLARE's own list would count, on which no class of ours is"]
+    listed = resources["class_allow_list"]
+    if not isinstance(listed, list):
+        return [*found, f"class_allow_list is a {type(listed).__name__} instead of a list"]
+    wider = [str(entry) for entry in listed if entry not in CLASS_ALLOW_LIST]
+    missing = [entry for entry in CLASS_ALLOW_LIST if entry not in listed]
+    if wider:
+        found.append(f"wider than our jobs need: {', '.join(wider)}")
+    if missing:
+        found.append(f"our jobs cannot run without {', '.join(missing)}")
+    return found
