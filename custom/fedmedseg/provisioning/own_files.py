@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fedmedseg.core.findings import Finding, failed, passed, warned
+from fedmedseg.core.findings import Finding, failed, passed
 from fedmedseg.core.kit import Kit
 from fedmedseg.core.release import read_release
 
 PATTERNS = ("startup/*.sh", "startup/fed_*.json", "local/log_config.json")
 CHECK = "own files"
+CONTAINER_START = "startup/start_docker.sh"
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -26,20 +27,18 @@ def digests(root: Path) -> dict[str, str]:
 def own_files(kit: Kit, *, prepared: bool) -> Finding:
     """Whether they are what ``startup/release.json`` names.
 
-    ``prepared`` is true of a kit that `nvflare deploy prepare` has turned into one for containers: it writes scripts of
-    its own, which is then a matter of reading them.
+    ``prepared`` is true of a kit that `nvflare deploy prepare` has turned into one for containers: it takes start
+    scripts out and puts ``CONTAINER_START`` in.
     """
     told, found = read_release(kit).files, digests(kit.root)
     if not told:
         return failed(CHECK, "release.json names none", "provision the kit again")
+    expected = {CONTAINER_START} if prepared else set()
     differing = [
         f"{name} {'is gone' if name not in found else 'is new' if name not in told else 'was changed'}"
-        for name in sorted({*told, *found})
-        if told.get(name) != found.get(name)
+        for name in sorted({*told, *found} - expected)
+        if told.get(name) != found.get(name) and not (prepared and name not in found and name.endswith(".sh"))
     ]
-    if not differing:
-        return passed(CHECK, f"{len(told)} scripts and settings as provisioned")
-    text = ", ".join(differing)
-    if prepared:
-        return warned(CHECK, f"{text}; `nvflare deploy prepare` writes scripts", "read them before the kit is started")
-    return failed(CHECK, text, "take these files of the kit as they were provisioned")
+    if differing:
+        return failed(CHECK, ", ".join(differing), "take these files of the kit as they were provisioned")
+    return passed(CHECK, f"{len(found.keys() & told.keys())} scripts and settings as provisioned")
