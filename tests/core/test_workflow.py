@@ -21,6 +21,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.workflows import scatter_and_gather
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
@@ -162,6 +163,25 @@ def test_rounds_and_patience_come_from_the_experiment(
     settings["stages"]["training"]["timeout"] = 9
     flow = federation(timeout=50).flow
     assert (flow._train_timeout, flow._wait_time_after_min_received) == (9, 9)
+
+
+def test_each_round_ends_with_a_collection_that_passes_over_what_was_there_before_the_stage(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault row 47."""
+    done: list[str] = []
+    monkeypatch.setattr(module.ScatterAndGather, "start_controller", lambda flow, fl_ctx: done.append("built"))
+    monkeypatch.setattr(module, "set_lasting_objects_aside", lambda: done.append("set aside"))
+    monkeypatch.setattr(scatter_and_gather, "cleanup_memory", lambda: done.append("collected"))
+    stage = federation()
+    stage.flow.communicator = MagicMock()
+    stage.flow._engine.get_component.return_value = stage.flow.record
+    stage.flow.start_controller(stage.context("server"))
+    assert done == ["built", "set aside"]
+    for number in range(3):
+        stage.flow._current_round = number
+        stage.flow._maybe_cleanup_memory()
+    assert done == ["built", "set aside", *["collected"] * 3]
 
 
 def test_a_stage_that_the_system_does_not_have_is_told_in_the_constructor(

@@ -29,6 +29,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.guard import follow_returns
+from fedmedseg.core.memory import set_lasting_objects_aside
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
@@ -98,8 +99,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             persistor_id=persistor_id,
             shareable_generator_id=shareable_generator_id,
             snapshot_every_n_rounds=0,
-            # gc.collect and malloc_trim cost more than a small round; Python's own collector runs anyway
-            memory_gc_rounds=0,
+            # every round: see core.memory
+            memory_gc_rounds=1,
         )
         fobs.register(TensorDecomposer)
         self._declined: dict[str, str] = {}
@@ -117,6 +118,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         # the base class keeps its check period to itself and never hands it to the communicator
         self.communicator._task_check_period = TASK_CHECK_SECONDS
         super().start_controller(fl_ctx)
+        set_lasting_objects_aside()
         record = self._engine.get_component(self.record_id)
         if not (
             isinstance(self.persistor, SharedModelPersistor)

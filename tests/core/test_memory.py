@@ -1,0 +1,105 @@
+"""What FLARE's processes keep of every message, for how long, and what makes giving it back cheap."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from unittest.mock import MagicMock
+
+import pytest
+from nvflare.fuel.f3.streaming.byte_receiver import RxTask
+from nvflare.fuel.f3.streaming.byte_streamer import TxTask
+
+from fedmedseg.core.memory import set_lasting_objects_aside
+
+
+class Lasting:
+    """An object that is freed when nothing refers to it any more."""
+
+
+class Circle(Lasting):
+    """An object that only Python's collector can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    """The collector runs only where a test says so, and looks at everything again afterwards."""
+    gc.unfreeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def lives(make: Callable[[], object]) -> weakref.ref[object]:
+    return weakref.ref(make())
+
+
+def test_what_is_set_aside_is_no_longer_visited_and_what_comes_later_is() -> None:
+    set_lasting_objects_aside()
+    assert gc.get_freeze_count() > 10_000
+    assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+    later = lives(Circle)
+    assert later() is not None
+    gc.collect()
+    assert later() is None
+
+
+def test_what_was_set_aside_is_freed_when_nothing_refers_to_it() -> None:
+    lasting = Lasting()
+    there = weakref.ref(lasting)
+    set_lasting_objects_aside()
+    del lasting
+    assert there() is None
+
+
+def test_garbage_that_is_there_already_is_freed_and_not_set_aside() -> None:
+    garbage = lives(Circle)
+    set_lasting_objects_aside()
+    assert garbage() is None
+
+
+def test_only_the_first_call_sets_anything_aside() -> None:
+    set_lasting_objects_aside()
+    later = Circle()
+    there = weakref.ref(later)
+    set_lasting_objects_aside()
+    del later
+    gc.collect()
+    assert there() is None
+
+
+def test_flares_finished_sender_holds_a_mebibyte_until_the_collector_runs() -> None:
+    """Should this fail with another FLARE, the collection at each round's end may no longer be needed."""
+    sender = TxTask(
+        MagicMock(), 1024 * 1024, "channel", "topic", "site", {}, MagicMock(), reliable=False, secure=False,
+        optional=False,
+    )  # fmt: skip
+    sender.stop()
+    assert sender.buffer.nbytes == 1024 * 1024
+    there = weakref.ref(sender)
+    del sender
+    assert there() is not None
+    gc.collect()
+    assert there() is None
+
+
+def test_flares_receiver_keeps_a_thread_for_a_reply_for_65_seconds_and_no_longer() -> None:
+    """The number of these threads is bounded by the replies of that time; here it is a fifth of a second."""
+    before = threading.active_count()
+    receivers = [RxTask(number, "server", MagicMock(), reliable=True) for number in range(5)]
+    for receiver in receivers:
+        assert receiver.completed_task_ttl == 65
+        receiver.completed_task_ttl = 0.2
+        receiver.stop()
+    assert threading.active_count() == before + 5
+    end = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert threading.active_count() == before
