@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from fedmedseg.cli.console import console, friendly_errors
-from fedmedseg.core import admin
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.resume import resumable
 
@@ -19,6 +18,9 @@ def resume(
     startup_kit: Annotated[Path, typer.Option("--startup-kit", help="Startup kit of the one who submitted it.")],
 ) -> None:
     """Submit a job of a federation again so that it continues after its last whole round."""
+    # FLARE is imported only once there is something to ask it
+    from fedmedseg.core import admin
+
     with friendly_errors(), admin.session(startup_kit) as session:
         status = admin.status_of(admin.meta_of(session, job))
         if not admin.has_ended(status):

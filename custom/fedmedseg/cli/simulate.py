@@ -18,7 +18,6 @@ from fedmedseg.core.config import MOST_SITES, Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml
-from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAKEN = {"server", "local", "startup", "sites"}
@@ -49,6 +48,9 @@ def simulate(
         names = _site_names(number, clients, sites, experiment)
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))
+        # torch is imported only once there is something to run
+        from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
+
         workspace = workspace.resolve()
         state = workspace.with_name(workspace.name + HOME_SUFFIX) / SERVER / "state"
         key = {"study": experiment.study, "experiment": experiment.digest, "site": SERVER}
@@ -74,6 +76,7 @@ def _run(
 ) -> None:
     # FLARE is imported only once there is something to run
     from fedmedseg.core import simulation
+    from fedmedseg.core.state import HOME_SUFFIX
     from fedmedseg.reporting.tables import plain_text_summary
 
     folder, experiment = study.folder, study.experiment
