@@ -85,7 +85,7 @@ class Federation:
         write_certificate(startup / "rootCA.pem", root or self.root())
         write_key(startup / "client.key", key)
         fed = {
-            "servers": [{"name": "fed", "service": {"target": target, "scheme": "tcp"}, "identity": "localhost"}],
+            "servers": [{"name": "fed", "service": {"target": target, "scheme": "grpc"}, "identity": "localhost"}],
             "client": {
                 "ssl_private_key": "client.key",
                 "ssl_cert": "client.crt",

@@ -18,7 +18,7 @@ from fedmedseg.core import kit_checks
 from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Level
-from fedmedseg.core.kit import open_kit
+from fedmedseg.core.kit import Kit, open_kit
 from fedmedseg.core.scopes import privacy_policy
 
 NOW = kits.NOW
@@ -136,12 +136,12 @@ def test_a_closed_port_is_told_from_an_unknown_name_and_from_silence(
 
 
 class Server:
-    """Accepts one connection and speaks TLS with mutual certificates, or nothing at all."""
+    """Accepts one connection and speaks TLS with mutual certificates, then a word, or waits; or no TLS at all."""
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, context: ssl.SSLContext | None, *, word: bytes | None = b"\0\0\0\4\0\0\0\0\0") -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
-        self.context = context
+        self.context, self.word, self.done = context, word, threading.Event()
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
@@ -153,35 +153,78 @@ class Server:
                     connection.sendall(b"HTTP/1.1 400\r\n\r\n")
                     return
                 with self.context.wrap_socket(connection, server_side=True) as secure:
-                    secure.recv(1)
+                    secure.recv(1024)
+                    if self.word is None:
+                        self.done.wait(10)
+                    else:
+                        secure.sendall(self.word)
         except OSError:
             return
 
     def close(self) -> None:
+        self.done.set()
         self.socket.close()
         self.thread.join(5)
 
 
-def test_a_server_of_the_same_federation_answers_with_its_certificate(tmp_path: Path) -> None:
-    federation = kits.Federation(tmp_path)
-    now = kit_checks.today()
-    dates = {"start": now - timedelta(days=1), "end": now + timedelta(days=90)}
-    root = federation.root(**dates)
-    kit = open_kit(federation.kit("server", **dates, root=root))
+def server_context(kit: Kit, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    """A server that wants its clients' certificates, as FLARE's does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = version
     context.load_cert_chain(kit.certificate, kit.key)
     context.load_verify_locations(kit.authority)
     context.verify_mode = ssl.CERT_REQUIRED
-    foreign = kits.Federation(tmp_path / "foreign")
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def dates(*, ends: int = 90) -> dict[str, Any]:
+    now = kit_checks.today()
+    return {"start": now - timedelta(days=9), "end": now + timedelta(days=ends)}
+
+
+def test_a_server_of_the_same_federation_answers_with_its_certificate(tmp_path: Path) -> None:
+    federation, foreign = kits.Federation(tmp_path), kits.Federation(tmp_path / "foreign")
+    root, valid = federation.root(**dates()), dates()
+    context = server_context(open_kit(federation.kit("server", **valid, root=root)))
     for owner, signed, level, told in (
-        (federation, root, Level.PASS, f"server certificate valid until {dates['end']:%Y-%m-%d}"),
-        (foreign, foreign.root(**dates), Level.FAIL, "rootCA.pem does not vouch for"),
+        (federation, root, Level.PASS, f"server certificate valid until {valid['end']:%Y-%m-%d}"),
+        (foreign, foreign.root(**dates()), Level.FAIL, "rootCA.pem does not vouch for"),
     ):
         server = Server(context)
-        client = open_kit(owner.kit("client", target=f"127.0.0.1:{server.port}", root=signed, **dates))
+        client = open_kit(owner.kit("client", target=f"127.0.0.1:{server.port}", root=signed, **valid))
         found = kit_checks.server_port(client)
         server.close()
         assert (found.level, told in found.found) == (level, True), found
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_refuses_the_certificate_is_told_whenever_tls_says_so(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """TLS 1.3 ends the handshake at the client before the server has looked at its certificate."""
+    federation = kits.Federation(tmp_path)
+    root = federation.root(**dates())
+    server = Server(server_context(open_kit(federation.kit("server", **dates(), root=root)), version))
+    expired = open_kit(federation.kit("client", target=f"127.0.0.1:{server.port}", root=root, **dates(ends=-1)))
+    found = kit_checks.server_port(expired)
+    server.close()
+    assert (found.level, "refuses this kit's certificate" in found.found) == (Level.FAIL, True), found
+    assert found.mend == kit_checks.ASK
+
+
+@pytest.mark.parametrize(("word", "level"), [(b"", Level.FAIL), (None, Level.PASS)], ids=["hangs up", "is silent"])
+def test_a_server_that_hangs_up_refuses_and_one_that_is_silent_does_not(
+    tmp_path: Path, word: bytes | None, level: Level
+) -> None:
+    federation = kits.Federation(tmp_path)
+    root = federation.root(**dates())
+    context = server_context(open_kit(federation.kit("server", **dates(), root=root)))
+    server = Server(context, word=word)
+    client = open_kit(federation.kit("client", target=f"127.0.0.1:{server.port}", root=root, **dates()))
+    found = kit_checks.server_port(client, timeout=0.5)
+    server.close()
+    assert found.level is level, found
 
 
 def test_something_else_behind_the_port_is_no_server(federation: Any) -> None:

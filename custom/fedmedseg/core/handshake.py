@@ -13,11 +13,10 @@ from datetime import datetime
 from fedmedseg.core.findings import Finding, Level
 from fedmedseg.core.kit import Kit
 from fedmedseg.core.kit_checks import certificate_chain, certificate_dates, certificate_key, today
+from fedmedseg.core.tls import PREFACE, client_context, first_word, told
 
 TIMEOUT = 3.0
 """Seconds to wait for the server's word."""
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-"""How every HTTP/2 client begins, with empty settings; a server that takes the connection answers with its own."""
 
 
 def refusal(kit: Kit, *, timeout: float = TIMEOUT, now: datetime | None = None) -> str:
@@ -57,29 +56,20 @@ def _clear(connection: socket.socket) -> str:
 
 
 def _secure(kit: Kit, connection: socket.socket) -> str:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # FLARE's certificates name participants, which need not be host names; the chain is what counts
-    context.check_hostname = False
     try:
-        context.load_verify_locations(kit.authority)
-        context.load_cert_chain(kit.certificate, kit.key)
-    except (OSError, ssl.SSLError):
+        context = client_context(kit)
+    except OSError:
         return "TLS cannot begin: the kit's certificate and key cannot be used together"
-    if kit.scheme == "grpc":
-        context.set_alpn_protocols(["h2"])
     try:
         with context.wrap_socket(connection, server_hostname=kit.server or kit.host) as secure:
-            if kit.scheme == "grpc":
-                secure.sendall(PREFACE)
-            # TLS 1.3 tells a client that its certificate is refused only once it reads
-            if not secure.recv(9):
+            if not first_word(kit, secure):
                 return "the server hung up after the TLS handshake"
     except ssl.SSLCertVerificationError as error:
         return f"TLS: this site refuses the server's certificate ({error.verify_message})"
     except TimeoutError:
         raise
     except ssl.SSLError as error:
-        return f"TLS: the server refuses this site ({(error.reason or 'no reason').lower().replace('_', ' ')})"
+        return f"TLS: the server refuses this site ({told(error)})"
     except OSError:
         return "the server hung up in the TLS handshake"
     return ""

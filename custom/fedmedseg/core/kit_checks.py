@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.kit import Kit, read_json, site_resources
 from fedmedseg.core.scopes import choices, privacy_policy, problems, scope_names
+from fedmedseg.core.tls import client_context, first_word, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,30 +203,33 @@ def _own_port(check: str, kit: Kit) -> Finding:
 
 def _handshake(check: str, kit: Kit, target: str, connection: socket.socket) -> Finding:
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # FLARE's certificates name participants, which need not be host names; the chain is what counts
-        context.check_hostname = False
-        context.load_verify_locations(kit.authority)
-        context.load_cert_chain(kit.certificate, kit.key)
-        if kit.scheme == "grpc":
-            context.set_alpn_protocols(["h2"])
-    except (OSError, ssl.SSLError):
+        context = client_context(kit)
+    except OSError:
         return failed(check, f"{target} answers, but the kit's certificates cannot be used", ASK)
+    version, der, why = None, None, ""
     try:
         with context.wrap_socket(connection, server_hostname=kit.server or kit.host) as secure:
             version, der = secure.version(), secure.getpeercert(binary_form=True)
+            # silence refuses nobody; a server that refuses this certificate says so, or hangs up
+            with suppress(TimeoutError):
+                why = "" if first_word(kit, secure) else "it hung up after the TLS handshake"
     except ssl.SSLCertVerificationError as error:
         return failed(
             check,
             f"{target} answers with a certificate that rootCA.pem does not vouch for ({error.verify_message})",
             "something else listens there, a proxy opens TLS, or the server's certificate must be renewed",
         )
-    except (OSError, ssl.SSLError) as error:
-        return failed(
-            check,
-            f"{target} answers, but does not speak TLS with us ({type(error).__name__})",
-            "something else listens there, or a proxy stands between: ask for a direct outbound connection",
-        )
+    except OSError as error:
+        alert = told(error) if isinstance(error, ssl.SSLError) else ""
+        if version is None and "alert" not in alert:
+            return failed(
+                check,
+                f"{target} answers, but does not speak TLS with us ({type(error).__name__})",
+                "something else listens there, or a proxy stands between: ask for a direct outbound connection",
+            )
+        why = alert or "it hung up after the TLS handshake"
+    if why:
+        return failed(check, f"{target} answers, but refuses this kit's certificate ({why})", ASK)
     return passed(check, f"{target} answers, {version}{_server_end(der)}")
 
 
