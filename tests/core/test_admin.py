@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from nvflare.apis.job_def import RunStatus
@@ -103,3 +105,41 @@ def test_a_kit_of_a_site_opens_no_session(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match=r"kit of a client.*administrator"), admin.session(tmp_path):
         pass
+
+
+def test_a_session_is_tried_again_until_its_patience_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(admin, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(admin, "open_kit", lambda kit: SimpleNamespace(role="admin", root=kit, server="server"))
+    tries: list[float] = []
+    closed: list[bool] = []
+
+    def connect(*, timeout: float, **_: Any) -> Any:
+        tries.append(timeout)
+        if len(tries) < 3:
+            raise admin.NoConnection("cannot connect")
+        return SimpleNamespace(close=lambda: closed.append(True))
+
+    monkeypatch.setattr(admin, "new_secure_session", connect)
+    with admin.session(tmp_path, patience=5):
+        assert len(tries) == 3
+    assert closed == [True]
+    assert tries[0] > tries[1] > tries[2] > 4
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "tries"),
+    [
+        (admin.NoConnection("x"), r"no answer from server in 0.1 s \(NoConnection\)", 2),
+        (admin.AuthenticationError("x"), "whom the server refuses", 1),
+    ],
+)
+def test_a_server_that_stays_away_is_told_and_one_that_refuses_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str, tries: int
+) -> None:
+    monkeypatch.setattr(admin, "POLL_SECONDS", 0.06)
+    monkeypatch.setattr(admin, "open_kit", lambda kit: SimpleNamespace(role="admin", root=kit, server="server"))
+    connect = MagicMock(side_effect=error)
+    monkeypatch.setattr(admin, "new_secure_session", connect)
+    with pytest.raises(ConfigurationError, match=words), admin.session(tmp_path, patience=0.1):
+        pytest.fail("there is no session")
+    assert connect.call_count == tries

@@ -24,7 +24,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from fedmedseg.core import executor as module
 from fedmedseg.core.approval import decide, matters
+from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
@@ -451,12 +453,17 @@ def test_the_reason_of_a_difference_passes_the_sites_filters(do: Callable[..., A
     ],
 )
 def test_a_crafted_shared_model_is_refused_before_any_training(
-    do: Callable[..., Any], shared: Tensors, change: dict[str, Any], code: str
+    do: Callable[..., Any], shared: Tensors, change: dict[str, Any], code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault row 43."""
+    note = MagicMock()
+    monkeypatch.setattr(module, "note_in", note)
     reply, executor = do(tensors={**shared, **change})
     failed(reply, f"{code}: tensors from the server")
     assert executor.learner.tasks == []
+    (told,) = note.call_args_list
+    assert told.kwargs["outcome"] is Outcome.REFUSED
+    assert told.kwargs["reason"].startswith(f"{code}: tensors from the server")
 
 
 @pytest.mark.parametrize("content", [{}, {"a": torch.tensor([1.0, 2.0])}, "x", [1]])

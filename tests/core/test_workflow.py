@@ -28,6 +28,7 @@ from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.intake import SPARE
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
@@ -634,3 +635,29 @@ def test_a_site_lost_in_the_round_is_not_asked_again_in_it(
     stage.round(monkeypatch, site_2=[failed_while_another_died, "honest"], site_3=["silent"])
     assert stage.asked == [SITES, ["site-2"]]
     assert stage.panics == []
+
+
+def test_a_message_too_large_to_be_read_is_noted_once_a_round_and_counts_against_nobody(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+    audit: MagicMock,
+) -> None:
+    """Fault row 17. The sender's name is not proved: what comes from the site itself stands in its place."""
+    stage = federation(quorum=2)
+    stage.flow._engine.new_context.return_value.__enter__.return_value = context("server")
+
+    def after_large_ones(honest: Shareable) -> Shareable:
+        for sender in ("site-1", "site-1", "site-3", "nobody"):
+            stage.flow._refuse_unread(sender, 10**9)
+        return honest
+
+    stage.round(monkeypatch, site_1=["silent"], site_2=[after_large_ones])
+    stage.flow._write_record("0" * 64)
+    record = last_record(tmp_path)
+    reason = f"OVERSIZE: a message of 1000000000 bytes, at most {2 * 24 + SPARE}"
+    assert record["accepted"] == ["site-2", "site-3"]
+    assert record["sites"]["site-1"]["reason"] == reason
+    assert record["refusals"] == [{"site": one, "reason": reason} for one in ("site-1", "site-3", "somebody")]
+    assert [call.kwargs["who"] for call in audit.call_args_list] == ["site-1", "site-3", "somebody"]

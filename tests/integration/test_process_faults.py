@@ -249,21 +249,20 @@ def test_one_study_runs_once_at_a_time_and_others_beside_it(federate: Federate, 
 
 @pytest.mark.slow
 def test_a_slow_link_delays_a_study_and_doubles_nothing(federate: Federate, tmp_path: Path, undisturbed: str) -> None:
-    """Fault row 45: one site behind a line of 200 kB/s with 20 ms for every piece."""
+    """Fault row 45: one site behind a line of 1 MB/s with 20 ms for every 16 KiB, so some 450 kB/s in all."""
     hospitals = federate()
-    with slow_link(hospitals.port, bytes_per_second=200_000, delay=0.02) as port:
+    with slow_link(hospitals.port, bytes_per_second=1_000_000, delay=0.02) as port:
         client = hospitals.kits / "site-1" / "startup" / "fed_client.json"
         text = client.read_text()
         assert f"localhost:{hospitals.port}" in text
         client.write_text(text.replace(f"localhost:{hospitals.port}", f"localhost:{port}"))
         hospitals.up()
-        ended = hospitals.run(study(tmp_path))
+        ended = hospitals.run(study(tmp_path), timeout=240)
         hospitals.stop()
     assert ended.status == admin.COMPLETED
     assert ended.shared == undisturbed
     for one in ended.rounds():
         assert one["attempts"] == 1
         assert one["refusals"] == []
-    slow = [one["sites"]["site-1"]["move_seconds"] for one in ended.rounds()]
-    fast = [one["sites"]["site-2"]["move_seconds"] for one in ended.rounds()]
-    assert min(slow) > max(fast) + 1
+        # 1.4 MB each way: 6 s, beside what any site needs; in round 0 that is the start of its process, too
+        assert one["sites"]["site-1"]["move_seconds"] > one["sites"]["site-2"]["move_seconds"] + 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ import typer
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.resume import resumable
+
+ENDING_SECONDS = 15.0
+"""How long a job that still runs is given to end."""
 
 
 def resume(
@@ -22,6 +26,9 @@ def resume(
     from fedmedseg.core import admin
 
     with friendly_errors(), admin.session(startup_kit) as session:
+        with suppress(TimeoutError):
+            # FLARE takes some seconds to end a job that was aborted a moment ago
+            admin.wait(session, job, timeout=ENDING_SECONDS)
         status = admin.status_of(admin.meta_of(session, job))
         if not admin.has_ended(status):
             raise ConfigurationError(

@@ -55,25 +55,34 @@ def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
             expected="an administrator's",
             remedy="name the folder of the kit you log in with",
         )
-    try:
-        # one try: the patience is ours, and FLARE's own repeats are silent
-        made = new_secure_session(
-            username=opened.root.name, startup_kit_location=str(opened.root), timeout=patience, auto_login_max_tries=1
-        )
-    except AuthenticationError:
-        raise ConfigurationError(
-            "startup kit",
-            got=f"{opened.root.name}, whom the server refuses",
-            expected="a certificate of this federation that has not ended",
-            remedy="`fedmedseg preflight` says what is wrong with a kit",
-        ) from None
-    except Exception as error:
-        raise ConfigurationError(
-            "server",
-            got=f"no answer from {opened.server} in {patience:g} s ({type(error).__name__})",
-            expected="a server that runs and can be reached",
-            remedy="start it, or look at proxy and firewall with `fedmedseg preflight`",
-        ) from None
+    end = time.monotonic() + patience
+    while True:
+        try:
+            # one try of FLARE's: its own repeats are silent, and none of them covers a connection that breaks
+            # between the handshake and the login
+            made = new_secure_session(
+                username=opened.root.name,
+                startup_kit_location=str(opened.root),
+                timeout=max(POLL_SECONDS, end - time.monotonic()),
+                auto_login_max_tries=1,
+            )
+            break
+        except AuthenticationError:
+            raise ConfigurationError(
+                "startup kit",
+                got=f"{opened.root.name}, whom the server refuses",
+                expected="a certificate of this federation that has not ended",
+                remedy="`fedmedseg preflight` says what is wrong with a kit",
+            ) from None
+        except Exception as error:
+            if time.monotonic() + POLL_SECONDS > end:
+                raise ConfigurationError(
+                    "server",
+                    got=f"no answer from {opened.server} in {patience:g} s ({type(error).__name__})",
+                    expected="a server that runs and can be reached",
+                    remedy="start it, or look at proxy and firewall with `fedmedseg preflight`",
+                ) from None
+            time.sleep(POLL_SECONDS)
     try:
         yield made
     finally:

@@ -116,7 +116,12 @@ class TrainingExecutor(Executor):
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
             sent = contract.sent_in(_whole(shareable, Header.ROUND))
-            ready.schema.part(sent).require(dxo.data, sender="the server")
+            try:
+                ready.schema.part(sent).require(dxo.data, sender="the server")
+            except FedMedSegError as error:
+                # the same reasons may be this site's own fault elsewhere, and are no refusal there
+                note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.REFUSED, reason=error.public)
+                raise
             shared = dxo.data
             if content_sha256(shared) != shareable.get_header(Header.BASE):
                 raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)

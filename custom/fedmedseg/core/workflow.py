@@ -29,6 +29,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.guard import follow_returns
+from fedmedseg.core.intake import bound_messages, most_bytes
 from fedmedseg.core.memory import set_lasting_objects_aside
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
@@ -110,6 +111,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Sites whose process is gone: still needed, and not waited for until they are back."""
         self._replies: dict[str, dict[str, Any]] = {}
         self._replies_lock = threading.Lock()
+        self._too_large: set[str] = set()
+        """Sites that sent a message above the study's bound in this round."""
         self._unchanged = 0
         self._round_facts: dict[str, Any] = {}
 
@@ -130,6 +133,10 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.record = record
         if not place_of(fl_ctx).simulated:
             follow_returns(self._engine)
+            most = most_bytes(self.persistor.schema)
+            if not bound_messages(self._engine.get_cell(), most, self._refuse_unread):
+                self.system_panic("FLARE's receivers of messages were not found: a reply could be of any size", fl_ctx)
+                return
         sites = self._connected()
         # before anything can stop the stage, so that a reason finds a record to stand in
         self.record.begin(
@@ -187,6 +194,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
         self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
+        self._too_large = set()
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
@@ -270,6 +278,25 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._lost.add(site)
         with self._replies_lock:
             self._replies.setdefault(site, {"reason": LOST, "seconds": None})
+
+    def _refuse_unread(self, sender: str, size: int) -> None:
+        """Note that a message was too large to be read; ``core.intake`` says by whom this is called.
+
+        The sender's name is its own word, so nothing but the record follows from it, and a reply that comes after all
+        takes its place there. FLARE's client sends again until its task is taken back: one note a round is enough.
+        """
+        site = sender if sender in self._connected() else "somebody"
+        if site in self._too_large:
+            return
+        self._too_large.add(site)
+        reason = f"{Reason.OVERSIZE}: a message of {size} bytes, at most {most_bytes(self.persistor.schema)}"
+        if site == sender:
+            with self._replies_lock:
+                self._replies.setdefault(site, {"reason": reason, "seconds": None})
+        self._round_facts.setdefault("refusals", []).append({"site": site, "reason": reason})
+        with self._engine.new_context() as fl_ctx:
+            self.log_warning(fl_ctx, f"round {self._current_round}: {site}: {reason}")
+            note_in(fl_ctx, action=f"reply {self.stage}", outcome=Outcome.REFUSED, who=site, reason=reason)
 
     def _personalise(self, fl_ctx: FLContext) -> None:
         """Give a site its own tensors in the copy of the task that FLARE is about to send it; see ``core.personal``.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PIECE = 4096
+PIECE = 16384
 
 
 @contextmanager
@@ -37,6 +37,10 @@ def slow_link(port: int, *, bytes_per_second: float, delay: float) -> Iterator[i
     def run() -> None:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(serving)
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     serving = loop.create_task(serve())
     thread = threading.Thread(target=run, daemon=True)

@@ -1,0 +1,111 @@
+"""The bound on messages, on FLARE's own receivers: what is too large is refused before anything of it is read."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.cellnet.registry import Callback, Registry
+from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
+from nvflare.fuel.f3.streaming.stream_types import BlobSizeError, Stream, StreamError, StreamFuture
+
+from fedmedseg.core.intake import SPARE, Intake, bound_messages, most_bytes
+from fedmedseg.core.wire import Schema
+
+COMMANDS, FIGURES = "server_command:*", "aux_communication:*"
+
+
+class Pieces(Stream):
+    """A message of ``length`` bytes that says it has ``size``, and counts what is read of it."""
+
+    def __init__(self, length: int, *, size: int, sender: str) -> None:
+        super().__init__(size, {MessageHeaderKey.ORIGIN: sender})
+        self.left, self.taken = length, 0
+
+    def read(self, chunk_size: int) -> bytes:
+        piece = b"x" * min(100, self.left)
+        self.left, self.taken = self.left - len(piece), self.taken + len(piece)
+        return piece
+
+
+class Receiver:
+    """A cell as far as its receivers go."""
+
+    def __init__(self) -> None:
+        self.byte_receiver = SimpleNamespace(registry=Registry())
+        self.heard = threading.Event()
+        for key in (COMMANDS, FIGURES):
+            handler = BlobHandler(lambda future: self.heard.set())
+            self.byte_receiver.registry.set(*key.split(":"), Callback(handler.handle_blob_cb, (), {}))
+
+    def take(self, stream: Stream, key: str = COMMANDS) -> StreamFuture:
+        future, callback = StreamFuture(1, stream.headers), self.byte_receiver.registry.find(*key.split(":"))
+        callback.cb(future, stream, False, *callback.args, **callback.kwargs)
+        assert self.heard.wait(10)
+        return future
+
+
+@pytest.fixture
+def told() -> list[tuple[str, int]]:
+    return []
+
+
+@pytest.fixture
+def receiver(told: list[tuple[str, int]]) -> Receiver:
+    made = Receiver()
+    assert bound_messages(made, 1000, lambda sender, size: told.append((sender, size))) == 2
+    return made
+
+
+def test_a_study_takes_twice_its_tensors_and_some_words() -> None:
+    assert most_bytes(Schema({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float16)})) == 116 + SPARE
+
+
+def test_what_fits_arrives_whole_and_nothing_is_told(receiver: Receiver, told: list[Any]) -> None:
+    future = receiver.take(Pieces(1000, size=1000, sender="site-1.job"))
+    assert future.result(timeout=10) == b"x" * 1000
+    assert told == []
+
+
+@pytest.mark.parametrize("key", [COMMANDS, FIGURES])
+def test_what_is_larger_is_refused_unread_and_its_sender_told(receiver: Receiver, told: list[Any], key: str) -> None:
+    stream = Pieces(1001, size=1001, sender="site-1.job")
+    with pytest.raises(BlobSizeError):
+        receiver.take(stream, key).result(timeout=10)
+    assert stream.taken == 0
+    assert told == [("site-1", 1001)]
+
+
+@pytest.mark.parametrize("size", [0, 500], ids=["unsaid", "understated"])
+def test_what_is_larger_than_it_says_is_ended_at_the_bound(receiver: Receiver, size: int) -> None:
+    stream = Pieces(10**6, size=size, sender="site-1.job")
+    with pytest.raises(StreamError, match="more data than"):
+        receiver.take(stream).result(timeout=10)
+    assert stream.taken <= 1100
+
+
+def test_the_next_stage_sets_its_own_bound_and_listener(receiver: Receiver, told: list[Any]) -> None:
+    later: list[Any] = []
+    assert bound_messages(receiver, 2000, lambda *what: later.append(what)) == 2
+    assert receiver.take(Pieces(1500, size=1500, sender="site-1")).result(timeout=10)
+    with pytest.raises(BlobSizeError):
+        receiver.take(Pieces(2001, size=2001, sender="site-2")).result(timeout=10)
+    assert (told, later) == ([], [("site-2", 2001)])
+
+
+def test_a_note_that_fails_lets_nothing_pass(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    bound_messages(receiver, 10, lambda *what: 1 / 0)
+    with pytest.raises(BlobSizeError):
+        receiver.take(Pieces(11, size=11, sender="site-1")).result(timeout=10)
+    assert "not recorded (ZeroDivisionError)" in caplog.text
+
+
+def test_flare_without_the_receivers_known_here_is_noticed() -> None:
+    registry = Registry()
+    registry.set("server_command", "*", Callback(print, (), {}))
+    assert bound_messages(SimpleNamespace(byte_receiver=SimpleNamespace(registry=registry)), 1, print) == 0
+    assert not isinstance(registry.find("server_command", "x").cb, Intake)
