@@ -53,7 +53,7 @@ def test_jobs_that_a_dead_server_left_running_are_abandoned(monkeypatch: pytest.
     monkeypatch.setattr(ConfigService, "add_section", lambda name, content: added.update({name: content}))
     FederationGuard().handle_event(
         EventType.SYSTEM_START,
-        context(SimpleNamespace(get_component=lambda name: manager, fire_event=lambda *_: None)),
+        context(SimpleNamespace(get_component=lambda name: manager, fire_event=lambda *_: None, notify_dead_job=print)),
     )
     assert asked == [RunStatus.RUNNING, RunStatus.DISPATCHED]
     assert statuses == {"dead": RunStatus.ABANDONED}
@@ -79,8 +79,10 @@ class Engine:
         self.enough = enough
         self.new = Client("site", "new")
         self.run_processes = {"j": {RunProcessKey.PARTICIPANTS: {"old": Client("site", "old")}}}
-        job = SimpleNamespace(resource_spec={"site": {"gpus": 1}}, get_deployment=lambda: {"app": ["@ALL"]})
-        self.job_runner = SimpleNamespace(running_jobs={"j": job})
+        self.job = SimpleNamespace(
+            resource_spec={"site": {"gpus": 1}}, get_deployment=lambda: {"app": ["@ALL"]}, run_aborted=False
+        )
+        self.job_runner = SimpleNamespace(running_jobs={"j": self.job})
         self.lock = threading.Lock()
         self.told: list[tuple[Any, ...]] = []
         self.started: list[Any] = []
@@ -133,6 +135,57 @@ def test_nobody_is_started_in_a_job_that_has_ended_meanwhile(at_once: None) -> N
     engine = Engine(enough=[])
     engine.run_processes.clear()
     FederationGuard()._start_again(engine, "j", engine.new)
+    assert engine.started == []
+
+
+def reported(engine: Engine, times: int, reason: str = guard.MISSING) -> None:
+    """FLARE finds ``times`` times that the site does not run the job; what follows from it is waited for."""
+    for _ in range(times):
+        before = set(threading.enumerate())
+        engine.notify_dead_job("j", "site", reason)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=10)
+
+
+def watched(enough: int) -> Engine:
+    engine = Engine(enough=[True] * enough)
+    FederationGuard()._watch(engine)
+    return engine
+
+
+def test_a_site_that_lost_its_process_starts_it_again_at_the_second_report(at_once: None, tmp_path: Path) -> None:
+    engine = watched(1)
+    reported(engine, 1)
+    assert engine.started == []
+    reported(engine, 1)
+    assert len(engine.started) == 1
+    assert engine.told == [("dead", "j", "site")] * 2, "the job hears of it as ever"
+    (told,) = audit.read(tmp_path / audit.FOLDER)
+    assert (told["action"], told["who"], told["job"]) == ("rejoin", "site", "j")
+
+
+def test_what_dies_every_time_is_started_three_times(at_once: None) -> None:
+    engine = watched(9)
+    reported(engine, 20)
+    assert len(engine.started) == guard.MOST_RESTARTS == 3
+
+
+def test_reports_far_from_each_other_prove_nothing(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "REPORT_SECONDS", -1.0)
+    engine = watched(9)
+    reported(engine, 9)
+    assert engine.started == []
+
+
+@pytest.mark.parametrize("why", ["registered anew", "aborted", "ended", "gone"])
+def test_nobody_is_started_who_returned_left_or_has_no_job_any_more(at_once: None, why: str) -> None:
+    engine = watched(9)
+    engine.job.run_aborted = why == "aborted"
+    if why == "ended":
+        engine.job_runner.running_jobs.clear()
+    if why == "gone":
+        engine.new = Client("another", "x")
+    reported(engine, 4, reason=why if why == "registered anew" else guard.MISSING)
     assert engine.started == []
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
 from fedmedseg.core import admin
+from fedmedseg.core.audit import FOLDER, read
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -99,6 +100,29 @@ def test_a_site_whose_every_process_was_killed_joins_the_running_job_again(feder
     assert ended.status == admin.COMPLETED
     assert [one["accepted"] for one in ended.rounds()] == [["site-1", "site-2", "site-3"]] * ROUNDS
     assert [one["attempts"] for one in ended.rounds()] == [1] * ROUNDS
+
+
+@pytest.mark.slow
+def test_a_site_whose_job_process_was_killed_is_started_again_and_loses_no_round(
+    federate: Federate, tmp_path: Path
+) -> None:
+    """Fault row 21, with quorum all: the site itself lives, and the server's guard asks it to start its job again."""
+    hospitals = federate(faults=[held("site-1", 1)])
+    hospitals.up()
+    with admin.session(hospitals.admin) as session:
+        job = study(tmp_path, federation={"timeout": 120})
+        patient = job / "app" / "config" / "config_fed_server.json"
+        patient.write_text(patient.read_text().replace('period": 3', 'period": 60'))
+        job_id = admin.submit(session, job)
+        wait_until_held(hospitals, "site-1", 1)
+        job_process(hospitals, "site-1").kill()
+        hospitals.set_faults([])
+        ended = finish(hospitals, session, job_id)
+    assert ended.status == admin.COMPLETED
+    assert [one["accepted"] for one in ended.rounds()] == [["site-1", "site-2", "site-3"]] * ROUNDS
+    assert [one["attempts"] for one in ended.rounds()] == [1] * ROUNDS
+    (told,) = [one for one in read(hospitals.server / FOLDER) if one["action"] == "rejoin"]
+    assert (told["who"], told["job"], told["outcome"]) == ("site-1", job_id, "allowed")
 
 
 @pytest.mark.slow

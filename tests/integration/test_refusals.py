@@ -35,6 +35,8 @@ ENDING = 150.0
 RUNS, EXPIRED, BORROWED, CLEAR = "site-1", "site-2", "site-3", "site-4"
 FOREIGN = "site-5"
 OTHER_HOSPITAL, MEMBER = "it@hospital-one.example.org", "member@hospital-three.example.org"
+FLARES_MARK = "NVFLARE_ERROR: "
+"""How FLARE begins what a site answers when its checks of a job fail."""
 Entry = dict[str, Any]
 Spoil = Callable[[Path], None]
 
@@ -104,6 +106,34 @@ def own_code(job: Path) -> None:
     (job / "app" / "custom" / "mine.py").write_text("raise SystemExit('this ran')\n")
 
 
+def own_image(job: Path) -> None:
+    edit(job / "meta.json", lambda meta: meta.update(launcher_spec={"default": {"docker": {"image": "mine:1"}}}))
+
+
+def own_image_at_a_site(job: Path) -> None:
+    edit(job / "meta.json", lambda meta: meta.update(launcher_spec={RUNS: {"k8s": {"image": "mine:1"}}}))
+
+
+def foreign_class(side: str, part: str) -> Spoil:
+    """A harmless class that is on no list of ours, named outright."""
+    harmless = {"id": "extra", "path": "collections.OrderedDict", "args": {}}
+    return lambda job: edit(job / config(side), lambda content: content.setdefault(part, []).append(harmless))
+
+
+def own_settings(job: Path) -> None:
+    """Settings of FLARE's, which it finds by name, that would lift the list."""
+    lifted = {"class_list_enforcement_mode": "off", "class_allow_list": ["*"]}
+    (job / "app" / "config" / "resources.json").write_text(json.dumps({"format_version": 2, **lifted}))
+    drivers = {"comm_driver_path": "app/custom", "allow_adhoc_conns": True}
+    (job / "app" / "config" / "comm_config.json").write_text(json.dumps(drivers))
+    foreign_class("server", "components")(job)
+
+
+def foreign_executor(job: Path) -> None:
+    harmless = {"path": "nvflare.app_common.np.np_trainer.NPTrainer"}
+    edit(job / config("client"), lambda content: content["executors"][0].update(executor=harmless))
+
+
 def signed_upload(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:
     """Spoil what is uploaded after it was signed."""
     pack = file_transfer.zip_directory_to_file
@@ -127,8 +157,11 @@ def nothing_ran(hospitals: Hospitals, job_id: str) -> None:
         (tampered, True, "app app does not pass signature verification"),
         (unsigned, True, "unsigned job rejected"),
         (own_code, False, "BYOC not permitted"),
+        (own_image, False, "BYOC not permitted"),
+        (foreign_class("server", "workflows"), False, "a class outside class_allow_list: collections.OrderedDict"),
+        (own_settings, False, "a class outside class_allow_list: collections.OrderedDict"),
     ],
-    ids=["tampered", "unsigned", "own code"],
+    ids=["tampered", "unsigned", "own code", "own image", "class off the list", "settings that lift the list"],
 )
 def test_the_server_refuses_a_job(
     hospitals: Hospitals,
@@ -150,6 +183,30 @@ def test_the_server_refuses_a_job(
     assert entry["reason"].startswith(reason)
     assert admin.status_of(admin.wait(session, job_id, timeout=SECONDS)) == "FINISHED:FAILED_TO_RUN"
     assert line(hospitals.server, action="submit_job", job=job_id)["who"].startswith(f"{ADMIN} (project_admin of")
+    nothing_ran(hospitals, job_id)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (own_image_at_a_site, "BYOC not permitted"),
+        (foreign_class("client", "components"), "a class outside class_allow_list: collections.OrderedDict"),
+        (foreign_executor, "a class outside class_allow_list: nvflare.app_common.np.np_trainer.NPTrainer"),
+    ],
+    ids=["own image", "component off the list", "executor off the list"],
+)
+def test_a_site_refuses_a_job_before_its_process_is_started(
+    hospitals: Hospitals, session: Any, job: Path, spoil: Spoil, reason: str
+) -> None:
+    """Fault row 39, at the site; the administrator is told why."""
+    spoil(job)
+    job_id = admin.submit(session, job)
+    for kit, who in ((hospitals.kits / RUNS, ADMIN), (hospitals.server, RUNS)):
+        entry = line(kit, job=job_id, who=who, outcome="refused")
+        assert entry["reason"].removeprefix(FLARES_MARK) == reason
+    meta = admin.wait(session, job_id, timeout=SECONDS)
+    assert admin.status_of(meta) == "FINISHED:FAILED_TO_RUN"
+    assert f"{RUNS}: {FLARES_MARK}{reason}" in meta["job_deploy_detail"]
     nothing_ran(hospitals, job_id)
 
 
@@ -198,15 +255,16 @@ def test_a_job_that_would_write_outside_its_folder_is_refused(
 
 
 @pytest.mark.slow
-def test_the_server_loads_no_class_off_its_list_whatever_settings_the_job_brings(
+def test_the_server_loads_no_class_off_its_list_that_an_argument_names(
     hospitals: Hospitals, session: Any, job: Path
 ) -> None:
-    """Fault row 39, and a job's own resources.json and comm_config.json, which FLARE finds by name."""
-    edit(job / config("server"), lambda content: content["components"].append(attack(hospitals.folder / "ran")))
-    lifted = {"class_list_enforcement_mode": "off", "class_allow_list": ["*"]}
-    (job / "app" / "config" / "resources.json").write_text(json.dumps({"format_version": 2, **lifted}))
-    drivers = {"comm_driver_path": "app/custom", "allow_adhoc_conns": True}
-    (job / "app" / "config" / "comm_config.json").write_text(json.dumps(drivers))
+    """Fault row 39: such a class is met only as FLARE builds the component, in the job's process."""
+
+    def nested(content: dict[str, Any]) -> None:
+        (record,) = [one for one in content["components"] if one["id"] == "record"]
+        record["args"]["reporter"] = attack(hospitals.folder / "ran")
+
+    edit(job / config("server"), nested)
     job_id = admin.submit(session, job)
     entry = line(hospitals.server, seconds=ENDING, job=job_id, action="load classes")
     assert (entry["outcome"], entry["reason"].partition(":")[0]) == ("refused", "unsafe component")
@@ -220,13 +278,16 @@ def attack(file: Path) -> dict[str, Any]:
     program = {"args": ["touch", str(file)]}
     builders = [{"config_type": "dict", "path": "subprocess.Popen", "args": program}]
     path = "fedmedseg.provisioning.loopback.prepare_builders"
-    return {"id": "extra", "path": path, "args": {"project_dict": {"builders": builders}}}
+    return {"path": path, "args": {"project_dict": {"builders": builders}}}
 
 
 @pytest.mark.slow
-def test_a_site_loads_no_class_off_its_list(hospitals: Hospitals, session: Any, job: Path) -> None:
+def test_a_site_loads_no_class_off_its_list_that_an_argument_names(
+    hospitals: Hospitals, session: Any, job: Path
+) -> None:
     """Fault row 39, at the site; its own log and trail name what the administrator cannot see."""
-    edit(job / config("client"), lambda content: content["components"].append(attack(hospitals.folder / "ran")))
+    nested = {"path": "stand_ins.StandInExecutor", "args": {"more": attack(hospitals.folder / "ran")}}
+    edit(job / config("client"), lambda content: content["executors"][0].update(executor=nested))
     job_id = admin.submit(session, job)
     entry = line(hospitals.kits / RUNS, seconds=ENDING, job=job_id, action="load classes")
     assert (entry["outcome"], entry["participant"]) == ("refused", RUNS)

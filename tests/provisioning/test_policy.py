@@ -12,7 +12,8 @@ from nvflare.apis.fl_exception import UnsafeComponentError
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
-from nvflare.fuel.sec.authz import AuthzContext, Person
+from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
+from nvflare.private.fed.utils.app_authz import AppAuthzService
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
 from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
@@ -80,6 +81,29 @@ def may(role: str, right: str, *, org: str = SITE, submitter: tuple[str, str] = 
 @pytest.mark.parametrize("org", [SITE, OTHER])
 def test_nobody_brings_code(role: str, right: str, org: str) -> None:
     assert not may(role, right, org=org, submitter=("me", org))
+
+
+@pytest.mark.parametrize("role", ["project_admin", "lead"])
+@pytest.mark.parametrize(
+    ("meta", "refused"),
+    [
+        ({}, False),
+        ({"launcher_spec": {"default": {"docker": {"shm_size": "1g"}, "k8s": {"num_of_gpus": 1}}}}, False),
+        ({"launcher_spec": {"default": {"docker": {"image": "mine:1"}}}}, True),
+        ({"launcher_spec": {"default": {"docker": {"entrypoint": "sh"}}}}, True),
+        ({"launcher_spec": {"hospital-1": {"k8s": {"python_path": "/mine"}}}}, True),
+        ({"launcher_spec": {"hospital-2": {"k8s": {"image": "mine:1"}}}}, False),
+        ({"resource_spec": {"hospital-1": {"k8s": {"image": "mine:1"}}}}, True),
+    ],
+)
+def test_nobody_brings_an_image(
+    monkeypatch: pytest.MonkeyPatch, role: str, meta: dict[str, Any], refused: bool
+) -> None:
+    """What FLARE asks at hospital-1 when it deploys a job, in a container or not."""
+    monkeypatch.setattr(AuthorizationService, "the_authorizer", FLAuthorizer(SITE, authorization()))
+    found = AppAuthzService.derive_local_app_info({}, meta, "hospital-1")
+    allowed, error = AppAuthzService.authorize_app_info(found, "me", OTHER, role, meta)
+    assert (allowed, error) == ((False, "BYOC not permitted") if refused else (True, ""))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from nvflare.apis.client import Client
@@ -27,6 +28,14 @@ from fedmedseg.core.state import SERVER
 
 SITES_CHANGED = "fedmedseg.sites_changed"
 """Message of the server's parent process to a job's: look again who takes part."""
+MISSING = "missing job on client"
+"""FLARE's word for a site that reports, every 10 s, and does not run a job it should (`fed_server.py`,
+``_sync_client_jobs``)."""
+REPORT_SECONDS = 30.0
+"""Within this time a second such report proves the first: one alone may be older than the job's start, or come as it
+ends."""
+MOST_RESTARTS = 3
+"""Of one site in one job: what dies every time is started no more."""
 REJOIN_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
@@ -39,9 +48,15 @@ class FederationGuard(FLComponent):
       FLARE's own watch (``CLIENT_DISCONNECTED``) and from the reply that does not come.
     - A site registers anew while a job it belongs to runs: the old process is reported dead, and the site is asked to
       start the job again; it finds its own state on its own disk.
+    - A site's process of a job died and the site itself lives: it is asked to start the job again, up to three times.
     - The server starts: jobs that it left running when it died are marked ``ABANDONED``. FLARE would show them as
       running for ever, and refuse to clone, delete or abort them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._missing: dict[tuple[str, str], float] = {}
+        self._restarts: Counter[tuple[str, str]] = Counter()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Act on FLARE's events; what fails here is logged and never stops the server."""
@@ -50,6 +65,7 @@ class FederationGuard(FLComponent):
             settings = {ConfigVarName.SYNC_CLIENT_JOBS_REQUIRE_PREVIOUS_REPORT: False}
             ConfigService.add_section(SystemConfigs.APPLICATION_CONF, settings)
             self._abandon_dead_jobs(fl_ctx)
+            self._watch(fl_ctx.get_engine())
         elif event_type == EventType.JOB_STARTED:
             self._let_the_workflow_decide(fl_ctx)
         elif event_type == EventType.CLIENT_REGISTER_PROCESSED:
@@ -87,6 +103,32 @@ class FederationGuard(FLComponent):
                 # the site waits for the answer to its registration before it listens to anybody
                 threading.Thread(target=self._start_again, args=(engine, job_id, new), daemon=True).start()
 
+    def _watch(self, engine: Any) -> None:
+        """Hear of dead processes where FLARE tells the job of them: it raises no event in this process."""
+        tell = engine.notify_dead_job
+
+        def told(job_id: str, client_name: str, reason: str) -> None:
+            tell(job_id, client_name, reason)
+            if reason == MISSING:
+                self._restart(engine, job_id, client_name)
+
+        engine.notify_dead_job = told
+
+    def _restart(self, engine: Any, job_id: str, name: str) -> None:
+        """Start a site's job again, once its process is known to be gone and while it has not died too often."""
+        site, now = (job_id, name), time.monotonic()
+        before, self._missing[site] = self._missing.get(site), now
+        if before is None or now - before > REPORT_SECONDS or self._restarts[site] >= MOST_RESTARTS:
+            return
+        client = next((one for one in engine.get_clients() if one.name == name), None)
+        job = engine.job_runner.running_jobs.get(job_id)
+        if client is None or job is None or job.run_aborted:
+            return
+        del self._missing[site]
+        self._restarts[site] += 1
+        self.logger.warning(f"{name} lost its process of job {job_id}: start {self._restarts[site]} of {MOST_RESTARTS}")
+        threading.Thread(target=self._start_again, args=(engine, job_id, client), daemon=True).start()
+
     def _start_again(self, engine: Any, job_id: str, client: Client) -> None:
         """Ask a site to start a job again, until it does or the job has ended."""
         end = time.monotonic() + REJOIN_SECONDS
@@ -94,7 +136,7 @@ class FederationGuard(FLComponent):
             time.sleep(RETRY_SECONDS)
             job = engine.job_runner.running_jobs.get(job_id)
             with engine.new_context() as fl_ctx:
-                if job is not None and self._started(engine, job, client, fl_ctx):
+                if job is not None and not job.run_aborted and self._started(engine, job, client, fl_ctx):
                     trail_here(SERVER).note(action="rejoin", outcome=Outcome.ALLOWED, who=client.name, job=job_id)
                     self.log_info(fl_ctx, f"{client.name} is back in job {job_id}")
                     return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +103,12 @@ def _components(kit: Kit) -> Iterator[Finding]:
     strange = sorted(set(paths) - set(ours.values()) - policy.CONTAINER_COMPONENTS)
     if strange:
         yield failed(check, f"started with FLARE, unknown to us: {', '.join(strange)}", "remove them from it")
+    wanted = policy.class_policy(kit.role)["app_validator"]
+    validator = resources.get("app_validator")
+    if validator != wanted:
+        found = "nothing looks" if validator is None else f"{validator.get('path')} looks"
+        mend = f"set app_validator in it to {json.dumps(wanted)}"
+        yield failed(check, f"{found} at a job's classes when it is deployed", mend)
     replaced = policy.REPLACED if _prepared(resources) else ()
     gone = [name for name, path in ours.items() if path not in paths and name not in replaced]
     if gone:
@@ -120,7 +127,7 @@ def _components(kit: Kit) -> Iterator[Finding]:
     ]
     if extra:
         yield failed(check, f"FLARE adds to the resources: {', '.join(extra)}", "remove them")
-    if not (strange or gone or twice or keys or extra):
+    if not (strange or gone or twice or keys or extra) and validator == wanted:
         yield passed(check, f"{len(paths)}, all known")
     if resources.get("allow_log_streaming"):
         yield warned(

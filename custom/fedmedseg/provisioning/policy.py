@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedmedseg.core.allowed_classes import class_policy
+from fedmedseg.core import allowed_classes
 from fedmedseg.provisioning.timeouts import values
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
@@ -27,6 +27,7 @@ site's logs out. The root is searched first, so a link there is found before any
 
 STORAGE = "fedmedseg.provisioning.stores.WorkspaceStorage"
 GPU_MANAGER = "fedmedseg.provisioning.gpu.AvailableGPUManager"
+CLASS_CHECK = "fedmedseg.core.deployed_classes.AllowedClasses"
 
 SERVER_COMPONENTS = {
     "job_scheduler": "nvflare.app_common.job_schedulers.job_scheduler.DefaultJobScheduler",
@@ -109,6 +110,15 @@ def authorization() -> dict[str, Any]:
     }
 
 
+def class_policy(side: str) -> dict[str, Any]:
+    """The part of ``local/resources.json`` that says which classes a job may name, and that looks when it is deployed.
+
+    Args:
+        side: ``server`` or ``client``.
+    """
+    return {**allowed_classes.class_policy(), "app_validator": {"path": CLASS_CHECK, "args": {"side": side}}}
+
+
 def server_resources(profile: str, *, max_jobs: int, max_sites: int) -> dict[str, Any]:
     """Content of the server's ``local/resources.json``: stores in its own workspace, nothing under a shared folder."""
     arguments: dict[str, dict[str, Any]] = {
@@ -120,7 +130,7 @@ def server_resources(profile: str, *, max_jobs: int, max_sites: int) -> dict[str
     }
     return {
         "format_version": 2,
-        **class_policy(),
+        **class_policy("server"),
         **values(profile, "server_top"),
         "servers": [{"admin_storage": "transfer", "max_num_clients": max_sites, **values(profile, "server")}],
         "snapshot_persistor": {
@@ -146,7 +156,7 @@ def site_resources(profile: str, *, gpus: int, gpu_memory: float, allow_log_stre
     manager = {"num_of_gpus": gpus, "mem_per_gpu_in_GiB": gpu_memory, "expiration_period": 300}
     return {
         "format_version": 2,
-        **class_policy(),
+        **class_policy("client"),
         "allow_log_streaming": allow_log_streaming,
         "client": {"compression": "Gzip", **values(profile, "client")},
         "components": _components(SITE_COMPONENTS, {"resource_manager": manager}),
