@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.apis.fl_constant import ServerCommandNames
+from nvflare.fuel.f3.cellnet.cell import Adapter
+from nvflare.fuel.f3.cellnet.defs import CellChannel, Encoding, MessageHeaderKey
 from nvflare.fuel.f3.cellnet.registry import Callback, Registry
 from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
+from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.fuel.f3.streaming.stream_types import BlobSizeError, Stream, StreamError, StreamFuture
 
 from fedmedseg.core.intake import SPARE, Intake, bound_messages, most_bytes
@@ -50,14 +54,14 @@ class Receiver:
 
 
 @pytest.fixture
-def told() -> list[tuple[str, int]]:
+def told() -> list[tuple[str, str]]:
     return []
 
 
 @pytest.fixture
-def receiver(told: list[tuple[str, int]]) -> Receiver:
+def receiver(told: list[tuple[str, str]]) -> Receiver:
     made = Receiver()
-    assert bound_messages(made, 1000, lambda sender, size: told.append((sender, size))) == 2
+    assert bound_messages(made, 1000, lambda sender, reason: told.append((sender, reason))) == 2
     return made
 
 
@@ -77,7 +81,7 @@ def test_what_is_larger_is_refused_unread_and_its_sender_told(receiver: Receiver
     with pytest.raises(BlobSizeError):
         receiver.take(stream, key).result(timeout=10)
     assert stream.taken == 0
-    assert told == [("site-1", 1001)]
+    assert told == [("site-1", "OVERSIZE: a message of 1001 bytes, at most 1000")]
 
 
 @pytest.mark.parametrize("size", [0, 500], ids=["unsaid", "understated"])
@@ -94,14 +98,14 @@ def test_the_next_stage_sets_its_own_bound_and_listener(receiver: Receiver, told
     assert receiver.take(Pieces(1500, size=1500, sender="site-1")).result(timeout=10)
     with pytest.raises(BlobSizeError):
         receiver.take(Pieces(2001, size=2001, sender="site-2")).result(timeout=10)
-    assert (told, later) == ([], [("site-2", 2001)])
+    assert (told, later) == ([], [("site-2", "OVERSIZE: a message of 2001 bytes, at most 2000")])
 
 
 def test_a_note_that_fails_lets_nothing_pass(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     bound_messages(receiver, 10, lambda *what: 1 / 0)
     with pytest.raises(BlobSizeError):
         receiver.take(Pieces(11, size=11, sender="site-1")).result(timeout=10)
-    assert "not recorded (ZeroDivisionError)" in caplog.text
+    assert "at most 10; not recorded (ZeroDivisionError)" in caplog.text
 
 
 def test_flare_without_the_receivers_known_here_is_noticed() -> None:
@@ -109,3 +113,36 @@ def test_flare_without_the_receivers_known_here_is_noticed() -> None:
     registry.set("server_command", "*", Callback(print, (), {}))
     assert bound_messages(SimpleNamespace(byte_receiver=SimpleNamespace(registry=registry)), 1, print) == 0
     assert not isinstance(registry.find("server_command", "x").cb, Intake)
+
+
+def test_what_cannot_be_decoded_is_an_error_of_that_message_and_ends_no_process(
+    monkeypatch: pytest.MonkeyPatch, told: list[Any]
+) -> None:
+    """FLARE's own adapter, in a server's job, for the one topic for which it ends the process."""
+    exits: list[int] = []
+    monkeypatch.setattr("os._exit", exits.append)
+    cell = MagicMock(decode_pass_through_channels=set(), decode_pass_through_topics=set())
+    heard = threading.Event()
+    adapter = Adapter(lambda request: heard.set(), SimpleNamespace(fqcn="server.job"), cell)
+    registry = Registry()
+    registry.set("server_command", "*", Callback(BlobHandler(adapter.call).handle_blob_cb, (), {}))
+    receiver = SimpleNamespace(byte_receiver=SimpleNamespace(registry=registry))
+    noted = threading.Event()
+
+    def tell(sender: str, reason: str) -> None:
+        told.append((sender, reason))
+        noted.set()
+
+    bound_messages(receiver, 1000, tell)
+    stream = Pieces(10, size=10, sender="site-1.job")
+    stream.headers |= {
+        StreamHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS,
+        StreamHeaderKey.CHANNEL: CellChannel.SERVER_COMMAND,
+        StreamHeaderKey.TOPIC: ServerCommandNames.SUBMIT_UPDATE,
+    }
+    registry.find("server_command", "x").cb(StreamFuture(1, stream.headers), stream, False)
+    assert noted.wait(10)
+    ((sender, reason),) = told
+    assert (sender, reason.partition(" (")[0]) == ("site-1", "UNREADABLE: a message that cannot be read")
+    assert exits == []
+    assert not heard.is_set()

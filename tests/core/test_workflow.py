@@ -28,7 +28,6 @@ from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.intake import SPARE
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
@@ -637,7 +636,7 @@ def test_a_site_lost_in_the_round_is_not_asked_again_in_it(
     assert stage.panics == []
 
 
-def test_a_message_too_large_to_be_read_is_noted_once_a_round_and_counts_against_nobody(
+def test_a_message_refused_unread_is_noted_once_a_round_and_counts_against_nobody(
     federation: Callable[..., Federation],
     monkeypatch: pytest.MonkeyPatch,
     context: Callable[..., FLContext],
@@ -648,15 +647,16 @@ def test_a_message_too_large_to_be_read_is_noted_once_a_round_and_counts_against
     stage = federation(quorum=2)
     stage.flow._engine.new_context.return_value.__enter__.return_value = context("server")
 
+    reason = "OVERSIZE: a message of 1000000000 bytes, at most 1000"
+
     def after_large_ones(honest: Shareable) -> Shareable:
         for sender in ("site-1", "site-1", "site-3", "nobody"):
-            stage.flow._refuse_unread(sender, 10**9)
+            stage.flow._refuse_unread(sender, reason)
         return honest
 
     stage.round(monkeypatch, site_1=["silent"], site_2=[after_large_ones])
     stage.flow._write_record("0" * 64)
     record = last_record(tmp_path)
-    reason = f"OVERSIZE: a message of 1000000000 bytes, at most {2 * 24 + SPARE}"
     assert record["accepted"] == ["site-2", "site-3"]
     assert record["sites"]["site-1"]["reason"] == reason
     assert record["refusals"] == [{"site": one, "reason": reason} for one in ("site-1", "site-3", "somebody")]

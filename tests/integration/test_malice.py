@@ -17,9 +17,9 @@ from stand_in_job import stand_in_job
 from fedmedseg.core import admin
 from fedmedseg.core.audit import FOLDER, read
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROUNDS = 7
+ROUNDS = 8
 MALICE = [
     {"site": "site-1", "round": 1, "kind": "replay"},
     {"site": "site-2", "round": 2, "kind": "planted"},
@@ -27,6 +27,7 @@ MALICE = [
     {"site": "site-1", "round": 4, "kind": "ten models"},
     {"site": "site-2", "round": 5, "kind": "a million keys"},
     {"site": "site-3", "round": 6, "kind": "a hundred models"},
+    {"site": "site-1", "round": 7, "kind": "undecodable"},
 ]
 PIECES = 16 * 2**20
 """Bytes that may have arrived before the first of them has been judged; FLARE frees them after some seconds."""
@@ -75,7 +76,7 @@ def study(folder: Path) -> Path:
     """A study of exactly two of three sites in every round but the first: nobody else's reply may be lost."""
     changes = {
         "stages": {"pretraining": {"rounds": ROUNDS}},
-        "federation": {"quorum": 2, "wait_after_quorum": 25, "timeout": 60},
+        "federation": {"quorum": 2, "wait_after_quorum": 20, "timeout": 60},
     }
     job = stand_in_job(folder / "study", changes)
     client, server = (job / "app" / "config" / f"config_fed_{side}.json" for side in ("client", "server"))
@@ -100,7 +101,7 @@ def failed(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> En
 def spoiled(hospitals: Hospitals, failed: Ended, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Memory]:
     hospitals.set_faults(MALICE)
     with Memory(hospitals) as memory:
-        ended = hospitals.run(study(tmp_path_factory.mktemp("spoiled")), timeout=240)
+        ended = hospitals.run(study(tmp_path_factory.mktemp("spoiled")), timeout=300)
     return ended, memory
 
 
@@ -135,13 +136,14 @@ def logged(ended: Ended, number: int, site: str, reason: str) -> list[float]:
         (4, "OVERSIZE: a message of 13894719 bytes"),
         (5, "OVERSIZE: a message of "),
         (6, "OVERSIZE: a message of 138672901 bytes"),
+        (7, "UNREADABLE: a message that cannot be read"),
     ],
     ids=[fault["kind"] for fault in MALICE],
 )
 def test_each_is_named_with_its_reason_in_record_log_and_trail(
     hospitals: Hospitals, spoiled: tuple[Ended, Memory], number: int, reason: str
 ) -> None:
-    """Fault rows 15 (replay), 17 (oversize) and 43 (a crafted shared model)."""
+    """Fault rows 15 (replay), 17 (oversize), 37 (what cannot be decoded) and 43 (a crafted shared model)."""
     ended, _ = spoiled
     site = str(MALICE[number - 1]["site"])
     record = ended.rounds()[number]

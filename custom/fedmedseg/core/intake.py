@@ -1,10 +1,14 @@
-"""How large a message a server's job takes: what the study's schema allows, refused before a byte of it is kept.
+"""What a server's job takes of its sites: no message above the study's bound, and none that ends the job for all.
 
 FLARE 2.9.0 receives and decodes a site's message whole before any component of a job sees it
 (`fuel/f3/cellnet/cell.py`, ``Adapter.call``), up to 4 GiB (`fuel/f3/comm_config.py`,
 ``DEFAULT_STREAMING_MAX_BLOB_SIZE``). Its receiver does hold a message's size against a limit before it reads, and ends
 one that is longer than it said (`fuel/f3/streaming/blob_streamer.py`, ``BlobTask`` and ``_append_dynamic_chunk``); the
 limit is one for all jobs of a participant. Here every receiver of the job's own process gets the study's.
+
+A reply that cannot be decoded, or an answer that its site calls too large, makes FLARE end the job's process
+(``Adapter.call``, ``_handle_reply_stream_done``: ``os._exit``): one site could end everybody's job at will. Here it is
+an error of that message alone.
 
 FLARE tells the sender, which tries again until its task is taken back, and the server's log; nothing else. So the
 receivers are wrapped, and the workflow is told who sent what. The name is the sender's own: no token has been read yet.
@@ -14,18 +18,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from nvflare.fuel.f3.cellnet.cell import Adapter
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
+from nvflare.fuel.f3.streaming.stream_types import StreamError
 
+from fedmedseg.core.errors import Reason
 from fedmedseg.core.wire import Schema
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[str, int], None]
-"""Told the sender's name and the size of a message that was refused, in bytes."""
+Tell = Callable[[str, str], None]
+"""Told the sender's name and why its message was refused."""
 SPARE = 2 * 2**20
 """Bytes for all that is no tensor: 4096 metrics of 200 characters, headers, FLARE's own words."""
 
@@ -39,11 +47,17 @@ def most_bytes(schema: Schema) -> int:
 
 
 class Intake:
-    """One of FLARE's receivers of messages, which refuses those above ``most`` bytes and tells of it."""
+    """One of FLARE's receivers of messages, which refuses those above a bound and tells of what it refuses."""
 
     def __init__(self, handler: BlobHandler) -> None:
         self.handler = handler
-        self.tell: Tell = lambda sender, size: None
+        self.tell: Tell = lambda sender, reason: None
+        self._pass_on = handler.blob_cb
+        adapter = getattr(handler.blob_cb, "__self__", None)
+        if isinstance(adapter, Adapter):
+            # FLARE asks by this name whether it may end the process
+            adapter.my_info = SimpleNamespace(fqcn=FQCN.ROOT_SERVER)
+        handler.blob_cb = self._read
 
     def limit(self, most: int, tell: Tell) -> None:
         """Refuse what has more than ``most`` bytes from now on."""
@@ -51,14 +65,29 @@ class Intake:
 
     def __call__(self, future: Any, stream: Any, resume: bool, *args: Any, **kwargs: Any) -> int:
         """Called by FLARE with the first piece of a message, before anything is read."""
-        if (size := stream.get_size()) > self.handler.max_blob_size:
-            sender = str((stream.headers or {}).get(MessageHeaderKey.ORIGIN, ""))
-            try:
-                self.tell(FQCN.split(sender)[0], size)
-            except Exception as error:
-                # refused it is all the same
-                logger.error("a message of %d bytes was refused, and not recorded (%s)", size, type(error).__name__)
+        most = self.handler.max_blob_size
+        if (size := stream.get_size()) > most:
+            self._note(stream.headers, f"{Reason.OVERSIZE}: a message of {size} bytes, at most {most}")
         return self.handler.handle_blob_cb(future, stream, resume, *args, **kwargs)
+
+    def _read(self, future: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by FLARE at the same time, to wait for the whole message and decode it."""
+        try:
+            self._pass_on(future, *args, **kwargs)
+        except StreamError:
+            # it never arrived: too large, which is noted, or the line broke
+            raise
+        except Exception as error:
+            self._note(future.headers, f"{Reason.UNREADABLE}: a message that cannot be read ({type(error).__name__})")
+            raise
+
+    def _note(self, headers: Any, reason: str) -> None:
+        sender = str((headers or {}).get(MessageHeaderKey.ORIGIN, ""))
+        try:
+            self.tell(FQCN.split(sender)[0], reason)
+        except Exception as error:
+            # refused it is all the same
+            logger.error("%s; not recorded (%s)", reason, type(error).__name__)
 
 
 def bound_messages(cell: Any, most: int, tell: Tell) -> int:

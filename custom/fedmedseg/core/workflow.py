@@ -111,8 +111,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         """Sites whose process is gone: still needed, and not waited for until they are back."""
         self._replies: dict[str, dict[str, Any]] = {}
         self._replies_lock = threading.Lock()
-        self._too_large: set[str] = set()
-        """Sites that sent a message above the study's bound in this round."""
+        self._unread: set[str] = set()
+        """Sites of which a message was refused unread in this round."""
         self._unchanged = 0
         self._round_facts: dict[str, Any] = {}
 
@@ -194,7 +194,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
         self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
-        self._too_large = set()
+        self._unread = set()
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(shared) else self._digest(),
             "began": time.monotonic(),
@@ -279,17 +279,16 @@ class QuorumScatterAndGather(ScatterAndGather):
         with self._replies_lock:
             self._replies.setdefault(site, {"reason": LOST, "seconds": None})
 
-    def _refuse_unread(self, sender: str, size: int) -> None:
-        """Note that a message was too large to be read; ``core.intake`` says by whom this is called.
+    def _refuse_unread(self, sender: str, reason: str) -> None:
+        """Note that a message was too large to be read, or could not be; ``core.intake`` says by whom this is called.
 
         The sender's name is its own word, so nothing but the record follows from it, and a reply that comes after all
         takes its place there. FLARE's client sends again until its task is taken back: one note a round is enough.
         """
         site = sender if sender in self._connected() else "somebody"
-        if site in self._too_large:
+        if site in self._unread:
             return
-        self._too_large.add(site)
-        reason = f"{Reason.OVERSIZE}: a message of {size} bytes, at most {most_bytes(self.persistor.schema)}"
+        self._unread.add(site)
         if site == sender:
             with self._replies_lock:
                 self._replies.setdefault(site, {"reason": reason, "seconds": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from nvflare.apis.dxo import from_shareable
@@ -11,6 +12,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.fuel.utils import fobs
 from nvflare.widgets.widget import Widget
 from stand_ins import StandInExecutor, _kind
 
@@ -45,8 +47,25 @@ class ReplayingExecutor(StandInExecutor):
         return reply
 
 
+class Unknown:
+    """An object of a kind that the server has never heard of."""
+
+
+class UnknownDecomposer(fobs.Decomposer):
+    """How this site packs it; a server that was not told does not unpack it."""
+
+    def supported_type(self) -> type:
+        return Unknown
+
+    def decompose(self, target: Any, manager: Any = None) -> Any:
+        return 1
+
+    def recompose(self, data: Any, manager: Any = None) -> Any:
+        return Unknown()
+
+
 class MaliciousSite(Widget):
-    """Makes a reply larger than any study's, behind the filters of its own site, which would not let it pass."""
+    """Makes a reply larger than any study's, or unreadable, behind its site's filters, which would not let it pass."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Change what FLARE is about to send."""
@@ -54,11 +73,14 @@ class MaliciousSite(Widget):
             return
         reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         kind = _strikes(fl_ctx.get_identity_name(), reply)
-        if kind not in {*TIMES, "a million keys"}:
+        if kind not in {*TIMES, "a million keys", "undecodable"}:
             return
         tensors = reply["DXO"]["data"]
         if kind in TIMES:
             tensors.update({name: torch.cat([one.reshape(-1)] * TIMES[kind]) for name, one in tensors.items()})
+        elif kind == "undecodable":
+            fobs.register(UnknownDecomposer)
+            tensors[PLANTED] = Unknown()
         else:
             tensors.update({f"{number:07d}": 0.0 for number in range(1_000_000)})
 
