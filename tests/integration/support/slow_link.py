@@ -26,7 +26,8 @@ def slow_link(port: int, *, bytes_per_second: float, delay: float) -> Iterator[i
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
 
     async def serve() -> None:
         server = await asyncio.start_server(connect, "127.0.0.1", 0)
@@ -34,13 +35,17 @@ def slow_link(port: int, *, bytes_per_second: float, delay: float) -> Iterator[i
         with suppress(asyncio.CancelledError):
             await server.serve_forever()
 
+    async def end() -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def run() -> None:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(serving)
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(end())
+        loop.close()
 
     serving = loop.create_task(serve())
     thread = threading.Thread(target=run, daemon=True)
