@@ -25,7 +25,7 @@ MALICE = [
     {"site": "site-2", "round": 2, "kind": "planted"},
     {"site": "site-3", "round": 3, "kind": "swapped"},
     {"site": "site-1", "round": 4, "kind": "ten models"},
-    {"site": "site-2", "round": 5, "kind": "a million keys"},
+    {"site": "site-2", "round": 5, "kind": "300 000 keys"},
     {"site": "site-3", "round": 6, "kind": "a hundred models"},
     {"site": "site-1", "round": 7, "kind": "undecodable"},
 ]
@@ -76,7 +76,7 @@ def study(folder: Path) -> Path:
     """A study of exactly two of three sites in every round but the first: nobody else's reply may be lost."""
     changes = {
         "stages": {"pretraining": {"rounds": ROUNDS}},
-        "federation": {"quorum": 2, "wait_after_quorum": 20, "timeout": 60},
+        "federation": {"quorum": 2, "wait_after_quorum": 25, "timeout": 60},
     }
     job = stand_in_job(folder / "study", changes)
     client, server = (job / "app" / "config" / f"config_fed_{side}.json" for side in ("client", "server"))
@@ -165,7 +165,7 @@ def test_a_site_that_is_sent_a_crafted_model_writes_it_into_its_own_trail(
     assert [entry["outcome"] for entry in told if entry["action"] == "task pretraining"] == ["refused"]
 
 
-@pytest.mark.parametrize("number", [4, 5, 6], ids=["ten models", "a million keys", "a hundred models"])
+@pytest.mark.parametrize("number", [4, 5, 6], ids=["ten models", "300 000 keys", "a hundred models"])
 def test_what_is_refused_unread_costs_the_server_some_pieces_and_never_the_whole(
     spoiled: tuple[Ended, Memory], number: int
 ) -> None:

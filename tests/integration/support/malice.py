@@ -73,7 +73,7 @@ class MaliciousSite(Widget):
             return
         reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         kind = _strikes(fl_ctx.get_identity_name(), reply)
-        if kind not in {*TIMES, "a million keys", "undecodable"}:
+        if kind not in {*TIMES, "300 000 keys", "undecodable"}:
             return
         tensors = reply["DXO"]["data"]
         if kind in TIMES:
@@ -82,7 +82,7 @@ class MaliciousSite(Widget):
             fobs.register(UnknownDecomposer)
             tensors[PLANTED] = Unknown()
         else:
-            tensors.update({f"{number:07d}": 0.0 for number in range(1_000_000)})
+            tensors.update({f"{number:07d}": 0.0 for number in range(300_000)})
 
 
 class MaliciousServer(Widget):
