@@ -28,6 +28,8 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.kit import open_kit
 
 POLL_SECONDS = 1.0
+TRY_SECONDS = 15.0
+"""How long one try to reach a server may take; more patience means more tries."""
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
@@ -63,7 +65,7 @@ def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
             made = new_secure_session(
                 username=opened.root.name,
                 startup_kit_location=str(opened.root),
-                timeout=max(POLL_SECONDS, end - time.monotonic()),
+                timeout=min(TRY_SECONDS, max(POLL_SECONDS, end - time.monotonic())),
                 auto_login_max_tries=1,
             )
             break

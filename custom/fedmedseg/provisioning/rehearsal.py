@@ -198,7 +198,7 @@ def _run_job(
     show: Callable[[dict[str, Any]], None],
 ) -> Ended:
     federation.start_all(sites, timeout=START_SECONDS, on_ready=lambda name: tell(f"{_called(name)}: started"))
-    with admin.session(administrator(federation.kits)) as session:
+    with admin.session(administrator(federation.kits), patience=START_SECONDS) as session:
         job_id = ""
         try:
             job_id = admin.submit(session, job)
