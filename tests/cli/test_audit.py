@@ -48,6 +48,24 @@ def test_a_broken_chain_ends_with_code_2(kit: Path) -> None:
     assert "broken: line 4" in done.output
 
 
+def test_a_beginning_that_was_cut_ends_with_code_2_and_is_not_explained_away(kit: Path) -> None:
+    file = kit / FOLDER / CURRENT
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[3:]))
+    done = runner.invoke(app, ["audit", str(kit), "--verify"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "broken: line 4: the lines before it are gone" in done.output
+    assert "bounded" not in done.output
+
+
+def test_what_was_let_go_is_told(tmp_path: Path) -> None:
+    trail = Trail(tmp_path / FOLDER, participant="site-1", max_bytes=1)
+    for number in range(35):
+        trail.append(action=f"deploy {number}", outcome=Outcome.REFUSED)
+    done = runner.invoke(app, ["audit", str(tmp_path), "--verify"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "lines up to 2 were let go: the trail's size is bounded" in done.output
+
+
 def test_a_digest_that_was_noted_must_still_be_there(kit: Path) -> None:
     noted = verify(kit / FOLDER).digest
     assert runner.invoke(app, ["audit", str(kit), "--known", noted]).exit_code == 0

@@ -51,6 +51,6 @@ def audit(
             console.print(f"lines {found.first} to {found.last}; digest of the last: {found.digest}", highlight=False)
             for problem in found.problems:
                 console.print(f"[bold red]broken:[/] {escape(problem)}", highlight=False)
-            if found.first > 1:
-                console.print(f"lines before {found.first} were let go: the trail's size is bounded", highlight=False)
+            if found.let_go:
+                console.print(f"lines up to {found.let_go} were let go: the trail's size is bounded", highlight=False)
     raise typer.Exit(BROKEN if found is not None and found.problems else 0)

@@ -4,8 +4,10 @@ It lies in ``audit`` of the participant's kit, beside ``local`` and ``startup`` 
 deletes the server's run folders at the end of a job, and a job may write into its own. FLARE's ``audit.log`` says what
 was asked for and not what became of it, and misses what is refused before a command reaches its handler.
 
-Each line holds the SHA-256 of the one before. Whoever may write in the folder can still cut the trail's end or write
-all of it anew: note the last digest elsewhere from time to time, and ``verify`` finds it again or says that it is gone.
+Each line holds the SHA-256 of the one before. The size is bounded: when the oldest file is let go, a line says up to
+which line, so that a beginning that somebody cut shows. Whoever may write in the folder can still cut the trail's end
+or write all of it anew: note the last digest elsewhere from time to time, and ``verify`` finds it again or says that it
+is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,12 +41,20 @@ KEPT_FILES = 32
 MOST_WORDS = 300
 """Characters of a reason."""
 MOST_NAME = 120
+LET_GO = "let go"
+"""Action of the line that tells of a file that was let go. It holds a blank: no command of FLARE has this name."""
 _TAIL = 16 * 1024
 """Bytes that hold the last line for certain."""
+_UP_TO = re.compile(r"lines up to ([0-9]+)")
 
-_PATH = re.compile(r"(?:[A-Za-z]:)?[^\s'\"(),;:=]*[\\/][^\s'\"(),;]*")
+_MARKS = " '\"(),;:="
+"""What a path or the name of a file is told apart by from the words around it."""
+# each begins where a word does, and nowhere within it: a long word costs its length, not the square of it
+_PATH = re.compile(r"(?<![^ '\"(),;:=\\/])(?:[A-Za-z]:)?[^ '\"(),;:=\\/]*[\\/][^ '\"(),;]*")
 _FILE = re.compile(
-    r"[^\s'\"(),;:=]+\.(?:nii|gz|dcm|nrrd|mha|mhd|json|ya?ml|npz|npy|h5|png|pt|pth|zip|safetensors)\b", re.I
+    r"(?<![^ '\"(),;:=])[^ '\"(),;:=]+"
+    r"\.(?:nii|gz|dcm|nrrd|mha|mhd|json|ya?ml|npz|npy|h5|png|pt|pth|zip|safetensors)\b",
+    re.I,
 )
 _CONTROL = re.compile(r"[^\x20-\x7e]+")
 
@@ -81,6 +91,8 @@ class Verification:
     lines: int = 0
     first: int = 0
     last: int = 0
+    let_go: int = 0
+    """Up to which line the trail itself says that it was let go."""
     digest: str = FIRST
     """Digest of the last line: what to note elsewhere."""
     problems: list[str] = field(default_factory=list)
@@ -110,31 +122,19 @@ class Trail:
         Raises:
             OSError: it could not be written.
         """
+        said = {
+            "participant": safe(self.participant, MOST_NAME),
+            "who": safe(who, MOST_NAME) or safe(self.participant, MOST_NAME),
+            "action": safe(action, MOST_NAME),
+            "job": safe(job, MOST_NAME),
+            "outcome": str(outcome),
+            "reason": safe(reason),
+        }
         with self._locked():
             file = self.folder / CURRENT
             if file.exists() and file.stat().st_size >= self.max_bytes:
                 self._set_aside(file)
-            last = _last_lines(self.folder)
-            entry = Entry(
-                number=_number(last) + 1,
-                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                participant=safe(self.participant, MOST_NAME),
-                who=safe(who, MOST_NAME) or safe(self.participant, MOST_NAME),
-                action=safe(action, MOST_NAME),
-                job=safe(job, MOST_NAME),
-                outcome=str(outcome),
-                reason=safe(reason),
-                previous=digest_of(last[-1]) if last else FIRST,
-            )
-            line = json.dumps(entry.__dict__, separators=(",", ":")).encode() + b"\n"
-            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                # a process that was killed while it wrote leaves half a line, which keeps its place in the chain
-                os.write(descriptor, b"\n" + line if _is_torn(file) else line)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            return entry
+            return self._write(file, said)
 
     def note(self, *, action: str, outcome: Outcome, who: str = "", job: str = "", reason: str = "") -> None:
         """``append``, where a full disk must not stop what goes on: what was refused stays refused all the same."""
@@ -150,9 +150,34 @@ class Trail:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _write(self, file: Path, said: Mapping[str, str]) -> Entry:
+        last = _last_lines(self.folder)
+        entry = Entry(
+            number=_number(last) + 1,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous=digest_of(last[-1]) if last else FIRST,
+            **said,
+        )
+        line = json.dumps(entry.__dict__, separators=(",", ":")).encode() + b"\n"
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            # a process that was killed while it wrote leaves half a line, which keeps its place in the chain
+            os.write(descriptor, b"\n" + line if _is_torn(file) else line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return entry
+
     def _set_aside(self, file: Path) -> None:
         os.replace(file, file.with_name(f"trail-{_number(_last_lines(self.folder)):012d}.jsonl"))
-        for old in _set_aside_files(self.folder)[: -self.kept_files]:
+        spare = _set_aside_files(self.folder)[: -self.kept_files]
+        if not spare:
+            return
+        # first the line, then the deed: a crash in between leaves more than was promised, never less
+        me, up_to = safe(self.participant, MOST_NAME), int(spare[-1].stem.removeprefix("trail-"))
+        said = {"participant": me, "who": me, "action": LET_GO, "job": "", "outcome": str(Outcome.ALLOWED)}
+        self._write(file, {**said, "reason": f"lines up to {up_to}"})
+        for old in spare:
             old.unlink()
 
 
@@ -169,17 +194,18 @@ def read(folder: Path, *, last: int | None = None) -> list[dict[str, Any]]:
     return list(found)
 
 
-def verify(folder: Path, *, known: str | None = None) -> Verification:
+def verify(folder: Path, *, known: str | None = None, kept_files: int = KEPT_FILES) -> Verification:
     """Follow the chain from the first line to the last.
 
     Args:
         folder: the trail's.
         known: the digest of a line, noted at an earlier time, that must still be there.
+        kept_files: files set aside that are kept, as the trail's writer has it.
 
     Raises:
         ConfigurationError: no trail there, or one that this user may not read.
     """
-    lines = first = number = 0
+    lines = first = number = let_go = 0
     before, problems, seen = "", [], known in (None, FIRST)
     for line in _lines(folder):
         lines += 1
@@ -199,11 +225,16 @@ def verify(folder: Path, *, known: str | None = None) -> Verification:
                 if entry["number"] != number + 1:
                     problems.append(f"line {entry['number']}: it follows line {number}")
             number = entry["number"]
+            let_go = max(let_go, _let_go(entry))
         before = digest_of(line)
         seen = seen or before == known
+    if first > let_go + 1:
+        problems.append(f"line {first}: the lines before it are gone, and no line says that they were let go")
+    elif first > 1 and len(_set_aside_files(folder)) < kept_files:
+        problems.append(f"line {first}: lines before it were let go, and fewer than {kept_files} full files are left")
     if not seen:
         problems.append("the line whose digest was noted is not in the trail: its end was cut, or it was written anew")
-    return Verification(lines=lines, first=first, last=number, digest=before or FIRST, problems=problems)
+    return Verification(lines=lines, first=first, last=number, let_go=let_go, digest=before or FIRST, problems=problems)
 
 
 def digest_of(line: bytes) -> str:
@@ -212,10 +243,16 @@ def digest_of(line: bytes) -> str:
 
 
 def safe(words: object, most: int = MOST_WORDS) -> str:
-    """Words fit for the trail: one line of plain characters without paths or file names, ``most`` characters long."""
-    text = _CONTROL.sub("?", str(words))
-    text = _FILE.sub("<file>", _PATH.sub("<path>", text))
-    return text[:most]
+    """Words fit for the trail: one line of plain characters without paths or file names, ``most`` characters long.
+
+    Strangers choose some of these words, before they have proved who they are: no more is looked at than can be kept.
+    """
+    text = str(words)
+    kept = _CONTROL.sub("?", text[: 4 * most])
+    if len(text) > 4 * most:
+        # half a file's name would not be known as one
+        kept = kept[: max(0, *(kept.rfind(mark) for mark in _MARKS))] or kept
+    return _FILE.sub("<file>", _PATH.sub("<path>", kept))[:most]
 
 
 def _lines(folder: Path) -> Iterator[bytes]:
@@ -262,6 +299,11 @@ def _number(lines: list[bytes]) -> int:
         if (entry := _parsed(line)) is not None:
             return int(entry["number"]) + behind
     return len(lines)
+
+
+def _let_go(entry: Mapping[str, Any]) -> int:
+    found = _UP_TO.fullmatch(str(entry["reason"])) if entry["action"] == LET_GO else None
+    return int(found[1]) if found else 0
 
 
 def _is_torn(file: Path) -> bool:
