@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_a_beginning_that_was_cut_ends_with_code_2_and_is_not_explained_away(kit
     assert "bounded" not in done.output
 
 
-def test_what_was_let_go_is_told(tmp_path: Path) -> None:
+def test_what_was_let_go_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     trail = Trail(tmp_path / FOLDER, participant="site-1", max_bytes=1)
     for number in range(35):
         trail.append(action=f"deploy {number}", outcome=Outcome.REFUSED)

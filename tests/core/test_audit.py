@@ -116,8 +116,9 @@ def test_half_a_line_of_a_killed_process_is_told_and_breaks_nothing_that_follows
 
 
 @pytest.fixture
-def long(tmp_path: Path) -> Trail:
-    """A trail that has let some of its files go."""
+def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trail:
+    """A trail that has let some of its files go; without the wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     trail = Trail(tmp_path / "long", participant="server", max_bytes=600, kept_files=2)
     fill(trail, 40)
     return trail

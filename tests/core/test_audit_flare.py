@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from nvflare.apis.event_type import EventType
@@ -20,15 +23,20 @@ from nvflare.fuel.hci.conn import Connection
 from nvflare.fuel.hci.proto import InternalCommands, MetaStatusValue, ReplyKeyword, make_meta
 from nvflare.fuel.hci.server.constants import ConnProps
 from nvflare.fuel.hci.server.reg import ServerCommandRegister
+from nvflare.fuel.sec.audit import Auditor, AuditService
 from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext, Person
 from nvflare.private.admin_defs import error_reply, ok_reply
 from nvflare.private.defs import TrainingTopic
 from nvflare.private.fed.client.admin import RequestProcessor
 from nvflare.private.fed.client.client_executor import _PendingJobHandle
+from nvflare.private.fed.server import admin as flare_admin
+from nvflare.private.fed.server.admin import FedAdminServer
+from nvflare.private.fed.server.server_engine import ServerEngine
 
-from fedmedseg.core import audit_server, audit_site
+from fedmedseg.core import audit_log, audit_site
 from fedmedseg.core.audit import Outcome, Trail, read
 from fedmedseg.core.audit_flare import note_exit, note_in, note_start
+from fedmedseg.core.audit_refusals import MOST_TOLD
 from fedmedseg.core.audit_server import AuditedCommands, ServerAudit, audited, job_of, refused_in
 from fedmedseg.core.audit_site import AuditedAuthorizer, AuditedProcessor, SiteAudit
 
@@ -148,6 +156,9 @@ def test_the_words_looked_for_are_those_of_the_installed_flare() -> None:
     assert '"not authenticated - no token"' in text
     assert "append_error(ReplyKeyword.SESSION_INACTIVE)" in text
     assert 'conn.append_string("OK")' in text
+    text = source.with_name("reg.py").read_text()
+    assert 'append_error(f"Exception Occurred: ' in text
+    assert text.count("append_error('Unknown command \"") + text.count("append_error('Command \"") == 3
 
 
 def test_everything_else_of_the_register_is_flares() -> None:
@@ -323,12 +334,117 @@ def test_a_site_that_gets_no_answer_asks_why_and_writes_it_once(trail: Trail, mo
     assert read(trail.folder)[0]["participant"] == "site-7", "known from the kit before FLARE tells any event"
 
 
-def test_the_server_listens_to_commands_once_flare_has_made_their_register(
-    trail: Trail, fl_ctx: FLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A server's engine; what is changed in FLARE's modules is put back after the test."""
+    monkeypatch.setattr(logging.getLogger(audit_log.LOGGER), "handlers", [])
+    make = flare_admin.new_command_register_with_builtin_module
+    monkeypatch.setattr(flare_admin, "new_command_register_with_builtin_module", make)
+    taken: list[Any] = []
+    server = SimpleNamespace(taken=taken, set_admin_server=taken.append)
+    return SimpleNamespace(client_manager=SimpleNamespace(authenticate=lambda *_: None), server=server)
+
+
+def administration() -> FedAdminServer:
+    """FLARE's own, made as its server makes it."""
+    interface = MagicMock(spec=ServerEngine)
+    interface.new_context.return_value.get_engine.return_value = interface
+    made = FedAdminServer(
+        cell=MagicMock(),
+        fed_admin_interface=interface,
+        cmd_modules=[],
+        file_upload_dir="",
+        file_download_dir="",
+    )
+    made.sess_mgr.shutdown()
+    return made
+
+
+def bootstrap(engine: SimpleNamespace) -> None:
+    context = SimpleNamespace(get_engine=lambda: engine)
+    ServerAudit().handle_event(EventType.SYSTEM_BOOTSTRAP, context)  # type: ignore[arg-type]
+
+
+def test_no_command_is_taken_before_it_would_be_written(
+    trail: Trail, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin = SimpleNamespace(cmd_reg=ServerCommandRegister(app_ctx=None))
-    ServerAudit()._listen(SimpleNamespace(server=SimpleNamespace(admin_server=admin)))
-    assert isinstance(admin.cmd_reg, AuditedCommands)
-    monkeypatch.setattr(audit_server, "ADMIN_SECONDS", 0.05)
-    ServerAudit()._listen(SimpleNamespace(server=SimpleNamespace(admin_server=None)))
-    assert "commands are missing in the audit trail" in caplog.text
+    monkeypatch.setattr(AuditService, "the_auditor", Auditor(str(trail.folder.parent / "flare")))
+    bootstrap(engine)
+    made = administration()
+    # FLARE's cell calls this for every request, from the moment the object is made
+    (call,) = (one for one in made.cell.register_request_cb.call_args_list if one.kwargs["topic"] == "*")
+    assert call.kwargs["cb"].__self__.cmd_reg is made.cmd_reg
+    assert isinstance(made.cmd_reg, AuditedCommands)
+    engine.server.set_admin_server(made)
+    assert engine.server.taken == [made]
+    made.cmd_reg.process_command(Connection(), "no_such_command")
+    assert told(trail)[1:] == [("no_such_command", "refused", 'Unknown command "no_such_command"')]
+
+
+def test_a_server_whose_commands_would_not_be_written_ends(trail: Trail, engine: SimpleNamespace) -> None:
+    bootstrap(engine)
+    with pytest.raises(UnsafeComponentError, match="commands would be missing in the audit trail"):
+        engine.server.set_admin_server(SimpleNamespace(cmd_reg=ServerCommandRegister(app_ctx=None)))
+    assert engine.server.taken == []
+    closed = SimpleNamespace(cmd_reg=None)
+    engine.server.set_admin_server(closed)
+    assert engine.server.taken == [closed], "no register, no commands"
+
+
+@pytest.mark.parametrize("missing", ["client_manager", "server"])
+def test_a_flare_with_other_names_does_not_start(trail: Trail, engine: SimpleNamespace, missing: str) -> None:
+    delattr(engine, missing)
+    with pytest.raises(UnsafeComponentError, match=f"FLARE has no {missing}, and commands would be missing"):
+        bootstrap(engine)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+@pytest.mark.parametrize("command", [f"abort_job {JOB}", "list_jobs"])
+def test_a_command_that_raises_is_written_and_raises(trail: Trail, error: type[BaseException], command: str) -> None:
+    def answer(conn: Connection) -> None:
+        raise error
+
+    with pytest.raises(error):
+        ask(trail, command, answer)
+    assert told(trail) == [(command.split()[0], "failed", error.__name__)]
+
+
+def test_what_raises_within_flares_register_is_a_failure(trail: Trail) -> None:
+    register = ServerCommandRegister(app_ctx=None)
+    # what is no text is no way around the trail either
+    AuditedCommands(register, trail).process_command(Connection(), 7)  # type: ignore[arg-type]
+    ((action, outcome, reason),) = told(trail)
+    assert (action, outcome) == ("7", "failed")
+    assert reason.startswith("Exception Occurred: ")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines without the wait for the disk, for tests that write many."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_flood_of_strangers_is_a_few_lines_and_hides_no_refusal_of_a_person(trail: Trail) -> None:
+    def refuse(conn: Connection) -> None:
+        conn.append_error("not authenticated - no token")
+
+    commands = AuditedCommands(Register(refuse), trail)
+    for number in range(500):
+        commands.process_command(Connection(), f"{InternalCommands.CERT_LOGIN} name-{number}")
+        commands.process_command(Connection(), f"command_{number}")
+        commands.process_command(Connection(), "list_jobs")
+    assert len(read(trail.folder)) == MOST_TOLD + 1
+    known = Connection()
+    known.set_props({ConnProps.USER_NAME: "lead@two", ConnProps.USER_ROLE: "lead", ConnProps.USER_ORG: "two"})
+    commands.process_command(known, f"abort_job {JOB}")
+    assert read(trail.folder)[-1]["who"] == "lead@two (lead of two)"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_flood_of_registrations_is_a_few_lines(trail: Trail, fl_ctx: FLContext) -> None:
+    check = audited(lambda request, fl_ctx: None, trail)
+    names = iter([*(f"site-{number}" for number in range(500)), *["site-9"] * 500])
+    for _ in range(1000):
+        check(SimpleNamespace(get_header=lambda *_: next(names)), fl_ctx)
+    assert len(read(trail.folder)) == MOST_TOLD + 1

@@ -12,7 +12,7 @@ from nvflare.fuel.f3.sfm import conn_manager
 
 from fedmedseg.core import audit_log
 from fedmedseg.core.audit import Trail, read
-from fedmedseg.core.audit_log import listen
+from fedmedseg.core.audit_log import FalseNames, listen
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def test_who_connects_under_another_name_is_written_once(trail: Trail) -> None:
 
 
 def test_after_a_while_it_is_written_again(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_log, "AGAIN", 0.0)
+    (handler,) = (one for one in logging.getLogger(audit_log.LOGGER).handlers if isinstance(one, FalseNames))
+    monkeypatch.setattr(handler.refusals, "again", 0.0)
     refuse("site-3", "site-1")
     refuse("site-3", "site-1")
     assert len(read(trail.folder)) == 2

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 
-from fedmedseg.core.audit import Outcome, Trail
+from fedmedseg.core.audit import Trail
+from fedmedseg.core.audit_refusals import Refusals
 
 LOGGER = "nvflare.fuel.f3.sfm.conn_manager"
 _FALSE_NAME = re.compile(r"authenticated as '([^']*)' but claimed endpoint '([^']*)'")
-AGAIN = 600.0
-"""Seconds after which the same refusal is written again: whoever is turned away comes back every second."""
 
 
 class FalseNames(logging.Handler):
@@ -24,8 +22,7 @@ class FalseNames(logging.Handler):
 
     def __init__(self, trail: Trail) -> None:
         super().__init__(logging.ERROR)
-        self.trail = trail
-        self._told: dict[tuple[str, str], float] = {}
+        self.refusals = Refusals(trail)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line where the record tells of a false name."""
@@ -33,12 +30,7 @@ class FalseNames(logging.Handler):
         if found is None:
             return
         certificate, claimed = found.groups()
-        now = time.monotonic()
-        if now - self._told.get((certificate, claimed), -AGAIN) < AGAIN:
-            return
-        self._told[certificate, claimed] = now
-        why = f"it holds the certificate of {certificate}"
-        self.trail.note(action="connect", outcome=Outcome.REFUSED, who=claimed, reason=why)
+        self.refusals.note(action="connect", who=claimed, reason=f"it holds the certificate of {certificate}")
 
 
 def listen(trail: Trail) -> None:

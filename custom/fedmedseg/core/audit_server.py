@@ -6,7 +6,7 @@ only; for the others this component looks where they can be seen:
 - Commands, their authorization and the check of an uploaded job raise no event when they are refused
   (`fuel/hci/server/reg.py`, ``_do_command`` leaves before any later filter, FLARE's own audit among them;
   `private/fed/server/job_cmds.py`, ``submit_job`` answers an invalid job itself). The register that all of them pass
-  is wrapped, and the answer is read.
+  is wrapped when it is made, and the answer is read.
 - A job that fails to be deployed raises ``JOB_ABORTED``, one that some sites refuse ``JOB_DEPLOYED``; which refused it,
   and why, stands in ``JOB_DEPLOY_DETAIL`` of the event's context (`private/fed/server/job_runner.py`).
 - A class outside the allow-list ends the job's process with an exit code of its own (`fuel/common/exit_codes.py`).
@@ -18,8 +18,6 @@ only; for the others this component looks where they can be seen:
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,17 +25,20 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey, RunProcessKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import UnsafeComponentError
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.hci.proto import InternalCommands, MetaKey, MetaStatusValue, ProtoKey, ReplyKeyword
 from nvflare.fuel.hci.server.constants import ConnProps
 from nvflare.private.defs import CellMessageHeaderKeys
+from nvflare.private.fed.server import admin as flare_admin
 
 from fedmedseg.core.audit import Outcome, Trail
 from fedmedseg.core.audit_flare import note_exit, note_start, trail_here
 from fedmedseg.core.audit_log import listen
+from fedmedseg.core.audit_refusals import Refusals
+from fedmedseg.core.state import SERVER
 
 Authenticate = Callable[[Any, FLContext], Any]
-SERVER = "server"
 LOOKS = frozenset(
     {
         InternalCommands.CHECK_SESSION,
@@ -63,12 +64,16 @@ REFUSALS = frozenset(
 )
 UNKNOWN = frozenset({"not authenticated - no token", ReplyKeyword.SESSION_INACTIVE})
 """FLARE's words to somebody who is not logged in, under a status that means much else (`fuel/hci/server/login.py`)."""
+UNHEARD = ('Unknown command "', 'Command "')
+"""How FLARE answers a command that it does not know, or knows twice, before it asks who sent it (`reg.py`)."""
+BROKE = "Exception Occurred: "
+"""How FLARE answers a command that raised (`reg.py`, ``process_command``)."""
 OK = "OK"
-ADMIN_SECONDS = 60.0
+NOBODY = "nobody who is logged in"
 
 
 class ServerAudit(FLComponent):
-    """Writes the server's trail. A server that cannot write it does not start."""
+    """Writes the server's trail. A server that cannot write it, or whose commands would not be written, ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,30 +85,13 @@ class ServerAudit(FLComponent):
         if event_type == EventType.SYSTEM_BOOTSTRAP:
             note_start(self.trail)
             listen(self.trail)
-            clients = fl_ctx.get_engine().client_manager
-            clients.authenticate = audited(clients.authenticate, self.trail)
-        elif event_type == EventType.SYSTEM_START:
-            threading.Thread(target=self._listen, args=(fl_ctx.get_engine(),), daemon=True).start()
+            audit_server(fl_ctx.get_engine(), self.trail)
         elif event_type == EventType.JOB_DEPLOYED:
             self._job_deployed(fl_ctx)
         elif event_type == EventType.JOB_ABORTED:
             self._job_aborted(fl_ctx)
         elif event_type == EventType.JOB_COMPLETED:
             self._job_ended(fl_ctx)
-
-    def _listen(self, engine: Any) -> None:
-        """Wrap the register of commands.
-
-        FLARE makes it after the last event of its start (`app/server/server_train.py`, ``main``).
-        """
-        end = time.monotonic() + ADMIN_SECONDS
-        while time.monotonic() < end:
-            admin = engine.server.admin_server
-            if admin is not None:
-                admin.cmd_reg = AuditedCommands(admin.cmd_reg, self.trail)
-                return
-            time.sleep(0.01)
-        self.logger.error("the server's command register was not found: commands are missing in the audit trail")
 
     def _job_deployed(self, fl_ctx: FLContext) -> None:
         # set by the deployment alone; the event itself carries nothing
@@ -134,51 +122,101 @@ class ServerAudit(FLComponent):
         note_exit(self.trail, job=job, handle=process.get(RunProcessKey.JOB_HANDLE))
 
 
+def audit_server(engine: Any, trail: Trail) -> None:
+    """Let registrations and commands be written, from the first one on.
+
+    FLARE makes its register of commands after the last event of its start, and takes commands as soon as it is made
+    (`private/fed/app/server/server_train.py`, ``main``; `fuel/hci/server/hci.py`, ``AdminServer``): so what makes it is
+    wrapped, and a server that was given another one ends.
+
+    Raises:
+        UnsafeComponentError: this FLARE has other names for it; the server does not start.
+    """
+    try:
+        clients, server = engine.client_manager, engine.server
+        authenticate, take = clients.authenticate, server.set_admin_server
+        make = flare_admin.new_command_register_with_builtin_module
+    except AttributeError as error:
+        raise _unaudited(f"FLARE has no {error.name}") from None
+
+    def take_audited(admin_server: Any) -> None:
+        register = admin_server.cmd_reg
+        # none where administrators cannot reach the server at all
+        if register is not None and not isinstance(register, AuditedCommands):
+            raise _unaudited("the register of commands was made in another way")
+        take(admin_server)
+
+    clients.authenticate = audited(authenticate, trail)
+    server.set_admin_server = take_audited
+    flare_admin.new_command_register_with_builtin_module = lambda app_ctx: AuditedCommands(make(app_ctx), trail)
+
+
+def _unaudited(why: str) -> UnsafeComponentError:
+    return UnsafeComponentError(f"{why}, and commands would be missing in the audit trail: use the tested nvflare")
+
+
 class AuditedCommands:
     """FLARE's register of commands, which writes what became of each. Everything else is the register's own."""
 
     def __init__(self, register: Any, trail: Trail) -> None:
         self._register = register
         self._trail = trail
+        # what strangers send hides nothing of what is refused to people who are known
+        self._people, self._strangers = Refusals(trail), Refusals(trail)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._register, name)
 
     def process_command(self, conn: Any, command: str) -> None:
-        """Let FLARE process a command, then write who asked for it and the answer."""
-        self._register.process_command(conn, command)
+        """Let FLARE process a command, then write who asked for it and the answer, also where it raises."""
+        try:
+            self._register.process_command(conn, command)
+        except BaseException as error:
+            self._note(conn, str(command), raised=type(error).__name__)
+            raise
+        self._note(conn, str(command))
+
+    def _note(self, conn: Any, command: str, *, raised: str = "") -> None:
         first, *words = command.split() or [""]
         # the name with or without that of its module
         name = first.rpartition(".")[2]
-        answer, login = _answer(conn), name == InternalCommands.CERT_LOGIN
-        refused = conn.buffer.meta.get("status") in REFUSALS or answer in UNKNOWN or (login and answer != OK)
-        if name in LOOKS and not refused:
+        login, answer = name == InternalCommands.CERT_LOGIN, raised or _answer(conn)
+        outcome = Outcome.FAILED if raised else outcome_of(answer, conn.buffer.meta.get("status"), login=login)
+        if name in LOOKS and outcome is Outcome.ALLOWED:
             return
         # what a job's folder is called is its submitter's business: the command's words are not written
-        self._trail.note(
-            action=name.lstrip("_"),
-            outcome=Outcome.REFUSED if refused else Outcome.ALLOWED,
-            who=words[0] if login and words else _person(conn),
-            job=job_of(words) or conn.buffer.meta.get(MetaKey.JOB_ID, ""),
-            reason=answer if refused else "",
-        )
+        action, person = name.lstrip("_"), _person(conn)
+        who, job = words[0] if login and words else person, job_of(words) or conn.buffer.meta.get(MetaKey.JOB_ID, "")
+        if outcome is Outcome.ALLOWED:
+            self._trail.note(action=action, outcome=outcome, who=who, job=job)
+        else:
+            refusals = self._strangers if login or person == NOBODY else self._people
+            refusals.note(action=action, outcome=outcome, who=who, job=job, reason=answer)
 
 
 def audited(authenticate: Authenticate, trail: Trail) -> Authenticate:
     """FLARE's check of who registers, a site or an administrator's program, which writes its result."""
+    refusals = Refusals(trail)
 
     def check(request: Any, fl_ctx: FLContext) -> Any:
         client = authenticate(request, fl_ctx)
-        trail.note(
-            action="register",
-            outcome=Outcome.REFUSED if client is None else Outcome.ALLOWED,
-            who=request.get_header(CellMessageHeaderKeys.CLIENT_NAME, ""),
+        who = request.get_header(CellMessageHeaderKeys.CLIENT_NAME, "")
+        if client is not None:
+            trail.note(action="register", outcome=Outcome.ALLOWED, who=who)
+        else:
             # FLARE says why it refuses a known site only; to its log, if somebody cannot prove the name
-            reason="" if client else fl_ctx.get_prop(FLContextKey.UNAUTHENTICATED) or "the name is not proved",
-        )
+            why = fl_ctx.get_prop(FLContextKey.UNAUTHENTICATED) or "the name is not proved"
+            refusals.note(action="register", who=who, reason=why)
         return client
 
     return check
+
+
+def outcome_of(answer: str, status: Any, *, login: bool) -> Outcome:
+    """What became of a command, by FLARE's answer and the status of it."""
+    if status in REFUSALS or answer in UNKNOWN or answer.startswith(UNHEARD) or (login and answer != OK):
+        return Outcome.REFUSED
+    return Outcome.FAILED if answer.startswith(BROKE) else Outcome.ALLOWED
 
 
 def refused_in(detail: list[str]) -> dict[str, str]:
@@ -202,7 +240,7 @@ def _person(conn: Any) -> str:
     name, role, organisation = (
         conn.get_prop(key, "") for key in (ConnProps.USER_NAME, ConnProps.USER_ROLE, ConnProps.USER_ORG)
     )
-    return f"{name} ({role} of {organisation})" if name else "nobody who is logged in"
+    return f"{name} ({role} of {organisation})" if name else NOBODY
 
 
 def _job(fl_ctx: FLContext) -> str:

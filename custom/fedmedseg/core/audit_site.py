@@ -25,14 +25,13 @@ from nvflare.private.fed.client.admin import RequestProcessor
 
 from fedmedseg.core.audit import Outcome, Trail
 from fedmedseg.core.audit_flare import note_exit, note_start, trail_here
+from fedmedseg.core.audit_refusals import AGAIN, Refusals
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.handshake import refusal
 from fedmedseg.core.kit import open_kit
 
 PATIENCE = 4.0
 """Seconds a registration may take before the site asks why."""
-AGAIN = 600.0
-"""Seconds after which the same refusal is written again."""
 
 
 class SiteAudit(FLComponent):
@@ -106,7 +105,7 @@ class AuditedProcessor(RequestProcessor):
 
     def __init__(self, processor: RequestProcessor, trail: Trail) -> None:
         self._processor = processor
-        self._trail = trail
+        self._refusals = Refusals(trail)
 
     def get_topics(self) -> list[str]:
         """The topics it answers."""
@@ -116,9 +115,8 @@ class AuditedProcessor(RequestProcessor):
         """FLARE's answer, written where it is an error."""
         reply = self._processor.process(req, app_ctx)
         if reply is not None and reply.get_header(MsgHeader.RETURN_CODE, ReturnCode.OK) != ReturnCode.OK:
-            self._trail.note(
+            self._refusals.note(
                 action=req.topic,
-                outcome=Outcome.REFUSED,
                 who=req.get_header(RequestHeader.SUBMITTER_NAME, "") or req.get_header(RequestHeader.USER_NAME, ""),
                 job=req.get_header(RequestHeader.JOB_ID, ""),
                 reason=reply.body,
@@ -131,7 +129,7 @@ class AuditedAuthorizer:
 
     def __init__(self, authorizer: Authorizer, trail: Trail) -> None:
         self._authorizer = authorizer
-        self._trail = trail
+        self._refusals = Refusals(trail)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._authorizer, name)
@@ -141,5 +139,5 @@ class AuditedAuthorizer:
         allowed, error = self._authorizer.authorize(ctx)
         if not allowed:
             who = f"{ctx.user.name} ({ctx.user.role} of {ctx.user.org})"
-            self._trail.note(action=f"right {ctx.right}", outcome=Outcome.REFUSED, who=who, reason=error)
+            self._refusals.note(action=f"right {ctx.right}", who=who, reason=error)
         return allowed, error
