@@ -147,6 +147,46 @@ def test_clocks_must_run_and_agree(wall: float, monotonic: float, kept: bool | N
     assert level is FAIL or "skew against the server not measured" in found.found
 
 
+@pytest.mark.parametrize(
+    ("waits", "level", "compared"),
+    [
+        ([0.0], PASS, 1),
+        ([0.019], PASS, 1),
+        ([0.021, 0.0], PASS, 2),
+        ([0.5, -0.5, 0.0], PASS, 3),
+        ([0.5, 0.3, 0.4], FAIL, 3),
+        ([0.5, -0.021, 0.4, 0.0], FAIL, 3),
+    ],
+)
+def test_a_process_that_had_to_wait_between_two_readings_is_no_clock_that_jumps(
+    waits: list[float], level: Level, compared: int
+) -> None:
+    """``waits`` are the seconds that pass between reading one clock and the other, comparison by comparison."""
+    now, slept, reads = 1000.0, 0, 0
+
+    def wall() -> float:
+        nonlocal now
+        if reads % 2 == 0:
+            # at the end of a comparison alone: waits of the same length at start and end would cancel
+            now += waits[slept - 1]
+        return now
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, slept
+        now, slept = now + seconds, slept + 1
+
+    def monotonic() -> float:
+        nonlocal reads
+        reads += 1
+        return now
+
+    found = machine_checks.clock(wall=wall, monotonic=monotonic, sleep=sleep, disciplined=lambda: True)
+    assert (found.level, slept) == (level, compared)
+    if level is FAIL:
+        jump = min(waits[:3], key=abs)
+        assert f"the date jumped by {jump:+.3f} s within 0.05 s, in each of 3 readings" in found.found
+
+
 def test_the_machines_own_clocks_run() -> None:
     assert machine_checks.clock().level < FAIL
     assert machine_checks.kernel_clock() in (True, False, None)

@@ -27,6 +27,8 @@ STEP = 0.05
 """Seconds for which the two clocks are compared."""
 DRIFT = 0.02
 """Seconds by which they may differ over ``STEP``."""
+READINGS = 3
+"""How often they are compared: a process that has to wait between two readings looks like a clock that jumps."""
 TIME_ERROR = 5
 """What the kernel answers when nothing disciplines its clock (adjtimex(2))."""
 
@@ -173,19 +175,29 @@ def clock(
 ) -> Finding:
     """Whether this machine's clocks run, agree over a moment, and are kept in time by something.
 
+    Both clocks are read one after the other, and on a busy machine this process may have to wait in between: where they
+    disagree they are compared again, and the best of ``READINGS`` counts.
+
     How far the clock is from the server's is not measured: that needs the server. A clock off by more than the
     start of the certificates shows under "certificate dates".
     """
     check = "clock"
-    began, began_wall = monotonic(), wall()
-    sleep(STEP)
-    took, took_wall = monotonic() - began, wall() - began_wall
-    if took <= 0:
-        return failed(check, "the monotonic clock stands still or runs back: no timeout would work", "mend the machine")
-    if abs(took - took_wall) > DRIFT:
+    jumps: list[tuple[float, float]] = []
+    for _ in range(READINGS):
+        began, began_wall = monotonic(), wall()
+        sleep(STEP)
+        took, took_wall = monotonic() - began, wall() - began_wall
+        if took <= 0:
+            stands = "the monotonic clock stands still or runs back: no timeout would work"
+            return failed(check, stands, "mend the machine")
+        jumps.append((took_wall - took, took))
+        if abs(took_wall - took) <= DRIFT:
+            break
+    jump, took = min(jumps, key=lambda one: abs(one[0]))
+    if abs(jump) > DRIFT:
         return failed(
             check,
-            f"the date jumped by {took_wall - took:+.3f} s within {took:.2f} s",
+            f"the date jumped by {jump:+.3f} s within {took:.2f} s, in each of {READINGS} readings",
             "something sets the clock in steps: use one time service (chrony or systemd-timesyncd)",
         )
     kept = (disciplined or kernel_clock)()
