@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,64 @@ def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
     assert before == {
         path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()
     }
+
+
+def folders_flushed(monkeypatch: pytest.MonkeyPatch, answer: int = 0) -> list[str]:
+    """The folders whose names are flushed from now on, and what lies in them then; each flush ends with ``answer``."""
+    seen: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            real(descriptor)
+            return
+        seen.extend(sorted(os.listdir(descriptor)))
+        if answer:
+            raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return seen
+
+
+def test_the_name_is_on_the_disk_before_the_call_returns(
+    two_generations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure after the rename may otherwise bring the generation before back."""
+    flushed = folders_flushed(monkeypatch)
+    checkpoint.save(two_generations, {"step": 3})
+    assert flushed == ["teacher.safetensors", "teacher.safetensors.previous"], "after the rename, not before"
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_cannot_flush_a_folder_still_keeps_checkpoints(
+    file: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    flushed = folders_flushed(monkeypatch, answer)
+    checkpoint.save(file, NEW)
+    assert flushed == ["teacher.safetensors"]
+    assert same(NEW, checkpoint.load(file))
+
+
+def test_a_disk_that_breaks_while_names_are_flushed_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders_flushed(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        checkpoint.save(file, NEW)
+    assert caught.value.errno == errno.EIO
+    assert [one.name for one in file.parent.iterdir()] == ["teacher.safetensors"], "no litter"
+
+
+def test_a_folder_that_may_be_written_and_not_listed_is_no_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def closed(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", closed)
+    checkpoint.save(file, NEW)
+    monkeypatch.undo()
+    assert same(NEW, checkpoint.load(file))
 
 
 def test_equal_models_have_equal_digests_and_others_do_not() -> None:

@@ -7,6 +7,7 @@ a SHA-256 of the whole content. No pickle is involved.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,10 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
 _TENSOR = "$tensor"
+_CANNOT_FLUSH = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+)
+"""How a file system answers that cannot flush a folder."""
 
 
 class CheckpointError(FedMedSegError):
@@ -103,7 +108,9 @@ def previous(path: Path) -> Path:
 
 
 def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
-    """Write through a temporary file in the same folder, flushed to the disk before it takes the name."""
+    """Write through a temporary file in the same folder; the content is on the disk before it takes the name, the name
+    before this returns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -114,8 +121,28 @@ def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> 
         if keep_previous and path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
+        _flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Wait until a folder's names are on the disk: else a power failure may undo a rename that was already told of.
+
+    Some file systems (network shares, mounted folders of another system) cannot; there it is left to them.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        # a folder that may be written and not listed
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Any:
