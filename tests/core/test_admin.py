@@ -10,6 +10,13 @@ from unittest.mock import MagicMock
 
 import pytest
 from nvflare.apis.job_def import RunStatus
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InvalidJobDefinition,
+    JobNotFound,
+    JobNotRunning,
+)
 
 from fedmedseg.core import admin
 from fedmedseg.core.errors import ConfigurationError
@@ -61,6 +68,12 @@ class Dead:
     def abort_job(self, job_id: str) -> None:
         raise self.error
 
+    def submit_job(self, folder: str) -> str:
+        raise self.error
+
+    def download_job_result(self, job_id: str, folder: str) -> str:
+        raise self.error
+
     def shutdown(self, target: str, wait: bool) -> None:
         assert (target, wait) == ("all", False)
         raise self.error
@@ -75,12 +88,70 @@ def test_a_server_that_is_gone_is_told_and_keeps_nobody_from_ending(error: Excep
     admin.shut_down(gone)
 
 
-def test_what_went_wrong_elsewhere_is_not_hidden_by_ending() -> None:
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "study").mkdir()
+    return tmp_path / "study"
+
+
+NAMED = [
+    # FLARE's error, call, what a person reads
+    (
+        JobNotFound("x"),
+        "download",
+        r"job: got 'id' \(JobNotFound\)\. Expected the id of a job you may manage.*job list",
+    ),
+    (AuthorizationError("x"), "download", r"job: got 'id' \(AuthorizationError\).*job list"),
+    (AuthenticationError("x"), "download", r"session: got one that the server has ended.*again"),
+    (AuthorizationError("x"), "submit", r"startup kit: got a role that may not submit jobs"),
+    (InvalidJobDefinition("no deploy_map"), "submit", r"job: got 'study', which is refused \(no deploy_map\).*Remedy"),
+    (AuthenticationError("x"), "submit", r"session: got one that the server has ended"),
+    (AuthorizationError("x"), "abort", r"job: got 'id', which this administrator may not abort.*Remedy: ask the one"),
+    (AuthenticationError("x"), "meta_of", r"session: got one that the server has ended"),
+    *((kind("x"), call, r"server: got no answer any more") for kind in admin.GONE for call in ("submit", "download")),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "words"), NAMED, ids=lambda one: one if isinstance(one, str) else type(one).__name__
+)
+def test_what_flare_refuses_is_told_with_field_and_remedy(
+    error: Exception, call: str, words: str, job: Path, tmp_path: Path
+) -> None:
+    session: Any = Dead(error)
+    with pytest.raises(ConfigurationError, match=words):
+        {
+            "submit": lambda: admin.submit(session, job),
+            "download": lambda: admin.download(session, "id", tmp_path / "results"),
+            "abort": lambda: admin.abort(session, "id"),
+            "meta_of": lambda: admin.meta_of(session, "id"),
+        }[call]()
+
+
+@pytest.mark.parametrize("error", [JobNotRunning("x"), JobNotFound("x"), AuthenticationError("x")])
+def test_an_abort_of_what_does_not_run_is_no_error(error: Exception) -> None:
+    session: Any = Dead(error)
+    admin.abort(session, "id")
+
+
+def test_a_job_that_left_nothing_is_told(tmp_path: Path) -> None:
+    class Empty:
+        def download_job_result(self, job_id: str, folder: str) -> None:
+            return None
+
+    session: Any = Empty()
+    with pytest.raises(ConfigurationError, match="'id', of which the server hands out nothing"):
+        admin.download(session, "id", tmp_path / "results")
+
+
+def test_what_went_wrong_elsewhere_is_not_hidden(tmp_path: Path) -> None:
     broken: Any = Dead(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         admin.abort(broken, "job")
     with pytest.raises(ZeroDivisionError):
         admin.shut_down(broken)
+    with pytest.raises(ZeroDivisionError):
+        admin.download(broken, "job", tmp_path)
 
 
 def test_an_abort_waits_until_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
     InternalError,
+    InvalidJobDefinition,
     JobNotDone,
     JobNotFound,
     JobNotRunning,
@@ -97,16 +98,23 @@ def submit(open_session: Session, job: Path) -> str:
     A copy is submitted: FLARE writes signature and certificate into every folder of what it is given.
 
     Raises:
-        ConfigurationError: this administrator may not.
+        ConfigurationError: this administrator may not, the server refuses the job, or it answers no more.
     """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            copied = shutil.copytree(job, Path(folder) / job.resolve().name)
+    with _told_with_a_remedy(job.name), tempfile.TemporaryDirectory() as folder:
+        copied = shutil.copytree(job, Path(folder) / job.resolve().name)
+        try:
             return str(open_session.submit_job(str(copied)))
-    except AuthorizationError:
-        raise ConfigurationError(
-            "startup kit", got="a role that may not submit jobs", expected="a lead or the network's administrator"
-        ) from None
+        except AuthorizationError:
+            raise ConfigurationError(
+                "startup kit", got="a role that may not submit jobs", expected="a lead or the network's administrator"
+            ) from None
+        except InvalidJobDefinition as error:
+            raise ConfigurationError(
+                "job",
+                got=f"{job.name!r}, which is refused ({error})",
+                expected="a job that server and sites may run",
+                remedy="write it anew with `fedmedseg job`",
+            ) from None
 
 
 def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
@@ -115,14 +123,29 @@ def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
     Raises:
         ConfigurationError: no such job, or another organisation's.
     """
-    try:
+    with _told_with_a_remedy(job_id):
         found: Mapping[str, Any] = open_session.get_job_meta(job_id)
+    return found
+
+
+@contextmanager
+def _told_with_a_remedy(job: str) -> Iterator[None]:
+    """What FLARE raises while it is asked about a job, as an error that a person can act on."""
+    try:
+        yield
     except (JobNotFound, AuthorizationError) as error:
         raise ConfigurationError(
             "job",
-            got=f"{job_id!r} ({type(error).__name__})",
+            got=f"{job!r} ({type(error).__name__})",
             expected="the id of a job you may manage",
             remedy="`nvflare job list` shows them",
+        ) from None
+    except AuthenticationError:
+        raise ConfigurationError(
+            "session",
+            got="one that the server has ended",
+            expected="one that is logged in",
+            remedy="call the command again",
         ) from None
     except GONE as error:
         raise ConfigurationError(
@@ -131,7 +154,6 @@ def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
             expected="a server that runs",
             remedy="see its log; `fedmedseg resume` continues a job that its end cut short",
         ) from None
-    return found
 
 
 def status_of(meta: Mapping[str, Any]) -> str:
@@ -168,9 +190,24 @@ def wait(
 
 
 def abort(open_session: Session, job_id: str, *, patience: float = 30.0) -> None:
-    """Abort a job, and wait at most ``patience`` seconds until it has ended. One that does not run is left as it is."""
-    with suppress(JobNotRunning, JobNotFound, TimeoutError, ConfigurationError, *GONE):
+    """Abort a job, and wait at most ``patience`` seconds until it has ended. One that does not run is left as it is.
+
+    Raises:
+        ConfigurationError: this administrator may not.
+    """
+    try:
         open_session.abort_job(job_id)
+    except AuthorizationError:
+        raise ConfigurationError(
+            "job",
+            got=f"{job_id!r}, which this administrator may not abort",
+            expected="the id of a job you may manage",
+            remedy="ask the one who submitted it, or the network's administrator",
+        ) from None
+    except (JobNotRunning, JobNotFound, AuthenticationError, *GONE):
+        # nothing is left to abort, or nobody to tell
+        return
+    with suppress(TimeoutError, ConfigurationError):
         wait(open_session, job_id, timeout=patience)
 
 
@@ -187,6 +224,19 @@ def connected_sites(open_session: Session) -> list[str]:
 
 
 def download(open_session: Session, job_id: str, folder: Path) -> Path:
-    """Fetch what a job left at the server into ``folder``; returns the run folder, with report and models."""
+    """Fetch what a job left at the server into ``folder``; returns the run folder, with report and models.
+
+    Raises:
+        ConfigurationError: no such job, another organisation's, one that left nothing, or no answer any more.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(open_session.download_job_result(job_id, str(folder))) / "workspace"
+    with _told_with_a_remedy(job_id):
+        found = open_session.download_job_result(job_id, str(folder))
+    if not found:
+        raise ConfigurationError(
+            "job",
+            got=f"{job_id!r}, of which the server hands out nothing",
+            expected="a job whose files the server keeps",
+            remedy="see the server's log; submit the job folder again",
+        )
+    return Path(found) / "workspace"
