@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -19,7 +20,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from hospitals import ADMIN, LEAD, Hospitals
-from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition
 from nvflare.fuel.hci.client import file_transfer
 from stand_in_job import stand_in_job
 
@@ -34,6 +34,9 @@ ENDING = 150.0
 """A job's process that refuses a class has to start first, and FLARE tells its parent nothing before it has ended."""
 RUNS, EXPIRED, BORROWED, CLEAR = "site-1", "site-2", "site-3", "site-4"
 FOREIGN = "site-5"
+DEEP = "temporary/a/b/c/d"
+CLIMBS = [f"{'../' * levels}escaped-{levels}.py" for levels in range(1, 7)]
+"""Names in an archive, from just outside the folder it is unpacked in to six folders up."""
 OTHER_HOSPITAL, MEMBER = "it@hospital-one.example.org", "member@hospital-three.example.org"
 FLARES_MARK = "NVFLARE_ERROR: "
 """How FLARE begins what a site answers when its checks of a job fail."""
@@ -44,6 +47,9 @@ Spoil = Callable[[Path], None]
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
     made = Hospitals(tmp_path_factory.mktemp("refusals"), sites=(RUNS, EXPIRED, BORROWED, CLEAR))
+    # deep enough that an archive which climbs out of where it is unpacked still lands below the federation's folder
+    made.environment["TMPDIR"] = str(made.folder / DEEP)
+    (made.folder / DEEP).mkdir(parents=True)
     with made:
         made.start_all([RUNS], timeout=90)
         yield made
@@ -233,25 +239,27 @@ def test_a_site_refuses_an_unsigned_job_that_its_server_would_run(
 def test_a_job_that_would_write_outside_its_folder_is_refused(
     hospitals: Hospitals, session: Any, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault row 37: the archive names a file two folders up."""
+    """Fault row 37: the archive names files one to six folders up. FLARE unpacks it when the job is deployed."""
     pack = file_transfer.zip_directory_to_file
+    # as FLARE unpacks: a temporary folder, in it one of the job's id; and at a site its run folder
+    for unpacked in (hospitals.folder / DEEP / "temporary" / "id", hospitals.kits / RUNS / "id" / "app"):
+        for name in CLIMBS:
+            assert Path(os.path.normpath(unpacked / name)).is_relative_to(hospitals.folder), "it would be found"
 
     def slip(root: str, folder: str, out: str) -> None:
         pack(root, folder, out)
         with zipfile.ZipFile(out, "a") as archive:
-            archive.writestr("../../../../../../escaped.py", "raise SystemExit")
+            for name in CLIMBS:
+                archive.writestr(name, "raise SystemExit")
 
     monkeypatch.setattr(file_transfer, "zip_directory_to_file", slip)
-    after = lines(hospitals.server)[-1]["number"]
-    job_id = ""
-    with suppress(InvalidJobDefinition, Exception):
-        job_id = admin.submit(session, job)
-    entry = line(hospitals.server, after=after, outcome="refused")
-    assert entry["action"] in {"submit_job", "deploy"}
+    job_id = admin.submit(session, job)
+    entry = line(hospitals.server, job=job_id, outcome="refused")
+    assert (entry["action"], entry["reason"]) == ("deploy", "it could not be unpacked or checked")
     assert "escaped" not in json.dumps(entry)
-    assert list(hospitals.folder.rglob("escaped.py")) == []
-    if job_id:
-        nothing_ran(hospitals, job_id)
+    assert admin.status_of(admin.wait(session, job_id, timeout=SECONDS)) == "FINISHED:FAILED_TO_RUN"
+    assert list(hospitals.folder.rglob("escaped-*")) == []
+    nothing_ran(hospitals, job_id)
 
 
 @pytest.mark.slow
