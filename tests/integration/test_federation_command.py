@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import working_below
 
 from fedmedseg.data.site import SITE_FILE
 
@@ -28,19 +28,6 @@ TINY = (
 LONG = ("stages.pretraining.rounds=500",)
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 Run = Callable[..., subprocess.Popen[str]]
-
-
-def working_below(folder: Path) -> list[psutil.Process]:
-    """Processes that were called with a path of the kits below ``folder``, or work there."""
-    kits, found = folder / "kits", []
-    for one in psutil.process_iter():
-        try:
-            called = any(str(kits) in word for word in one.cmdline())
-            if one.status() != psutil.STATUS_ZOMBIE and (called or Path(one.cwd()).is_relative_to(kits)):
-                found.append(one)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +59,7 @@ def run(out: Path) -> Iterator[Run]:
         if process.poll() is None:
             process.kill()
             process.communicate()
-    for one in working_below(out):
+    for one in working_below(out / "kits"):
         one.kill()
 
 
@@ -101,7 +88,7 @@ def test_a_study_runs_from_kits_to_report(run: Run, out: Path) -> None:
     assert (report / "report.html").stat().st_size > 10_000
     assert f"report: {report / 'report.html'}" in said.splitlines()
     assert len(list((out / "kits").rglob(SITE_FILE))) == 2
-    assert working_below(out) == []
+    assert working_below(out / "kits") == []
 
 
 @pytest.mark.slow
@@ -109,7 +96,7 @@ def test_a_study_runs_from_kits_to_report(run: Run, out: Path) -> None:
 def test_ctrl_c_leaves_no_process_and_says_so(run: Run, out: Path, times: int) -> None:
     process = run(*LONG)
     said = said_until(process, "pretraining round")
-    assert len(working_below(out)) >= 6, "three participants, and a job at each"
+    assert len(working_below(out / "kits")) >= 6, "three participants, and a job at each"
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     said += said_until(process, "interrupt again")
@@ -118,5 +105,5 @@ def test_ctrl_c_leaves_no_process_and_says_so(run: Run, out: Path, times: int) -
     rest, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said + rest
     assert "no process is left" in rest
-    assert working_below(out) == []
+    assert working_below(out / "kits") == []
     assert time.monotonic() - began < (80 if times == 1 else 25)

@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
-from fedmedseg.cli.console import console, errors, friendly_errors
+from fedmedseg.cli.console import LEVELS, console, errors, friendly_errors, show_findings
 from fedmedseg.core.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from fedmedseg.core.findings import Finding
-
-COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
-MOST_CASES = 10
-"""Cases shown of one finding; JSON has all."""
-MOST_TEXT = 400
-"""Characters shown of one cell; JSON has all."""
 
 
 def preflight(
@@ -70,26 +58,11 @@ def preflight(
     if as_json:
         typer.echo(json.dumps({"result": level.name, "findings": [one.plain() for one in findings]}, indent=2))
     else:
-        _show(target, findings, names=names)
+        show_findings(str(target), findings, names=names)
         if study is None:
             console.print("memory and sizes on disk were not estimated: add --experiment", highlight=False)
         if not data:
             console.print("no volume was read: leave --no-data out once before the study begins", highlight=False)
-        counted = {name: sum(one.level.name == name for one in findings) for name in COLOURS}
+        counted = {name: sum(one.level.name == name for one in findings) for name in LEVELS}
         console.print(", ".join(f"{n} {name}" for name, n in counted.items()), highlight=False)
     raise typer.Exit(int(level))
-
-
-def _show(target: Path, findings: list[Finding], *, names: bool) -> None:
-    table = Table("check", "", "found", "mend", title=escape(str(target)), box=box.SIMPLE_HEAD)
-    for one in findings:
-        status = f"[{COLOURS[one.level.name]}]{one.level.name}[/]"
-        cases = one.names if names else one.cases
-        more = f", and {len(cases) - MOST_CASES} more" if len(cases) > MOST_CASES else ""
-        told = f"\n{', '.join(cases[:MOST_CASES])}{more}" if cases else ""
-        table.add_row(one.check, status, escape(_short(one.found) + told), escape(_short(one.mend)))
-    console.print(table)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ... (all of it with --json)"

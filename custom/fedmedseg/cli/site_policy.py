@@ -7,13 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
-
-COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
+from fedmedseg.cli.console import friendly_errors, show_findings
 
 
 def site_policy(
@@ -41,9 +36,5 @@ def site_policy(
         report = {"kit": str(check), "result": level.name, "findings": [one.plain() for one in findings]}
         typer.echo(json.dumps(report, indent=2))
     else:
-        table = Table("check", "", "found", "mend", title=escape(str(check)), box=box.SIMPLE_HEAD)
-        for one in findings:
-            status = f"[{COLOURS[one.level.name]}]{one.level.name}[/]"
-            table.add_row(one.check, status, escape(one.found), escape(one.mend))
-        console.print(table)
+        show_findings(str(check), findings)
     raise typer.Exit(int(level))

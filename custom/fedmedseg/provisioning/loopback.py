@@ -72,6 +72,21 @@ def provision(project: Mapping[str, Any], workspace: Path) -> Path:
     return Path(result.get_result_location())
 
 
+def processes_where(wanted: Callable[[list[str], Path], bool]) -> list[psutil.Process]:
+    """The processes of this machine that still run, are ours to look at, and are wanted.
+
+    Args:
+        wanted: by the words a process was called with and the folder it works in.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            running = process.status() != psutil.STATUS_ZOMBIE
+            if running and wanted(process.cmdline(), Path(process.cwd())):
+                found.append(process)
+    return found
+
+
 class LoopbackFederation:
     """Processes of kits, each started by the kit's own script.
 
@@ -184,14 +199,7 @@ class LoopbackFederation:
         the kit's folder, which every one of them is called with or was started in.
         """
         kit = (self.kits / name).resolve()
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if str(kit) in process.cmdline() or Path(process.cwd()) == kit:
-                    found.append(process)
-        return found
+        return processes_where(lambda words, folder: str(kit) in words or folder == kit)
 
     def _log_file(self, name: str) -> Path:
         return self.kits / f"{name}.log"

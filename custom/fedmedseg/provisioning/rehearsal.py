@@ -177,50 +177,45 @@ def run_job(
         TimeoutError: a participant does not come up.
         ConfigurationError: the server cannot be reached, or answers no more.
     """
+    with _processes(kits, out) as federation:
+        federation.start_all(sites, timeout=START_SECONDS, on_ready=lambda name: tell(f"{_called(name)}: started"))
+        with admin.session(administrator(federation.kits), patience=START_SECONDS) as session:
+            job_id = ""
+            try:
+                job_id = admin.submit(session, job)
+                tell(f"job {job_id}: submitted")
+                follower = Follower(federation.kits, run=job_id)
+
+                def look(_: Mapping[str, Any]) -> None:
+                    for event in follower.events():
+                        show(event)
+
+                meta = admin.wait(session, job_id, on_poll=look)
+                tell(f"job {job_id}: {admin.status_of(meta)}")
+                ended = Ended(status=admin.status_of(meta), folder=admin.download(session, job_id, out / RESULTS))
+            except BaseException as error:
+                # not in a finally clause: a second interruption has to leave from here at once
+                if isinstance(error, KeyboardInterrupt | SystemExit) and job_id:
+                    tell("interrupted: the job is aborted, the processes end; interrupt again to end them at once")
+                    admin.abort(session, job_id)
+                _end(federation, session)
+                raise
+            _end(federation, session)
+            return ended
+
+
+@contextmanager
+def _processes(kits: Path, out: Path) -> Iterator[LoopbackFederation]:
+    """A federation none of whose processes is left at the end, however it ends."""
     (out / HOME).mkdir(parents=True, exist_ok=True)
     # FLARE writes into the home folder
     federation = LoopbackFederation(kits, environment={"HOME": str(out / HOME)})
     with terminate_as_exit():
         try:
-            return _run_job(federation, job, sites=sites, out=out, tell=tell, show=show)
+            yield federation
         finally:
             with _undisturbed():
                 federation.stop()
-
-
-def _run_job(
-    federation: LoopbackFederation,
-    job: Path,
-    *,
-    sites: Sequence[str],
-    out: Path,
-    tell: Callable[[str], None],
-    show: Callable[[dict[str, Any]], None],
-) -> Ended:
-    federation.start_all(sites, timeout=START_SECONDS, on_ready=lambda name: tell(f"{_called(name)}: started"))
-    with admin.session(administrator(federation.kits), patience=START_SECONDS) as session:
-        job_id = ""
-        try:
-            job_id = admin.submit(session, job)
-            tell(f"job {job_id}: submitted")
-            follower = Follower(federation.kits, run=job_id)
-
-            def look(_: Mapping[str, Any]) -> None:
-                for event in follower.events():
-                    show(event)
-
-            meta = admin.wait(session, job_id, on_poll=look)
-            tell(f"job {job_id}: {admin.status_of(meta)}")
-            ended = Ended(status=admin.status_of(meta), folder=admin.download(session, job_id, out / RESULTS))
-        except BaseException as error:
-            # not in a finally clause: a second interruption has to leave from here at once
-            if isinstance(error, KeyboardInterrupt | SystemExit) and job_id:
-                tell("interrupted: the job is aborted, the processes end; interrupt again to end them at once")
-                admin.abort(session, job_id)
-            _end(federation, session)
-            raise
-        _end(federation, session)
-        return ended
 
 
 def _end(federation: LoopbackFederation, session: admin.Session) -> None:
