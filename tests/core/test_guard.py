@@ -80,7 +80,10 @@ class Engine:
         self.new = Client("site", "new")
         self.run_processes = {"j": {RunProcessKey.PARTICIPANTS: {"old": Client("site", "old")}}}
         self.job = SimpleNamespace(
-            resource_spec={"site": {"gpus": 1}}, get_deployment=lambda: {"app": ["@ALL"]}, run_aborted=False
+            meta={},
+            resource_spec={"@default": {"num_of_gpus": 1}},
+            get_deployment=lambda: {"app": ["@ALL"]},
+            run_aborted=False,
         )
         self.job_runner = SimpleNamespace(running_jobs={"j": self.job})
         self.lock = threading.Lock()
@@ -103,7 +106,7 @@ class Engine:
         return contextlib.nullcontext(context(self))
 
     def check_client_resources(self, job: Any, needs: dict[str, Any], fl_ctx: FLContext) -> dict[str, Any]:
-        assert needs == {"site": {"gpus": 1}}
+        assert needs == {"site": {"num_of_gpus": 1}}
         return {"site": (self.enough.pop(0), "reserved")}
 
     def start_client_job(self, job: Any, sites: dict[str, Any], fl_ctx: FLContext) -> list[Any]:

@@ -21,6 +21,7 @@ from nvflare.apis.job_def import Job, JobMetaKey, RunStatus
 from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.fuel.utils.config_service import ConfigService
 from nvflare.private.fed.server.server_commands import ServerCommands
+from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import trail_here
@@ -92,7 +93,9 @@ class FederationGuard(FLComponent):
     def _welcome_back(self, fl_ctx: FLContext) -> None:
         engine = fl_ctx.get_engine()
         for job_id, process in list(engine.run_processes.items()):
-            for old, new in returned(process[RunProcessKey.PARTICIPANTS], engine.get_clients()):
+            with engine.lock:
+                participants = dict(process[RunProcessKey.PARTICIPANTS])
+            for old, new in returned(participants, engine.get_clients()):
                 engine.notify_dead_job(job_id, new.name, "registered anew")
                 with engine.lock:
                     participants = process[RunProcessKey.PARTICIPANTS]
@@ -146,7 +149,8 @@ class FederationGuard(FLComponent):
 
     @staticmethod
     def _started(engine: Any, job: Job, client: Client, fl_ctx: FLContext) -> bool:
-        needs = (job.resource_spec or {}).get(client.name, {})
+        asked = {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}
+        needs = get_resource_manager_spec(asked, client.name)
         enough, token = engine.check_client_resources(job, {client.name: needs}, fl_ctx).get(client.name, (False, ""))
         if not enough:
             return False

@@ -1,7 +1,8 @@
 """Executors that stand in for a system's own: one that trains nothing, and one that fails as it is told to.
 
 `FEDMEDSEG_FAULT`, or the file that `FEDMEDSEG_FAULT_FILE` names, holds JSON: a list of {"site": ..., "round": ...,
-"kind": ...}; site null strikes everywhere.
+"kind": ...}; site null strikes everywhere. {"site": null, "round": null, "kind": "remember"}, last in the list, makes
+every step depend on what the site has remembered of all rounds before.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fedmedseg.core.wire import Header
 allowed_classes.CLASS_ALLOW_LIST = (*allowed_classes.CLASS_ALLOW_LIST, "stand_ins.")
 
 
-def _kind(site: str, round: object) -> str | None:
+def _kind(site: str | None, round: object) -> str | None:
     """What is to go wrong at this site in this round."""
     file = os.environ.get("FEDMEDSEG_FAULT_FILE")
     for fault in json.loads(Path(file).read_text() if file else os.environ.get("FEDMEDSEG_FAULT", "[]")):
@@ -76,11 +77,22 @@ class StandInLearner:
         if task.stage == "pretraining":
             # no two sites take the same step, so leaving one out shows in the aggregate
             step = 0.0 if kind == "unchanged" else 0.5**task.round * int(task.site.rpartition("-")[2])
+            if _kind(None, None) == "remember":
+                step *= _remembered(task)
             tensors = {name: tensor + step for name, tensor in shared.items()}
             return Reply(tensors=tensors, metrics={"loss": 1.0 / (task.round + 1)}, examples=4, steps=1)
         if task.stage == "evaluation":
             return Reply(metrics={"dice/personal/left ventricle": 0.5, "cases": 2.0}, examples=2)
         return Reply(metrics={"loss/personal": 0.25}, examples=2, steps=1)
+
+
+def _remembered(task: Task) -> float:
+    """A number made of this round's and of the site's memory of those before, which is lost with its state."""
+    memory = task.state.load("memory") or {"round": -1, "sum": 0.0}
+    if memory["round"] < task.round:
+        memory = {"round": task.round, "sum": 0.5 * memory["sum"] + task.round + 1.0}
+        task.state.save("memory", memory)
+    return float(memory["sum"])
 
 
 def _hold(task: Task) -> None:
