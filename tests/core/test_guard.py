@@ -129,7 +129,7 @@ def test_a_returned_site_takes_its_old_ones_place_and_is_asked_until_it_starts(a
     assert engine.run_processes["j"][RunProcessKey.PARTICIPANTS] == {"new": engine.new}
     (sites,) = engine.started
     assert (sites["site"].app_name, sites["site"].token) == ("app", "reserved")
-    assert sites["site"].resource_requirements == {"gpus": 1}
+    assert sites["site"].resource_requirements == {"num_of_gpus": 1}
     (told,) = audit.read(tmp_path / audit.FOLDER)
     assert (told["action"], told["who"], told["job"]) == ("rejoin", "site", "j")
 

@@ -21,8 +21,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.ckks import SHARES, whole_shares
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.personal import Payload, Personal, payloads
+from fedmedseg.core.sealing import Sealing
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
 WEIGHT_CAP = 10.0
@@ -48,6 +50,8 @@ class Round:
     """The tensors that every site without tensors of its own is sent."""
     personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     """Per site that was sent tensors of its own: what it was sent."""
+    sealing: Sealing | None = field(default=None, repr=False)
+    """Where replies come encrypted: what they are added to. ``shared`` is then the start alone."""
 
     @classmethod
     def begin(
@@ -61,10 +65,11 @@ class Round:
         schema: Schema,
         shared: Mapping[str, torch.Tensor],
         personal: Personal,
+        sealing: Sealing | None = None,
     ) -> Round:
         """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors."""
         part = contract.sent_in(number)
-        sent = part.of(shared)
+        sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
         return cls(
             run=run,
             stage=stage,
@@ -76,6 +81,7 @@ class Round:
             shared=contract.returned.of(shared),
             sent=sent,
             personal=payloads(sent, personal, part) if contract.personal else {},
+            sealing=sealing,
         )
 
     def given_to(self, site: str) -> Mapping[str, torch.Tensor]:
@@ -115,6 +121,11 @@ class Contribution:
 
 class GuardedAggregator(Aggregator):
     """Validates replies; a subclass adds ``combine``, one rule over state dicts."""
+
+    @property
+    def needs_plain(self) -> str:
+        """Why this rule cannot do with encrypted replies; empty where it is their weighted mean and nothing else."""
+        return f"{type(self).__name__} reads the sites' differences"
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,6 +190,8 @@ class GuardedAggregator(Aggregator):
                 self.notes["weighting"] = said
                 # a site without cases is left out, so that no rule has to cope with a weight of zero
                 counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
+                if self.round.sealing is not None:
+                    return self._add_sealed(self.round.sealing, counted)
                 with single_threaded():
                     weights = {site: self.weights[site] for site in counted}
                     differences = self.combine(self.round.shared, counted, weights)
@@ -189,6 +202,16 @@ class GuardedAggregator(Aggregator):
                     for tensors in self.personal.values():
                         self.round.schema.require({**self.round.shared, **tensors}, sender="the aggregation rule")
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
+
+    def _add_sealed(self, sealing: Sealing, counted: Mapping[str, Contribution]) -> Shareable:
+        """The weighted mean of encrypted replies, added to what the server keeps; the rule is asked for nothing."""
+        if self.needs_plain:
+            raise TypeError(self.needs_plain)
+        shares = whole_shares({site: self.weights[site] for site in counted})
+        self.weights = {site: shares.get(site, 0) / SHARES for site in self.weights}
+        kept = sealing.added({site: c.differences for site, c in counted.items()}, shares)
+        # not differences: FLARE's generator would add bytes to bytes
+        return DXO(data_kind=DataKind.WEIGHTS, data=kept).to_shareable()
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Let go of the round's tensors."""
@@ -241,10 +264,11 @@ class GuardedAggregator(Aggregator):
         if current.contract.returns == "shared":
             if dxo.data_kind != DataKind.WEIGHT_DIFF:
                 raise _rejected(Reason.SCHEMA, "weights instead of differences")
-            found = current.schema.problem(dxo.data)
+            judge = current.schema if current.sealing is None else current.sealing
+            found = judge.problem(dxo.data)
             if found is not None:
                 raise _rejected(*found)
-            for name, tensor in dxo.data.items():
+            for name, tensor in dxo.data.items() if current.sealing is None else ():
                 # a finite reply whose squares overflow would make every rule that takes norms return NaN
                 if not math.isfinite(torch.linalg.vector_norm(tensor, dtype=torch.float32)):
                     raise _rejected(Reason.NOT_FINITE, f"the norm of {name} overflows")
@@ -269,6 +293,8 @@ class MetricsAggregator(GuardedAggregator):
 
 class SharedKeysAggregator(GuardedAggregator):
     """Weighted mean of the shared tensors' differences (FedAvg, McMahan et al. 2017, over the declared keys)."""
+
+    needs_plain = ""
 
     def combine(
         self,

@@ -211,7 +211,10 @@ class FederationSection(Strict):
     """Seconds to wait for the rest once as many sites as the quorum have answered, whether they succeeded or not;
     unset: the stage's timeout. A short wait may leave out sites that are still training."""
     no_progress_rounds: Positive = 3
-    """The job fails when the shared model has not changed for so many rounds."""
+    """The job fails when the shared model has not changed for so many rounds; cannot be seen under encryption."""
+    encryption: Literal["none", "ckks"] = "none"
+    """``ckks``: sites encrypt their differences and the server adds them up unread (``core.ckks``). For stages whose
+    rule is a weighted mean, in a federation whose kits hold the keys; privacy/README.md says what it turns off."""
 
     def needed(self, taking_part: int) -> int:
         """The number of accepted replies a round needs."""
@@ -341,6 +344,11 @@ def parse_experiment(content: object, *, source: str = "experiment.yaml") -> Exp
         )
     if hasattr(section, "check"):
         experiment.wing.check(experiment)
+    if experiment.federation.encryption != "none":
+        # not above: sealing rests on torch, which reading most studies does not need
+        from fedmedseg.core.sealing import check_encryption
+
+        check_encryption(experiment, contracts)
     return experiment
 
 

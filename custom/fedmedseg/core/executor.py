@@ -24,11 +24,13 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.private.privacy_manager import Scope
 
+from fedmedseg.core import checkpoint
 from fedmedseg.core.approval import require_approval
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment, system_module
+from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
@@ -36,6 +38,7 @@ from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode
 from fedmedseg.core.scopes import FILTERS, ORDER
+from fedmedseg.core.sealing import layouts, refuse_simulation, split, unseal
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
@@ -48,7 +51,9 @@ logger = logging.getLogger(__name__)
 EXPERIMENT_FILE = "experiment.yaml"
 CLIENT_FILE = "config_fed_client.json"
 ANALYTICS_EVENT = "fed.analytix_log_stats"
-AUDITED = frozenset({*LASTING, Reason.CONFIGURATION, Reason.PREFLIGHT, Reason.PRIVACY, Reason.SCHEMA})
+AUDITED = frozenset(
+    {*LASTING, Reason.CONFIGURATION, Reason.ENCRYPTION, Reason.PREFLIGHT, Reason.PRIVACY, Reason.SCHEMA}
+)
 """Reasons for which a site refuses what it was sent; any other failure is its own, and for its log."""
 
 
@@ -116,15 +121,16 @@ class TrainingExecutor(Executor):
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
             sent = contract.sent_in(_whole(shareable, Header.ROUND))
+            plain, sealed = split(dxo.data) if ready.encrypted else (dxo.data, {})
             try:
-                ready.schema.part(sent).require(dxo.data, sender="the server")
+                ready.schema.part(sent).require(plain, sender="the server")
             except FedMedSegError as error:
                 # the same reasons may be this site's own fault elsewhere, and are no refusal there
                 note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.REFUSED, reason=error.public)
                 raise
-            shared = dxo.data
-            if content_sha256(shared) != shareable.get_header(Header.BASE):
+            if content_sha256({**plain, **sealed}) != shareable.get_header(Header.BASE):
                 raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)
+            shared = ready.unsealed(plain, sealed, shareable, stage=task_name) if ready.encrypted else plain
         task = ready.task(task_name, shareable, abort_signal)
         began = time.monotonic()
         reply = ready.learner.run(task, shared)
@@ -181,6 +187,7 @@ class TrainingExecutor(Executor):
                 schema=Schema(plan.initial_shared(experiment)),
                 learner=self.make_learner(experiment, place),
                 place=place,
+                encryption=_open_encryption(experiment, place),
             )
         return self._ready
 
@@ -196,12 +203,50 @@ class _Ready:
         schema: Schema,
         learner: Learner,
         place: Place,
+        encryption: KitCipher | None,
     ) -> None:
         self.experiment = experiment
         self.contracts = contracts
         self.schema = schema
         self.learner = learner
         self.place = place
+        self._encryption = encryption
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the study's replies are encrypted."""
+        return self._encryption is not None
+
+    def unsealed(
+        self, plain: dict[str, torch.Tensor], sealed: dict[str, torch.Tensor], request: Shareable, *, stage: str
+    ) -> dict[str, torch.Tensor]:
+        """The shared tensors, put together here alone; kept in the site's run folder, as the server cannot read them.
+
+        Raises:
+            ConfigurationError: the server's kit names another key than this site's.
+            FedMedSegError: reason ENCRYPTION, or a schema's; what came is no sum under this site's key.
+        """
+        assert self._encryption is not None
+        if request.get_header(Header.KEY) != self._encryption.key:
+            raise ConfigurationError(
+                "encryption key",
+                got="another than the server's kit names",
+                expected="kits of one provisioning, at the server and at every site",
+                remedy="ask the federation's network administrator for this site's kit again",
+            )
+        part = self.contracts[stage].sent_in(_whole(request, Header.ROUND))
+        opened = unseal(self._encryption.cipher, plain, sealed, layouts(self.schema, self.contracts, part))
+        self.schema.part(part).require(opened, sender="the server, after decryption")
+        if sealed:
+            content = {
+                "format": 1,
+                "system": self.experiment.system,
+                "study": self.experiment.study,
+                "experiment": self.experiment.digest,
+                "tensors": opened,
+            }
+            checkpoint.save(self.place.run / "models" / f"shared.{stage}.safetensors", content)
+        return opened
 
     def await_approval(self, stage: str, request: Shareable, abort_signal: Signal, *, job: str) -> None:
         """Wait for the word of this site's people, as long as the server waits for a round of ``stage``."""
@@ -279,6 +324,19 @@ def _require_site_filters(fl_ctx: FLContext) -> None:
             remedy="write what fedmedseg.core.scopes.privacy_policy() returns to local/privacy.json of this site's "
             "kit; kits of our builder have it",
         )
+
+
+def _open_encryption(experiment: Experiment, place: Place) -> KitCipher | None:
+    """This site's cipher where the study is encrypted.
+
+    Raises:
+        ConfigurationError: in the simulator, or a kit without the key.
+    """
+    if experiment.federation.encryption == "none":
+        return None
+    if place.simulated:
+        refuse_simulation(experiment)
+    return load_cipher(place.workspace / "startup", secret=True)
 
 
 def _text(request: Shareable, header: str) -> str:

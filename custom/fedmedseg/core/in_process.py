@@ -32,6 +32,7 @@ from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import ECHOED, encode
+from fedmedseg.core.sealing import refuse_simulation
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Schema, StageContract
 
@@ -56,6 +57,7 @@ class InProcessFederation:
         if not self.sites or len(set(self.sites)) != len(self.sites):
             raise ConfigurationError("sites", got=list(sites), expected="one or more different names")
         self.experiment = load_experiment(job / CONFIG / EXPERIMENT_FILE)
+        refuse_simulation(self.experiment)
         torch.set_num_threads(self.experiment.compute.threads)
         plan = system_module(self.experiment.system, "plan")
         self.contracts: dict[str, StageContract] = plan.stages(self.experiment)

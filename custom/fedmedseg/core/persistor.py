@@ -16,11 +16,14 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
+from fedmedseg.core.sealing import split
 from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone, require_earlier
 from fedmedseg.core.submission import own_root
 from fedmedseg.core.wire import Schema
 
 SHARED_FILE = "shared.safetensors"
+SEALED_FILE = "shared.sealed.safetensors"
+"""In its place where replies are encrypted: plain start and encrypted sums, which only a site can put together."""
 
 
 class SharedModelPersistor(ModelPersistor):
@@ -71,7 +74,7 @@ class SharedModelPersistor(ModelPersistor):
         self._state = SiteState(root, run=self.run, **key)
         saved = self._state.load("shared") if known else None
         if saved is not None:
-            self.schema.require(saved["tensors"], sender="this server's checkpoint")
+            self.schema.require(split(saved["tensors"])[0], sender="this server's checkpoint")
             self._shared = saved["tensors"]
             for tensors in saved.get("personal", {}).values():
                 self.schema.require({**self._shared, **tensors}, sender="this server's checkpoint")
@@ -115,8 +118,9 @@ class SharedModelPersistor(ModelPersistor):
     def _export(self) -> None:
         """Put the shared model into the run folder, where the job's results are fetched from."""
         assert self._place is not None
+        name = SHARED_FILE if self.experiment.federation.encryption == "none" else SEALED_FILE
         checkpoint.save(
-            self._place.run / "models" / SHARED_FILE,
+            self._place.run / "models" / name,
             {
                 "format": 1,
                 "system": self.experiment.system,

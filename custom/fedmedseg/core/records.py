@@ -19,6 +19,7 @@ from nvflare.widgets.widget import Widget
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.place import place_of
+from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.versions import installed_versions
 
 logger = logging.getLogger("fedmedseg.run")
@@ -81,6 +82,7 @@ class RunRecord(Widget):
             "reason": self._reason,
             "labels": {str(number): name for number, name in experiment.data.labels.items()},
             "sites": sorted(sites),
+            "encryption": encryption_of(experiment),
             "stages_left": stages,
             "rounds": list(history),
         }
@@ -123,6 +125,12 @@ class RunRecord(Widget):
     def _write(self, folder: Path) -> None:
         self._record["seconds"] = round(time.monotonic() - self._began, 3)
         _write_json(folder / RECORD_FILE, self._record)
+
+
+def encryption_of(experiment: Experiment) -> dict[str, Any] | None:
+    """The scheme that replies are encrypted with, and what the server cannot check then; None where they are plain."""
+    scheme = experiment.federation.encryption
+    return None if scheme == "none" else {"scheme": scheme, "guards_off": list(GUARDS_OFF)}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

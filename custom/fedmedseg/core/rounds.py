@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from fedmedseg.core.aggregator import GuardedAggregator
+from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.wire import tensor_bytes
 
 NO_REPLY = "no reply in time"
@@ -69,7 +70,14 @@ def round_record(
         "wall_seconds": round(time.monotonic() - facts["began"], 3),
         "shared_sha256": shared_sha256,
         "notes": aggregator.notes,
+        "guards_off": list(GUARDS_OFF) if _sealed(aggregator) else [],
     }
+
+
+def _sealed(aggregator: GuardedAggregator) -> bool:
+    """Whether the round's replies are tensors that the server cannot read."""
+    current = aggregator.round
+    return current is not None and current.sealing is not None and current.contract.returns == "shared"
 
 
 def shortfall(

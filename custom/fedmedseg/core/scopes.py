@@ -20,7 +20,8 @@ SCOPES: dict[str, dict[str, dict[str, Any]]] = {
 """Scope -> filter -> what it demands beyond the site file. A job may name a scope, and each only ever asks for more
 than ``standard`` does: no job can get a site to tell more than its own file allows."""
 
-ORDER = ("DeclaredContents", "SmallCounts", "BoundedDifferences")
+ORDER = ("DeclaredContents", "SmallCounts", "BoundedDifferences", "EncryptedDifferences")
+"""Encryption comes last: nothing that judges a reply could read it afterwards."""
 
 
 def privacy_policy(*, offered: Sequence[str] = tuple(SCOPES), default: str = STANDARD) -> dict[str, Any]:

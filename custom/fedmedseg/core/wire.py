@@ -4,7 +4,9 @@
 |---|---|---|
 | server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
 | server -> one site | workflow | the same with that site's own tensors for shared ones, where the contract says so |
+| server -> site | workflow | under encryption: the plain tensors of the start, and encrypted sums to be added to them |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
+| site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
 | site -> server | executor | the same where the site declines; a local person's own few words where they refuse a job |
@@ -48,6 +50,8 @@ class Header:
     EXPERIMENT = "fedmedseg.experiment"
     VERSIONS = "fedmedseg.versions"
     """The server's versions by package (``core.versions``); a site with others takes no part."""
+    KEY = "fedmedseg.key"
+    """Under encryption: SHA-256 of the sites' context, so that a site with another key knows (``encryption_keys``)."""
     REASON = "fedmedseg.reason"
     DECLINED = "fedmedseg.declined"
     """The site takes no part in this stage (``DECLINING``): neither an error nor counted to the quorum."""

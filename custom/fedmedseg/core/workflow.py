@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import Task as FlareTask
 from nvflare.apis.dxo import DXO, DataKind
@@ -27,6 +29,7 @@ from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
+from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
@@ -36,8 +39,9 @@ from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
+from fedmedseg.core.sealing import Sealing, refuse_simulation, split
 from fedmedseg.core.versions import own_versions
-from fedmedseg.core.wire import LASTING, Header, Part, StageContract
+from fedmedseg.core.wire import LASTING, Header, StageContract, tensor_bytes
 
 RETRY_SECONDS = 20
 TASK_CHECK_SECONDS = 0.02
@@ -53,6 +57,10 @@ class QuorumScatterAndGather(ScatterAndGather):
     A site that declines (no cases, or its own people's word) leaves the quorum: it says that it takes no part. One
     that cannot take part as it is installed (``wire.LASTING``) is asked no more in this stage either, but counts as
     failed: with quorum ``all`` the study stops and names it instead of going on without it.
+
+    With ``federation.encryption`` the stage adds replies up without reading them (``core.sealing``). It starts only
+    with an aggregator whose rule is a weighted mean, in a kit that holds the server's context and no secret key.
+    Whether the model still changes cannot be seen then.
 
     Args:
         stage: name of the stage, a key of ``stages`` in experiment.yaml.
@@ -85,7 +93,7 @@ class QuorumScatterAndGather(ScatterAndGather):
                 expected=f"one of {', '.join(contracts)}",
                 remedy=f"write {guess!r}" if guess else "",
             )
-        self.contract = contracts[stage]
+        self.contract, self._contracts = contracts[stage], contracts
         self._stages = len(contracts)
         self._personal_ahead = any(contracts[name].personal for name in [*contracts][[*contracts].index(stage) :])
         section = self.experiment.stages[stage]
@@ -114,6 +122,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._unread: set[str] = set()
         """Sites of which a message was refused unread in this round."""
         self._unchanged = 0
+        self._encryption: KitCipher | None = None
         self._round_facts: dict[str, Any] = {}
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -146,6 +155,11 @@ class QuorumScatterAndGather(ScatterAndGather):
             history=self.persistor.history,
             shared_sha256=self.persistor.resumed_sha256,
         )
+        try:
+            self._encryption = self._open_encryption(fl_ctx)
+        except ConfigurationError as error:
+            self.system_panic(f"{self.stage}: {error}", fl_ctx)
+            return
         needed = self.experiment.federation.needed(len(sites))
         if needed > len(sites):
             self.system_panic(
@@ -157,6 +171,26 @@ class QuorumScatterAndGather(ScatterAndGather):
         if len(sites) == 1:
             self.log_warning(fl_ctx, "only one site takes part: this is local training, nothing is federated")
         self._current_round = self.persistor.rounds_done.get(self.stage, 0)
+
+    def _open_encryption(self, fl_ctx: FLContext) -> KitCipher | None:
+        """The server's cipher where the study is encrypted and this stage has rounds.
+
+        Raises:
+            ConfigurationError: in the simulator, without the kit's files, or with a rule that reads replies.
+        """
+        if self.experiment.federation.encryption == "none" or self._num_rounds == 0:
+            return None
+        place = place_of(fl_ctx)
+        if place.simulated:
+            refuse_simulation(self.experiment)
+        if self.contract.returns == "shared" and self.aggregator.needs_plain:
+            raise ConfigurationError(
+                "federation.encryption",
+                got=f"{self.experiment.federation.encryption}, and {self.aggregator.needs_plain}",
+                expected="an aggregator whose rule is a weighted mean",
+                remedy="use SharedKeysAggregator or the system's rule fedavg, or set federation.encryption to none",
+            )
+        return load_cipher(place.workspace / "startup", secret=False)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the stage's rounds."""
@@ -180,7 +214,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         abort_signal: Signal | None = None,
     ) -> None:
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
-        shared = self._global_weights[ModelLearnableKey.WEIGHTS]
+        kept = self._global_weights[ModelLearnableKey.WEIGHTS]
+        shared, _ = split(kept)
         current = Round.begin(
             run=self.persistor.run,
             stage=self.stage,
@@ -190,13 +225,14 @@ class QuorumScatterAndGather(ScatterAndGather):
             schema=self.persistor.schema,
             shared=shared,
             personal=self.persistor.personal,
+            sealing=self._sealing(kept),
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
         self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
         self._unread = set()
         self._round_facts = {
-            "shared": current.base if len(current.sent) == len(shared) else self._digest(),
+            "shared": current.base if len(current.sent) == len(kept) else self._digest(),
             "began": time.monotonic(),
             "attempts": 1,
             "refusals": [],
@@ -234,6 +270,18 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._round_facts.update(needed=needed, asked=counted)
         if self._accepted() < needed and not self._aborted(abort_signal):
             self._stop_below_quorum(fl_ctx)
+
+    def _sealing(self, kept: Mapping[str, torch.Tensor]) -> Sealing | None:
+        if self._encryption is None:
+            return None
+        return Sealing.begin(
+            self._encryption.cipher,
+            stage=self.stage,
+            part=self.contract.sent_in(self._current_round),
+            schema=self.persistor.schema,
+            contracts=self._contracts,
+            whole=kept,
+        )
 
     def _stop_below_quorum(self, fl_ctx: FLContext) -> None:
         facts = self._round_facts
@@ -353,7 +401,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             replies=self._replies,
             declined=self._declined,
             aggregator=self.aggregator,
-            bytes_down=self.persistor.schema.part(self._sent_part()).nbytes if self.contract.sends == "shared" else 0,
+            bytes_down=tensor_bytes(self.aggregator.round.sent) if self.contract.sends == "shared" else 0,
             shared_sha256=digest,
         )
         self.record.add_round(record, self._folder)
@@ -385,6 +433,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             (Header.VERSIONS, own_versions()),
         ):
             task.data.set_header(header, value)
+        if self._encryption is not None:
+            task.data.set_header(Header.KEY, self._encryption.key)
         self._sent = time.monotonic()
         super().broadcast_and_wait(
             task=task,
@@ -433,9 +483,6 @@ class QuorumScatterAndGather(ScatterAndGather):
             if accepted or client_name not in self.aggregator.contributions:
                 self._replies[client_name] = {"reason": reason, "seconds": time.monotonic() - self._sent}
         return accepted
-
-    def _sent_part(self) -> Part:
-        return self.contract.sent_in(self._current_round)
 
     def _digest(self) -> str:
         return content_sha256(self._global_weights[ModelLearnableKey.WEIGHTS])

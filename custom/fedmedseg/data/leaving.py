@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,8 @@ class PrivacySection(Strict):
     clip_norm: Finite | None = None
     """Largest L2 norm of a reply's differences, over all its tensors together; unset: they are not clipped."""
     noise: NoiseSection | None = None
+    encryption: Literal["optional", "required"] = "optional"
+    """``required``: differences leave encrypted or not at all; figures leave in plain always."""
 
     @model_validator(mode="after")
     def _noise_needs_a_bound(self) -> PrivacySection:

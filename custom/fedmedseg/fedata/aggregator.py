@@ -35,6 +35,12 @@ class AttentionAggregator(GuardedAggregator):
         self._experiment = load_experiment(experiment_file)
         self._section = self._experiment.wing
 
+    @property
+    def needs_plain(self) -> str:
+        """Every rule but the plain mean looks into the replies."""
+        rule = self._section.server_aggregation
+        return "" if rule == "fedavg" else f"fedata.server_aggregation {rule} reads the sites' differences"
+
     def combine(
         self, shared: Tensors, contributions: Mapping[str, Contribution], weights: Mapping[str, float]
     ) -> Tensors:

@@ -129,6 +129,7 @@ class Section(Strict):
         check_network(experiment)
         check_stages(experiment)
         self._check_starts(experiment)
+        self._check_encryption(experiment)
         refuse_unread(self, "fedata", self._server_readers())
         check_pretext(self, experiment)
         check_mixing(self)
@@ -161,6 +162,24 @@ class Section(Strict):
                 got=self.mask_ratio,
                 expected=f"a ratio that leaves at least one of the crop's {units} units visible, not {masked} masked",
                 remedy="lower mask_ratio or enlarge data.crop",
+            )
+
+    def _check_encryption(self, experiment: Experiment) -> None:
+        """Refuse encrypted replies where the server's rule has to read them."""
+        if experiment.federation.encryption == "none" or not experiment.stages["pretraining"].rounds:
+            return
+        reads = {
+            "layer_att": "attention weighs sites by the distances of their replies",
+            "fedatt_faithful": "attention weighs sites by the norms of their replies",
+            "pair_att": "personal models rest on the cosines of sites' replies",
+        }.get(self.server_aggregation)
+        if reads is not None:
+            raise ConfigurationError(
+                "federation.encryption",
+                got=f"{experiment.federation.encryption} with fedata.server_aggregation {self.server_aggregation}: "
+                f"{reads}, which the server could not read",
+                expected="fedata.server_aggregation fedavg, a weighted mean",
+                remedy="set it to fedavg, pretraining's rounds to 0, or federation.encryption to none",
             )
 
     def _check_starts(self, experiment: Experiment) -> None:

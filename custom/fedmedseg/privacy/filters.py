@@ -20,9 +20,11 @@ from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.config import Experiment, load_experiment, system_module
+from fedmedseg.core.encryption_keys import load_cipher
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.place import place_of
+from fedmedseg.core.sealing import seal, sealed_name
 from fedmedseg.core.wire import Header, Schema, StageContract
 from fedmedseg.data.leaving import PrivacySection
 from fedmedseg.data.site import open_site
@@ -45,6 +47,8 @@ class Setting:
     privacy: PrivacySection
     state: Path
     """The site's state_dir."""
+    startup: Path
+    """The kit's folder of what provisioning wrote."""
 
 
 class SiteFilter(Filter):
@@ -116,7 +120,11 @@ class SiteFilter(Filter):
                 reason=Reason.PRIVACY,
             )
         return Setting(
-            experiment=experiment, contract=contracts[stage], privacy=site.privacy, state=Path(site.state_root)
+            experiment=experiment,
+            contract=contracts[stage],
+            privacy=site.privacy,
+            state=Path(site.state_root),
+            startup=place.workspace / "startup",
         )
 
     def schema(self, experiment: Experiment) -> Schema:
@@ -234,3 +242,26 @@ class BoundedDifferences(SiteFilter):
         tensors = bounded(reply.tensors, factor=factor, deviation=deviation)
         Schema(reply.tensors).require(tensors, sender="the noise")
         return dataclasses.replace(reply, tensors=tensors)
+
+
+class EncryptedDifferences(SiteFilter):
+    """Encrypts the differences where the study asks for it, after every other filter has seen them in plain.
+
+    Figures, counts and times stay as they are. A site that requires encryption lets no plain differences leave.
+    """
+
+    def apply(self, reply: Contents, setting: Setting, fl_ctx: FLContext) -> Contents:
+        """One entry of bytes in place of the tensors; the key is read from the kit for every reply."""
+        if not reply.tensors:
+            return reply
+        if setting.experiment.federation.encryption == "none":
+            if setting.privacy.encryption == "required":
+                raise ConfigurationError(
+                    "plain differences",
+                    expected="federation.encryption in the study: the site file sets privacy.encryption to required",
+                    remedy="submit the study with federation.encryption: ckks, or change the site file",
+                    reason=Reason.PRIVACY,
+                )
+            return reply
+        cipher = load_cipher(setting.startup, secret=True).cipher
+        return dataclasses.replace(reply, tensors={sealed_name(reply.stage): seal(cipher, reply.tensors)})

@@ -26,6 +26,7 @@ from fedmedseg.core.release import installed, release
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SITE_FILE, SiteFile
 from fedmedseg.provisioning import policy
+from fedmedseg.provisioning.encryption import encryption
 from fedmedseg.provisioning.identity import federation_root, server_name
 from fedmedseg.provisioning.own_files import CHECK, own_files
 from fedmedseg.provisioning.rights import authorization
@@ -78,7 +79,7 @@ def check_kit(
         looks.append(("stores", _stores))
     if kit.role == "client":
         looks.append(("site file", _site_file))
-    looks += [("spare files", _spare_files), ("permissions", _permissions)]
+    looks += [("encryption", encryption), ("spare files", _spare_files), ("permissions", _permissions)]
     return [*found, *(finding for check, look in looks for finding in _guarded(check, look, kit))]
 
 

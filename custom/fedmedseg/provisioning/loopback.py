@@ -25,6 +25,8 @@ from fedmedseg.core.schema import read_yaml
 SERVER = "localhost"
 """The server's name must be the address it is reached under."""
 STOP_SECONDS = 15.0
+ENCRYPTION = "fedmedseg.provisioning.encryption.EncryptionBuilder"
+SIGNATURES = "nvflare.lighter.impl.signature.SignatureBuilder"
 
 
 def free_port() -> int:
@@ -35,7 +37,7 @@ def free_port() -> int:
 
 
 def loopback_project(
-    project: Mapping[str, Any], *, sites: Sequence[str], port: int, profile: str = "lan"
+    project: Mapping[str, Any], *, sites: Sequence[str], port: int, profile: str = "lan", encryption: bool = False
 ) -> dict[str, Any]:
     """A federation's description changed so that all of it runs on one machine.
 
@@ -44,14 +46,17 @@ def loopback_project(
         sites: names of the hospitals; none offers a GPU.
         port: the server's port.
         profile: kind of network, as ``SafeKitBuilder`` takes it.
+        encryption: whether the kits hold keys for encrypted replies.
     """
     by_type: dict[str, list[dict[str, Any]]] = {"server": [], "client": [], "admin": []}
     for one in project["participants"]:
         by_type[one["type"]].append(dict(one))
     server = {**by_type["server"][0], "name": SERVER, "fed_learn_port": port, "admin_port": port}
     clients = [{"name": site, "type": "client", "org": f"org_{site.replace('-', '_')}"} for site in sites]
-    builders = []
+    builders: list[dict[str, Any]] = []
     for builder in project["builders"]:
+        if encryption and builder["path"] == SIGNATURES:
+            builders.append({"path": ENCRYPTION})
         arguments = dict(builder.get("args") or {})
         if "profile" in arguments:
             arguments["profile"] = profile

@@ -28,11 +28,18 @@ ADMIN, LEAD = "admin@network.example.org", "lead@hospital-two.example.org"
 class Hospitals(LoopbackFederation):
     """Kits of a server, three sites and the administrators, ready for jobs with stand-in executors."""
 
-    def __init__(self, folder: Path, *, sites: Sequence[str] = SITES, faults: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sites: Sequence[str] = SITES,
+        faults: Sequence[Mapping[str, Any]] = (),
+        encryption: bool = False,
+    ) -> None:
         self.folder = folder
         self.sites = tuple(sites)
         self.port = free_port()
-        project = loopback_project(bundle_project(), sites=self.sites, port=self.port)
+        project = loopback_project(bundle_project(), sites=self.sites, port=self.port, encryption=encryption)
         (folder / "home").mkdir(parents=True, exist_ok=True)
         self.faults = folder / "faults.json"
         self.set_faults(faults)
