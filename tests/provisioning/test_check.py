@@ -148,7 +148,7 @@ WEAKENED: list[tuple[str, Callable[[Path], None], str]] = [
     (SITE, privacy(lambda c: c["scopes"].clear()), "privacy"),
     (SITE, privacy(lambda c: c["scopes"].append({"name": "open"})), "privacy"),
     (SITE, privacy(lambda c: c["scopes"][0]["task_result_filters"].pop()), "privacy"),
-    (SITE, privacy(lambda c: c["scopes"][2]["task_result_filters"][-1].update(args={})), "privacy"),
+    (SITE, privacy(lambda c: c["scopes"][2]["task_result_filters"][-2].update(args={})), "privacy"),
     (SITE, privacy(lambda c: c.update(default_scope="bounded")), "privacy"),
     (SITE, privacy(lambda c: c.pop("default_scope")), "privacy"),
     (SITE, write("local/privacy.json", "[]"), "privacy"),

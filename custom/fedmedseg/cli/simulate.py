@@ -45,6 +45,11 @@ def simulate(
         if resume:
             study = study.over({"resume": True})
         experiment = study.experiment
+        if experiment.federation.encryption != "none":
+            # torch is loaded only where it must be: the command line stays quick
+            from fedmedseg.core.sealing import refuse_simulation
+
+            refuse_simulation(experiment)
         names = _site_names(number, clients, sites, experiment)
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))

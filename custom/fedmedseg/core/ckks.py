@@ -129,8 +129,6 @@ class Cipher:
                 return Reason.ENCRYPTION, f"ciphertext {number}: {type(error).__name__}"
             if not same:
                 return Reason.ENCRYPTION, f"ciphertext {number}: other parameters than this federation's"
-            if cipher.is_transparent():
-                return Reason.ENCRYPTION, f"ciphertext {number} hides nothing"
         return None
 
     def add(

@@ -53,6 +53,14 @@ def reply(one: Mapping[str, Any], site: str) -> Mapping[str, Any]:
     return (one.get("sites") or {}).get(site) or {}
 
 
+def encryption_of(record: Record) -> dict[str, Any] | None:
+    """The scheme that replies were encrypted with and the guards that were off for it; None where they were plain."""
+    entry = record.get("encryption")
+    if not isinstance(entry, Mapping):
+        return None
+    return {"scheme": str(entry.get("scheme", "?")), "guards_off": [str(one) for one in entry.get("guards_off") or []]}
+
+
 def number(value: object) -> float | None:
     """``value`` as a finite float, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -136,6 +144,10 @@ def plain_text_summary(record: Record) -> str:
     head = [_headline(record)]
     if record.get("reason"):
         head.append(f"reason: {short(str(record['reason']), _WIDTH - 8)}")
+    sealed = encryption_of(record)
+    if sealed is not None:
+        off = len(sealed["guards_off"])
+        head.append(f"replies were encrypted ({sealed['scheme']}): {off} guards of the server were off, see the report")
     lost = _refused(record)
     if lost:
         head.append(
