@@ -211,3 +211,10 @@ def test_without_a_server_rule_tensors_are_refused(tmp_path: Path, settings: Cal
     )
     with pytest.raises(ConfigurationError, match="server_aggregation: got 'none'"):
         rule.combine(SHARED, {"a": contribution}, {"a": 1.0})
+
+
+def test_only_the_mean_can_do_with_replies_that_it_cannot_read(combine: Call) -> None:
+    for rule in ("layer_att", "fedatt_faithful"):
+        _, aggregator = combine(server_aggregation=rule)
+        assert aggregator.needs_plain == f"fedata.server_aggregation {rule} reads the sites' differences"
+    assert combine(server_aggregation="fedavg")[1].needs_plain == ""

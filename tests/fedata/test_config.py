@@ -281,3 +281,38 @@ def test_a_pretraining_that_no_start_uses_is_refused(settings):
     with pytest.raises(ConfigurationError, match=r"stages.pretraining.rounds: got 3. Expected 0.*Remedy: set"):
         parse_experiment(settings(starts=["scratch"]))
     assert parse_experiment(settings(rounds=0, starts=["scratch"])).wing.starts == ("scratch",)
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("layer_att", "attention weighs sites by the distances"),
+        ("fedatt_faithful", "attention weighs sites by the norms"),
+        ("pair_att", "personal models rest on the cosines"),
+    ],
+)
+def test_a_rule_that_reads_replies_refuses_encryption_with_the_reason(settings, rule, why):
+    content = settings(server_aggregation=rule)
+    content["federation"] = {"encryption": "ckks"}
+    with pytest.raises(ConfigurationError, match=rf"federation.encryption.*{rule}: {why}.*fedavg"):
+        parse_experiment(content)
+
+
+def test_the_mean_takes_encrypted_replies_and_so_does_a_study_without_pretraining(settings):
+    content = settings(server_aggregation="fedavg")
+    content["federation"] = {"encryption": "ckks"}
+    assert parse_experiment(content).federation.encryption == "ckks"
+    content = settings(starts=["scratch"])
+    content["federation"] = {"encryption": "ckks"}
+    content["stages"]["pretraining"]["rounds"] = 0
+    with pytest.raises(ConfigurationError, match="nothing to encrypt"):
+        parse_experiment(content)
+    content["segmentation"]["fine_tuning"] = "federated"
+    assert parse_experiment(content).federation.encryption == "ckks"
+
+
+def test_a_study_that_pretrains_alone_has_nothing_to_encrypt(settings):
+    content = settings(server_aggregation="none", starts=["personal"])
+    content["federation"] = {"encryption": "ckks"}
+    with pytest.raises(ConfigurationError, match="nothing to encrypt"):
+        parse_experiment(content)

@@ -188,3 +188,16 @@ def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was
     text = page(record, tmp_path / "together").text
     assert "federated: each trained column" in text
     assert "own pretrained encoder" not in text
+
+
+def test_encrypted_replies_are_reported_with_the_guards_that_were_off(tmp_path: Path, written: Path) -> None:
+    record = {
+        **records.finished(),
+        "encryption": {"scheme": "ckks", "guards_off": ["norm of the differences", "progress"]},
+    }
+    text = page(record, tmp_path).text
+    assert "Replies were encrypted (ckks)." in text
+    assert "norm of the differences; progress." in text
+    assert "encrypted (ckks): 2 guards" in plain_text_summary(record)
+    assert "encrypted" not in Page(written.read_text(encoding="utf-8")).text
+    assert "encrypted" not in plain_text_summary(records.finished())
