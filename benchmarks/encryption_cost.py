@@ -4,7 +4,8 @@
 
 One site's differences of that many numbers (float32), the server's sum over the sites with weights of whole shares, and
 what a site does with the sum. Plain is what the same classes do without encryption: checks, weighted mean, addition.
-Seconds are the processor's, in one thread: a busy machine does not change them. Prints medians and writes benchmarks/results/encryption_cost.json. Needs the extra he.
+Seconds are the processor's, in one thread, so that a busy machine changes them little. Prints medians and writes
+benchmarks/results/encryption_cost.json. Needs the extra he.
 """
 
 from __future__ import annotations
