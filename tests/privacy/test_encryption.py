@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fedmedseg.privacy.scopes import ORDER, privacy_policy
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from fedmedseg.core.sealing import sealed_name
 from fedmedseg.core.wire import Header, Meta
-from fedmedseg.privacy.scopes import ORDER, privacy_policy
 
 pytest.importorskip("tenseal", reason="the extra he is not installed")
 

@@ -43,7 +43,7 @@ CHUNK_BYTES = 2 * DEGREE * 8 + 512
 """Bytes of a packed ciphertext: two polynomials of 64-bit residues, and room for the headers of SEAL and TenSEAL."""
 _LENGTH = 4
 """Bytes that say how many of a packed ciphertext's bytes are used."""
-_EXTRA = "pip install 'fedmedseg[he]', which brings TenSEAL"
+_EXTRA = "pip install 'fedmedseg[he]', which brings TenSEAL to Python 3.11 and 3.12 (there is none for 3.13)"
 
 
 class Cipher:
