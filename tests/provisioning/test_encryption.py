@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def project() -> str:
     text = (ROOT / "provisioning" / "project.yml").read_text()
     assert text.count(OFF) == 1
     return text.replace(OFF, OFF.replace("# ", ""))
+
+
+def test_the_readmes_command_turns_the_builder_on_and_changes_nothing_else(tmp_path: Path) -> None:
+    text = (ROOT / "provisioning" / "README.md").read_text()
+    [command] = [line for line in text.splitlines() if line.startswith("sed ") and line.endswith("> encrypted.yml")]
+    shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=20)
+    assert (tmp_path / "encrypted.yml").read_text() == project()
 
 
 @pytest.fixture(scope="module")
