@@ -24,9 +24,10 @@ from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.schema import Strict
+from fedmedseg.core.scopes import ORDER
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Header, Meta, Part, Schema, StageContract
-from fedmedseg.privacy.filters import BoundedDifferences, DeclaredContents, SmallCounts
+from fedmedseg.privacy import filters as site_filters
 
 RUN, NONCE = "a1b2", "c3d4"
 
@@ -139,7 +140,7 @@ def context(tmp_path: Path) -> Callable[..., FLContext]:
         engine = MagicMock()
         engine.get_workspace.return_value = workspace
         scope = Scope()
-        for one in (DeclaredContents(), SmallCounts(), BoundedDifferences()) if filters is None else filters:
+        for one in [getattr(site_filters, name)() for name in ORDER] if filters is None else filters:
             scope.add_task_result_filter(one, FilterKey.OUT)
         fl_ctx = FLContext()
         for key, value in (

@@ -83,7 +83,7 @@ def test_a_job_with_code_is_left_to_flares_right_to_bring_it(kit: Path) -> None:
 
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_our_own_jobs_pass(kit: Path, side: Any) -> None:
-    from fedmedseg.privacy.policy import CLASS_ALLOW_LIST
+    from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
 
     allow(kit, list(CLASS_ALLOW_LIST))
     assert AllowedClasses(side=side).validate(str(find_job("fedata") / "app")) == ("", {})

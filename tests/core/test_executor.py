@@ -38,7 +38,7 @@ from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header, Meta, Schema
 from fedmedseg.core.wishes import Submitter
 from fedmedseg.privacy.contents import fit_reason
-from fedmedseg.privacy.filters import BoundedDifferences, DeclaredContents, SmallCounts
+from fedmedseg.privacy.filters import BoundedDifferences, DeclaredContents, EncryptedDifferences, SmallCounts
 
 MARKER = "PATIENT-4711"
 Tensors = dict[str, torch.Tensor]
@@ -243,17 +243,13 @@ class Other(Filter):
         return shareable
 
 
+OURS = [DeclaredContents(), SmallCounts(), BoundedDifferences(), EncryptedDifferences()]
+
+
 @pytest.mark.parametrize(
     "filters",
-    [
-        [],
-        [DeclaredContents()],
-        [DeclaredContents(), SmallCounts()],
-        [SmallCounts(), DeclaredContents(), BoundedDifferences()],
-        [DeclaredContents(), SmallCounts(), BoundedDifferences(), Other()],
-        [Other(), Other(), Other()],
-    ],
-    ids=["none", "one", "two", "another order", "one more", "foreign ones"],
+    [[], OURS[:1], OURS[:3], OURS[::-1], [*OURS, Other()], [Other()] * 4],
+    ids=["none", "one", "one less", "another order", "one more", "foreign ones"],
 )
 def test_a_site_takes_part_with_exactly_our_filters_in_force(
     request_for: Callable[..., Shareable], context: Callable[..., FLContext], tmp_path: Path, filters: list[Filter]

@@ -17,6 +17,7 @@ from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.fuel.f3.streaming.stream_types import BlobSizeError, Stream, StreamError, StreamFuture
 
+from fedmedseg.core.ckks import CHUNK_BYTES, SLOTS
 from fedmedseg.core.intake import SPARE, Intake, bound_messages, most_bytes
 from fedmedseg.core.wire import Schema
 
@@ -66,7 +67,13 @@ def receiver(told: list[tuple[str, str]]) -> Receiver:
 
 
 def test_a_study_takes_twice_its_tensors_and_some_words() -> None:
-    assert most_bytes(Schema({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float16)})) == 116 + SPARE
+    schema = Schema({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float16)})
+    assert most_bytes(schema, encrypted=False) == 116 + SPARE
+
+
+def test_encrypted_replies_are_as_long_as_their_ciphertexts() -> None:
+    schema = Schema({"a": torch.zeros(2, SLOTS), "b": torch.zeros(5)})
+    assert most_bytes(schema, encrypted=True) == 2 * 3 * CHUNK_BYTES + SPARE
 
 
 def test_what_fits_arrives_whole_and_nothing_is_told(receiver: Receiver, told: list[Any]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fedmedseg.privacy.scopes import ORDER, privacy_policy
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
+from fedmedseg.core.scopes import ORDER, privacy_policy
 from fedmedseg.core.sealing import sealed_name
 from fedmedseg.core.wire import Header, Meta
 

@@ -17,6 +17,7 @@ receivers are wrapped, and the workflow is told who sent what. The name is the s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,9 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
 from nvflare.fuel.f3.streaming.stream_types import StreamError
 
+from fedmedseg.core.ckks import packed_shape
 from fedmedseg.core.errors import Reason
+from fedmedseg.core.sealing import numbers_in
 from fedmedseg.core.wire import Schema
 
 logger = logging.getLogger(__name__)
@@ -38,12 +41,13 @@ SPARE = 2 * 2**20
 """Bytes for all that is no tensor: 4096 metrics of 200 characters, headers, FLARE's own words."""
 
 
-def most_bytes(schema: Schema) -> int:
+def most_bytes(schema: Schema, *, encrypted: bool) -> int:
     """Bytes of the largest message of a study whose shared tensors are those of ``schema``.
 
-    A reply holds each of them once and in its own type; twice that leaves room for how FLARE packs them.
+    A reply holds each of them once, in its own type or encrypted; twice that leaves room for how FLARE packs them.
     """
-    return 2 * schema.nbytes + SPARE
+    tensors = math.prod(packed_shape(numbers_in(schema))) if encrypted else schema.nbytes
+    return 2 * tensors + SPARE
 
 
 class Intake:

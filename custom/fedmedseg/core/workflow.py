@@ -142,7 +142,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.record = record
         if not place_of(fl_ctx).simulated:
             follow_returns(self._engine)
-            most = most_bytes(self.persistor.schema)
+            most = most_bytes(self.persistor.schema, encrypted=self.experiment.federation.encryption != "none")
             if not bound_messages(self._engine.get_cell(), most, self._refuse_unread):
                 self.system_panic("FLARE's receivers of messages were not found: a reply could be of any size", fl_ctx)
                 return
