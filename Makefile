@@ -2,7 +2,7 @@
 # make federation  the same study in a real federation on this machine: kits, processes, mutual TLS; Ctrl-C ends it
 # make test       fast tests
 # make ci         what gates a change: lint, types, fast tests, packaging, smallest simulator runs
-# make nightly    everything else: full runs, faults, phantom difficulty
+# make nightly    everything: full runs, process faults, soaks, phantom difficulty (an hour and more)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

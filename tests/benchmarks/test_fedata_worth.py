@@ -124,6 +124,7 @@ def test_cells_come_seed_by_seed_so_that_an_early_end_compares_all_methods(worth
     assert len(cells) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("method", ["fedavg_scratch", "fedata"])
 def test_a_cell_does_not_depend_on_what_its_group_ran_before(

@@ -74,6 +74,7 @@ def said_until(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"it ended before it said {words!r}:\n{said}")
 
 
+@pytest.mark.slow
 def test_a_study_runs_from_kits_to_report(run: Run, out: Path) -> None:
     process = run()
     said, _ = process.communicate(timeout=240)

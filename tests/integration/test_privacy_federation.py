@@ -243,6 +243,7 @@ def test_a_scope_of_figures_keeps_every_tensor_at_the_site(standard: Heard) -> N
     assert standard.reply(TACITURN, "evaluation")["meta"][Meta.EXAMPLES] == 2
 
 
+@pytest.mark.slow
 def test_a_scope_asks_for_more_than_the_site_file(private: Heard) -> None:
     for site, setting in ((SMALL, "clip_norm"), (BOUNDED, "noise")):
         blocked = private.reply(site, "pretraining")
@@ -254,6 +255,7 @@ def test_a_scope_asks_for_more_than_the_site_file(private: Heard) -> None:
     assert only["accepted"] == [NOISY]
 
 
+@pytest.mark.slow
 def test_a_site_without_privacy_json_takes_no_part(private: Heard) -> None:
     replies = private.replies(TACITURN)
     assert {reply["task"] for reply in replies} == {"pretraining", "fine_tuning", "evaluation"}
@@ -265,6 +267,7 @@ def test_a_site_without_privacy_json_takes_no_part(private: Heard) -> None:
     assert private.figures(TACITURN) == set()
 
 
+@pytest.mark.slow
 def test_the_account_runs_on_over_jobs(private: Heard, hospitals: Hospitals) -> None:
     ledgers = {site: sorted((hospitals.kits / site).rglob(LEDGER)) for site in SITES}
     assert [site for site in SITES if ledgers[site]] == [NOISY]

@@ -167,6 +167,7 @@ def resume(hospitals: Hospitals, job_id: str) -> str:
     return done.output.split()[-1]
 
 
+@pytest.mark.slow
 def test_a_killed_server_job_is_resumed_and_ends_with_the_same_model(
     federate: Federate, tmp_path: Path, undisturbed: str
 ) -> None:

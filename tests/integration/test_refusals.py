@@ -339,8 +339,8 @@ def undress(kit: Path, federation: Hospitals) -> None:
     ("site", "spoil", "why"),
     [
         (EXPIRED, expire, "the certificate ended on"),
-        (BORROWED, borrow, "the certificate is another participant's"),
-        (CLEAR, undress, "the server takes no connection without TLS"),
+        pytest.param(BORROWED, borrow, "the certificate is another participant's", marks=pytest.mark.slow),
+        pytest.param(CLEAR, undress, "the server takes no connection without TLS", marks=pytest.mark.slow),
     ],
     ids=["expired certificate", "another site's certificate", "clear text"],
 )
@@ -361,6 +361,7 @@ def test_a_site_that_does_not_prove_who_it_is_is_not_let_in_and_knows_why(
     assert site not in registered, "no token was issued"
 
 
+@pytest.mark.slow
 def test_a_site_of_another_federation_is_not_let_in_and_knows_why(
     hospitals: Hospitals, session: Any, tmp_path: Path
 ) -> None:

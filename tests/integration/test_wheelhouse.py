@@ -99,6 +99,7 @@ def test_the_installed_package_is_the_wheel_that_the_kit_names(place: Place) -> 
     assert found["package files"]["found"].endswith("as in the wheel")
 
 
+@pytest.mark.slow
 def test_a_file_changed_in_the_wheelhouse_is_found_before_anything_is_installed(place: Place) -> None:
     block = "(cd wheelhouse && sha256sum --check --strict --quiet SHA256SUMS)"
     file = place.folder / "wheelhouse" / "constraints.txt"
@@ -111,6 +112,7 @@ def test_a_file_changed_in_the_wheelhouse_is_found_before_anything_is_installed(
     place.run(block)
 
 
+@pytest.mark.slow
 def test_a_file_changed_after_the_installation_is_found_with_the_wheel_and_without(place: Place) -> None:
     [package] = (place.folder / "site").glob("lib/python*/site-packages/fedmedseg")
     file = package / "core" / "findings.py"
@@ -128,6 +130,7 @@ def test_a_file_changed_after_the_installation_is_found_with_the_wheel_and_witho
         file.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_another_wheel_of_the_same_version_is_found(place: Place, tmp_path: Path) -> None:
     other = tmp_path / place.wheel.name
     shutil.copyfile(place.wheel, other)

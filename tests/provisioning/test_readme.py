@@ -57,6 +57,7 @@ def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
     assert not (tmp_path / "own" / "fedmedseg" / "state" / "cert.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_kits_prepared_for_containers_as_the_readme_says_are_as_safe(
     kits: Path, tmp_path: Path, commands: dict[str, str]
