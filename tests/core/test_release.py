@@ -58,10 +58,13 @@ def test_the_installation_is_compared_with_the_wheel_of_the_kit(
 
 
 @pytest.mark.parametrize("here", [Installed(version=HERE, editable=True), Installed(version=HERE)])
-def test_without_a_wheel_the_version_alone_counts_and_that_is_said(kit: Callable[..., Kit], here: Installed) -> None:
+def test_without_a_wheel_the_version_alone_counts_and_that_is_a_warning(
+    kit: Callable[..., Kit], here: Installed
+) -> None:
     found = package(kit(wheel=None), here=here)
-    assert found.level is Level.PASS
+    assert found.level is Level.WARN
     assert "names no wheel" in found.found
+    assert "wheel: in project.yml" in found.mend
     assert package(kit(wheel=None), here=Installed(version="0.0.9")).level is Level.FAIL
 
 
@@ -75,8 +78,11 @@ def test_a_kit_of_other_versions_of_other_packages_is_not_for_this_installation(
 
 
 def test_the_check_of_the_kit_alone_tells_what_it_is_for(kit: Callable[..., Kit]) -> None:
-    assert "SHA-256 aaaaaaaaaaaaaaaa..." in release(kit()).found
-    assert "names no wheel" in release(kit(wheel=None)).found
+    named, unnamed = release(kit()), release(kit(wheel=None))
+    assert "SHA-256 aaaaaaaaaaaaaaaa..." in named.found
+    assert "names no wheel" in unnamed.found
+    assert (named.level, unnamed.level) == (Level.PASS, Level.WARN)
+    assert "wheel: in project.yml" in unnamed.mend
 
 
 @pytest.mark.parametrize(

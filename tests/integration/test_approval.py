@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,37 +21,54 @@ from fedmedseg.core import admin
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
 
+RUNBOOK = Path(__file__).parents[2] / "provisioning" / "runbooks" / "hospital.md"
 ASKING = ("site-1", "site-2")
 PATIENCE = 120
 """Seconds until a request must be there, on a machine that has other work."""
 
 
-def command(*words: str) -> list[dict[str, Any]]:
-    """`fedmedseg approval` as the site's people type it."""
-    done = CliRunner().invoke(app, ["approval", *words, "--json"])
+def requests(kit: Path) -> list[dict[str, Any]]:
+    """What `fedmedseg approval` lists."""
+    done = CliRunner().invoke(app, ["approval", str(kit), "--json"])
     assert done.exit_code == 0, done.output
     content: list[dict[str, Any]] = json.loads(done.stdout)
     return content
 
 
-class People(threading.Thread):
-    """Somebody at each asking site, who answers the next request as the test says; what was asked is kept."""
+def told_by_the_runbook() -> dict[str, str]:
+    """Answer -> the line that the hospital's runbook tells people to type."""
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", RUNBOOK.read_text(), flags=re.MULTILINE | re.DOTALL)
+    approve, deny = block.splitlines()
+    return {"approve": approve, "deny": deny}
 
-    def __init__(self, hospitals: Hospitals, answers: Mapping[str, tuple[str, ...]]) -> None:
+
+class People(threading.Thread):
+    """Somebody at each asking site, who answers the next request as the runbook and the test say; the rest is kept."""
+
+    def __init__(self, hospitals: Hospitals, answers: Mapping[str, str]) -> None:
         super().__init__()
         self.hospitals, self.answers = hospitals, answers
         self.asked: dict[str, dict[str, Any]] = {}
+        self.failed: list[str] = []
 
     def run(self) -> None:
         end = time.monotonic() + PATIENCE
         while len(self.asked) < len(self.answers) and time.monotonic() < end:
-            for site, (verb, *more) in self.answers.items():
-                kit = str(self.hospitals.kits / site)
-                for one in command(kit):
+            for site, answer in self.answers.items():
+                for one in requests(self.hospitals.kits / site):
                     if one["status"] == "waiting" and site not in self.asked:
                         self.asked[site] = one
-                        command(kit, f"--{verb}", one["id"], *more)
+                        self.type(told_by_the_runbook()[answer], site=site, request=one["id"])
             time.sleep(0.3)
+
+    def type(self, line: str, *, site: str, request: str) -> None:
+        """Type a line of the runbook in the folder that holds the kits."""
+        done = subprocess.run(
+            ["bash", "-euc", line.replace("hospital-1", site)], cwd=self.hospitals.kits,
+            env={**self.hospitals.environment, "id": request}, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        if done.returncode:
+            self.failed.append(f"{line}: {done.stdout}{done.stderr}")
 
 
 def test_every_submission_is_asked_for_and_both_words_are_kept_to(
@@ -59,10 +78,11 @@ def test_every_submission_is_asked_for_and_both_words_are_kept_to(
     hospitals.up()
     job = stand_in_job(tmp_path / "job" / "study", {"stages": {"pretraining": {"rounds": 2}}})
 
-    people = People(hospitals, {"site-1": ("approve",), "site-2": ("deny", "--reason", "no ethics vote")})
+    people = People(hospitals, {"site-1": "approve", "site-2": "deny"})
     people.start()
     ended = hospitals.run(job, kit=hospitals.kits / LEAD)
     people.join(timeout=PATIENCE)
+    assert people.failed == []
     assert ended.status == admin.COMPLETED
     for site in ASKING:
         asked = people.asked[site]
@@ -75,10 +95,11 @@ def test_every_submission_is_asked_for_and_both_words_are_kept_to(
     told = ended.rounds()[0]["sites"]["site-2"]
     assert (told["declined"], told["reason"]) == (True, "DENIED: by a person at this site: no ethics vote")
 
-    again = People(hospitals, dict.fromkeys(ASKING, ("approve",)))
+    again = People(hospitals, dict.fromkeys(ASKING, "approve"))
     again.start()
     ended = hospitals.run(job, kit=hospitals.kits / LEAD)
     again.join(timeout=PATIENCE)
+    assert again.failed == []
     assert ended.status == admin.COMPLETED
     assert [one["accepted"] for one in ended.rounds()] == [["site-1", "site-2", "site-3"]] * 2
     assert {again.asked[site]["id"] for site in ASKING} & {people.asked[site]["id"] for site in ASKING} == set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
@@ -55,6 +59,34 @@ def build_fixture() -> Callable[[Path, str], Path]:
 def provision_fixture() -> Callable[..., Path]:
     """``provision`` for tests that change the project."""
     return provision
+
+
+def age(workspace: Path, name: str, *, days: int = 20) -> None:
+    """Let a participant's certificate, as the workspace holds it, end in ``days``: the root signed it a year ago."""
+    file = workspace / "state" / "cert.json"
+    state = json.loads(file.read_text())
+    root = serialization.load_pem_private_key(state["root_pri_key"].encode(), None)
+    old, now = x509.load_pem_x509_certificate(state[name]["cert"].encode()), datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(old.issuer)
+        .public_key(old.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=365 - days))
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(root, hashes.SHA256())  # type: ignore[arg-type]
+    state[name]["cert"] = signed.public_bytes(serialization.Encoding.PEM).decode()
+    file.write_text(json.dumps(state))
+
+
+@pytest.fixture(scope="session", name="age")
+def age_fixture() -> Callable[..., None]:
+    """``age`` for tests of renewal."""
+    return age
 
 
 @pytest.fixture

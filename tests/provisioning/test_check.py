@@ -29,8 +29,9 @@ def edit(file: Path, change: Callable[[Any], object]) -> None:
 
 
 def failed(kit: Path, **options: Any) -> set[str]:
-    """Names of the checks that do not pass."""
-    return {one.check for one in check_kit(kit, **options) if one.level > Level.PASS}
+    """Names of the checks that do not pass, but for the warning that these kits name no wheel."""
+    found = (one for one in check_kit(kit, **options) if one.level > Level.PASS)
+    return {one.check for one in found if "names no wheel" not in one.found}
 
 
 def resources(change: Callable[[Any], object]) -> Callable[[Path], None]:
@@ -219,6 +220,7 @@ def test_flares_own_default_files_are_judged_where_ours_are_gone(copy: Copy) -> 
 
 def test_a_spare_file_that_waits_behind_ours_is_a_warning(copy: Copy) -> None:
     kit = copy(SITE)
+    name_a_wheel(kit)
     shutil.copyfile(kit / "local" / "resources.json", kit / "local" / "resources.json.default")
     assert [(one.level, one.check) for one in check_kit(kit) if one.level] == [(Level.WARN, "spare files")]
 
@@ -280,8 +282,14 @@ def test_what_is_no_kit_is_said_so(tmp_path: Path) -> None:
         check_kit(tmp_path)
 
 
+def name_a_wheel(kit: Path) -> None:
+    wheel = {"name": "fedmedseg-0.1.0-py3-none-any.whl", "sha256": "a" * 64}
+    edit(kit / "startup" / "release.json", lambda content: content.update(wheel=wheel))
+
+
 def test_the_command_prints_a_table_and_ends_well_or_not(copy: Copy) -> None:
     kit = copy(SITE)
+    name_a_wheel(kit)
     good = CliRunner().invoke(app, ["site-policy", "--check", str(kit)])
     assert good.exit_code == 0, good.output
     assert "FAIL" not in good.output
@@ -305,9 +313,11 @@ def test_the_command_writes_json(copy: Copy) -> None:
 
 
 def test_a_warning_alone_ends_with_one(copy: Copy) -> None:
-    kit = copy(SITE)
-    shutil.copyfile(kit / "local" / "resources.json", kit / "local" / "resources.json.default")
-    assert CliRunner().invoke(app, ["site-policy", "--check", str(kit)]).exit_code == 1
+    unnamed, spare = copy(SITE), copy(SERVER)
+    name_a_wheel(spare)
+    shutil.copyfile(spare / "local" / "resources.json", spare / "local" / "resources.json.default")
+    for kit in (unnamed, spare):
+        assert CliRunner().invoke(app, ["site-policy", "--check", str(kit)]).exit_code == 1
 
 
 def test_the_command_refuses_what_is_no_kit(tmp_path: Path) -> None:

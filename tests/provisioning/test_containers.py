@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,42 @@ def test_the_wheel_is_the_one_the_kits_name_and_its_versions_are_pinned() -> Non
     assert install.index("sha256sum --check --strict") < install.index("pip install")
     assert "--constraint" in install
     assert all(run.startswith("set -eu;") for run in arguments("RUN"))
+
+
+def told(command: str) -> list[str]:
+    """The words of a `docker` command of the README, as a shell takes them apart."""
+    text = (ROOT / "provisioning" / "README.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (block,) = [block for language, block in blocks if not language and block.startswith(command)]
+    assert subprocess.run(["bash", "-n", "-c", block], check=False).returncode == 0
+    return shlex.split(block.replace("\\\n", " "))
+
+
+def after(words: list[str], flag: str) -> list[str]:
+    return [value for name, value in pairwise(words) if name == flag]
+
+
+def test_the_readme_builds_this_dockerfile_with_arguments_it_has() -> None:
+    words = told("docker build")
+    assert after(words, "-f") == [str(DOCKER.relative_to(ROOT) / "Dockerfile")]
+    assert after(words, "-t") == [IMAGE]
+    declared = {one.partition("=")[0]: "=" in one for one in arguments("ARG")}
+    given = {one.partition("=")[0] for one in after(words, "--build-arg")}
+    assert given <= set(declared)
+    assert given == {name for name, default in declared.items() if not default}, "all that have no default"
+    pins = set(re.findall(r"--build-arg (\w+)=[\w/]+@sha256:", (ROOT / "provisioning" / "README.md").read_text()))
+    assert {f"${{{name}}}" for name in pins} == {one.split()[0] for one in arguments("FROM")}, "every base image"
+
+
+def test_the_readme_runs_the_kit_where_flare_looks_for_it_and_without_rights() -> None:
+    words = told("docker run")
+    image = words.index(IMAGE)
+    assert words[image + 1 :] == ["bash", "startup/sub_start.sh", "--once"]
+    assert f"$PWD/hospital-1:{deploy_common.WORKSPACE_MOUNT_PATH}" in after(words, "--volume")
+    assert "--read-only" in words
+    assert after(words, "--cap-drop") == ["ALL"]
+    assert after(words, "--security-opt") == ["no-new-privileges"]
+    assert not any("docker.sock" in word for word in words)
 
 
 def test_the_image_runs_without_rights_and_takes_in_nothing_but_wheel_and_constraints() -> None:

@@ -6,10 +6,15 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+
+from fedmedseg.core.findings import Level
+from fedmedseg.provisioning.check import check_kit
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,29 +36,59 @@ def run(blocks: list[str], folder: Path, commands: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.integration
-def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
-    tmp_path: Path, commands: dict[str, str]
-) -> None:
-    shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
-    blocks = BLOCK.findall(BEFORE)
-    assert len(blocks) >= 7
-    run(blocks, tmp_path, commands)
+def certificate(kit: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((kit / "startup" / "client.crt").read_bytes())
 
-    own = (tmp_path / "hospital-1" / "hospital-1.key").read_bytes()
-    kit = tmp_path / "own" / "fedmedseg" / "prod_00" / "hospital-1"
-    assert (kit / "startup" / "client.key").read_bytes() == own, "the kit's key is the one made at the hospital"
-    secret = serialization.load_pem_private_key(own, password=None).private_bytes(
+
+def weaknesses(kit: Path, **options: Path) -> set[str]:
+    """What `fedmedseg site-policy` warns of or more: in kits that name no wheel it is that."""
+    return {one.check for one in check_kit(kit, **options) if one.level > Level.PASS}
+
+
+def secret(key: bytes) -> bytes:
+    return serialization.load_pem_private_key(key, password=None).private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    for archive in (tmp_path / "hospital-1" / "hospital-1.request.zip", tmp_path / "hospital-1.signed.zip"):
-        with zipfile.ZipFile(archive) as opened:
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
+    tmp_path: Path, commands: dict[str, str], age: Callable[..., None]
+) -> None:
+    shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
+    before, renewal = BEFORE.split("## Renewal")
+    made, blocks = BLOCK.findall(before), BLOCK.findall(renewal)
+    assert (len(made), len(blocks)) >= (3, 7)
+    run(made, tmp_path, commands)
+    # a year goes by for one of them
+    age(tmp_path / "kits" / "fedmedseg", "hospital-1")
+    run(blocks, tmp_path, commands)
+
+    first, *_, last = sorted((tmp_path / "kits" / "fedmedseg").glob("prod_*"))
+    old, new = (certificate(kits / "hospital-1") for kits in (first, last))
+    assert new.serial_number != old.serial_number
+    assert new.public_key() != old.public_key(), "with a new key"
+    assert new.not_valid_after_utc >= old.not_valid_after_utc
+    assert weaknesses(last / "hospital-1") == {"release"}
+    for name in ("hospital-2", "lead@hospital-two.example.org"):
+        assert certificate(last / name) == certificate(first / name), "nobody else's ends soon"
+
+    at_home = [tmp_path / folder / "fedmedseg" / "prod_00" / "hospital-1" for folder in ("own", "renewed")]
+    keys = [(kit / "startup" / "client.key").read_bytes() for kit in at_home]
+    assert keys[0] != keys[1]
+    assert keys[1] == (tmp_path / "hospital-1" / "hospital-1.key").read_bytes(), "the one made at the hospital"
+    for kit in at_home:
+        assert weaknesses(kit, trusted_root=tmp_path / "ca" / "rootCA.pem") == {"release"}
+    archives = ("hospital-1/hospital-1.request.zip", "hospital-1.signed.zip", "hospital-1.renewed.signed.zip")
+    for archive in archives:
+        with zipfile.ZipFile(tmp_path / archive) as opened:
             for name in opened.namelist():
                 content = opened.read(name)
-                assert b"PRIVATE KEY" not in content, f"{archive.name}: {name}"
-                assert secret not in content
+                assert b"PRIVATE KEY" not in content, f"{archive}: {name}"
+                assert not any(secret(key) in content for key in keys)
     for file in (tmp_path / "ca").rglob("*"):
-        assert not file.is_file() or own not in file.read_bytes(), file
+        assert not file.is_file() or not any(key in file.read_bytes() for key in keys), file
     assert not (tmp_path / "own" / "fedmedseg" / "state" / "cert.json").exists()
 
 
@@ -62,7 +97,7 @@ def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
 def test_kits_prepared_for_containers_as_the_readme_says_are_as_safe(
     kits: Path, tmp_path: Path, commands: dict[str, str]
 ) -> None:
-    """`fedmedseg site-policy --check` is part of the commands, and would end them."""
+    """`fedmedseg site-policy --check` is part of the commands, and would end them at more than a warning."""
     shutil.copytree(ROOT / "provisioning", tmp_path / "provisioning")
     made = shutil.copytree(kits, tmp_path / "kits" / "fedmedseg" / "prod_00", symlinks=True)
     blocks = BLOCK.findall(CONTAINERS)
@@ -71,6 +106,7 @@ def test_kits_prepared_for_containers_as_the_readme_says_are_as_safe(
     for runtime in ("docker", "k8s"):
         for who in ("hospital-1", "server.example.org"):
             assert (Path(made) / f"{runtime}-{who}" / "local" / "study_runtime.yaml").is_file()
+            assert weaknesses(Path(made) / f"{runtime}-{who}") == {"release"}
 
 
 @pytest.mark.parametrize("file", ["hospital.yml", "server.yml", "lead.yml"])

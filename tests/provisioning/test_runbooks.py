@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from processes import working_below
 
 from fedmedseg.core.jobs import find_job, read_settings, setting
 from fedmedseg.data.site import write_phantoms
@@ -20,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 RUNBOOKS = ROOT / "provisioning" / "runbooks"
 NAMES = ("network-admin", "hospital", "study-lead")
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = re.compile(r"^```(?:sh|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("fedmedseg simulate", "fedmedseg federation", "nvflare deploy prepare")
+"""Commands that other documents explain, and other tests run."""
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 STORY = (
     ("network-admin", "Make kits and hand them out"),
@@ -34,13 +38,17 @@ STORY = (
     ("study-lead", "Stop"),
     ("study-lead", "Continue"),
     ("study-lead", "Wait and fetch"),
+    ("study-lead", "When a job hangs or fails"),
     ("hospital", "Decide on jobs"),
     ("hospital", "Look"),
+    ("network-admin", "Renew certificates"),
+    ("hospital", "Renew the certificate"),
     ("hospital", "Back up and restore"),
     ("network-admin", "Back up and restore"),
     ("network-admin", "Revoke a certificate"),
     ("hospital", "Stop"),
     ("hospital", "Withdraw"),
+    ("network-admin", "A hospital withdraws"),
     ("network-admin", "Stop"),
 )
 """Who types what, one after the other."""
@@ -65,10 +73,19 @@ def test_every_section_with_commands_is_part_of_the_story() -> None:
     assert sorted(told) == sorted(STORY)
 
 
+def test_no_command_stands_in_a_sentence_alone() -> None:
+    """A command with options is in a block that is run; a sentence may name one, or a flag, and no more."""
+    typed = "\n".join(RUN.findall("".join((RUNBOOKS / f"{name}.md").read_text() for name in NAMES)))
+    for name in NAMES:
+        sentences = re.sub(r"^```.*?^```$", "", (RUNBOOKS / f"{name}.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+        for inline in re.findall(r"`((?:nvflare|fedmedseg) [^`]+)`", sentences):
+            assert inline in typed or inline in ELSEWHERE, f"{name}: {inline}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_are_bash_and_the_links_lead_somewhere(name: str) -> None:
     text = (RUNBOOKS / f"{name}.md").read_text()
-    done = subprocess.run(["bash", "-n", "-c", "\n".join(BLOCK.findall(text))], capture_output=True, check=False)
+    done = subprocess.run(["bash", "-n", "-c", "\n".join(RUN.findall(text))], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     for file, heading in LINK.findall(text):
         target = (RUNBOOKS / file).resolve() if file else RUNBOOKS / f"{name}.md"
@@ -94,19 +111,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     psutil.wait_procs(left, timeout=10)
 
 
-def working_below(folder: Path) -> list[psutil.Process]:
-    """Processes that were called with a path below ``folder`` or work there: watchdogs first, which start others."""
-    found = []
-    for one in psutil.process_iter():
-        try:
-            called = any(str(folder) in word for word in one.cmdline())
-            if one.status() != psutil.STATUS_ZOMBIE and (called or Path(one.cwd()).is_relative_to(folder)):
-                found.append(one)
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda one: "startup/sub_start.sh" not in " ".join(one.cmdline()))
-
-
 def editor(folder: Path) -> Path:
     """Stands in for the person at the hospital: writes the site file."""
     experiment = read_settings(find_job("fedata"), [setting(TINY)])[1]
@@ -123,7 +127,9 @@ def editor(folder: Path) -> Path:
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_command_of_the_runbooks_works_one_after_the_other(folder: Path, commands: dict[str, str]) -> None:
+def test_every_command_of_the_runbooks_works_one_after_the_other(
+    folder: Path, commands: dict[str, str], age: Callable[..., None]
+) -> None:
     kits = folder / "kits" / "fedmedseg" / "prod_00"
     variables = folder / "variables"
     variables.touch()
@@ -141,10 +147,25 @@ def test_every_command_of_the_runbooks_works_one_after_the_other(folder: Path, c
         if (name, heading) == ("network-admin", "Make kits and hand them out"):
             shutil.copy(kits / SERVER / "startup" / "rootCA.pem", kits)
             (kits / "study.yaml").write_text(yaml.safe_dump(STUDY))
+            # the certificate that is renewed below; the kits in use are those of before
+            age(kits.parent, SITE)
+        elif (name, heading) == ("network-admin", "Renew certificates"):
+            shutil.copytree(kits.with_name("prod_01") / SITE, kits / "renewed" / SITE, symlinks=True)
+        elif (name, heading) == ("hospital", "Renew the certificate"):
+            assert certificate(kits / SITE) == certificate(kits / "renewed" / SITE)
+            assert (kits / SITE / "local" / "fedmedseg.yaml").read_text() == (folder / "filled-in.yaml").read_text()
         return done.stdout
+
+    def certificate(kit: Path) -> bytes:
+        return (kit / "startup" / "client.crt").read_bytes()
 
     said = {(name, heading): do(name, heading) for name, heading in STORY}
 
+    (told,) = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", variables.read_text())
+    assert told in said["study-lead", "When a job hangs or fails"]
+    assert "FINISHED:COMPLETED" in said["study-lead", "When a job hangs or fails"]
+    assert (folder / "restored" / SERVER / "store" / "jobs" / told).exists(), "as long as nobody deletes it"
+    assert not (kits / SERVER / "store" / "jobs" / told).exists()
     assert SITE in said["network-admin", "Look"]
     report = next((kits / "results").rglob("run.json")).read_text()
     assert '"outcome": "finished"' in report

@@ -27,6 +27,7 @@ from fedmedseg.core.versions import differences, own_versions
 RELEASE_FILE = "release.json"
 """In a kit's ``startup``."""
 CONSTRAINTS = "constraints.txt"
+NAME_A_WHEEL = "ask the network's administrator for kits that name the wheel (wheel: in project.yml)"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -98,10 +99,10 @@ def installed() -> Installed:
 
 
 def release(kit: Kit) -> Finding:
-    """Whether the kit says which package it is for."""
+    """Whether the kit says which package it is for: without a wheel it vouches for a version, and not for the code."""
     told = read_release(kit)
     if told.wheel is None:
-        return passed("release", f"{PACKAGE} {told.version}; the kit names no wheel")
+        return warned("release", f"{PACKAGE} {told.version}; the kit names no wheel", NAME_A_WHEEL)
     return passed("release", f"{PACKAGE} {told.version}, {told.wheel.name}, SHA-256 {told.wheel.sha256[:16]}...")
 
 
@@ -121,7 +122,7 @@ def package(kit: Kit, *, here: Installed | None = None) -> Finding:
     if differing:
         return failed(check, differing, mend)
     if told.wheel is None:
-        return passed(check, f"{PACKAGE} {here.version} as in the kit, which names no wheel")
+        return warned(check, f"{PACKAGE} {here.version} as in the kit, which names no wheel", NAME_A_WHEEL)
     if here.editable:
         return failed(check, "a source tree in editable mode, and the kit names a wheel", mend)
     if here.archive_sha256 is None:
