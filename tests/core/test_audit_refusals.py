@@ -48,7 +48,7 @@ def test_equal_refusals_are_one_line_and_then_their_number(refusals: Refusals, c
     assert len(told(refusals)) == 1
     clock.now = 600.0
     refusals.note(action="register", who="site-9", reason="not proved")
-    assert told(refusals)[1:] == [("site-9", "5 times more: not proved"), ("site-9", "not proved")]
+    assert told(refusals)[1:] == [("site-9", "5 more: not proved"), ("site-9", "not proved")]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_thousand_names_are_a_few_lines_and_a_number(refusals: Refusals, clock
     assert max(len("".join(one)) for one in refusals._told) < 1000
     clock.now = 600.0
     refusals.tell()
-    assert told(refusals)[-1] == ("others", f"{1000 - MOST_TOLD - 1} times more: further refusals, counted together")
+    assert told(refusals)[-1] == ("others", f"{1000 - MOST_TOLD - 1} more: further refusals, counted together")
     assert refusals._told == {}
 
 
@@ -91,7 +91,7 @@ def test_the_number_is_written_although_nothing_is_refused_any_more(tmp_path: Pa
     end = time.monotonic() + 30
     while len(told(refusals)) < 2 and time.monotonic() < end:
         time.sleep(0.02)
-    assert told(refusals)[1] == ("site-9", "1 times more: not proved")
+    assert told(refusals)[1] == ("site-9", "1 more: not proved")
 
 
 def test_many_threads_count_right(refusals: Refusals, clock: Clock) -> None:
@@ -106,4 +106,4 @@ def test_many_threads_count_right(refusals: Refusals, clock: Clock) -> None:
         thread.join(60)
     clock.now = 600.0
     refusals.tell()
-    assert told(refusals) == [("site-9", "not proved"), ("site-9", "1599 times more: not proved")]
+    assert told(refusals) == [("site-9", "not proved"), ("site-9", "1599 more: not proved")]

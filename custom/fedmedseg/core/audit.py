@@ -2,7 +2,8 @@
 
 It lies in ``audit`` of the participant's kit, beside ``local`` and ``startup`` and outside every run folder: FLARE
 deletes the server's run folders at the end of a job, and a job may write into its own. FLARE's ``audit.log`` says what
-was asked for and not what became of it, and misses what is refused before a command reaches its handler.
+was asked for and not what became of it, and misses what is refused before a command reaches its handler. What a
+stranger can repeat at will is written by ``core.audit_refusals``, which counts.
 
 Each line holds the SHA-256 of the one before. The size is bounded: when the oldest file is let go, a line says up to
 which line, so that a beginning that somebody cut shows. Whoever may write in the folder can still cut the trail's end

@@ -112,5 +112,5 @@ class Refusals:
                 outcome=Outcome(refusal.outcome),
                 who=refusal.who,
                 job=refusal.job,
-                reason=f"{more} times more: {refusal.reason}" if more else refusal.reason,
+                reason=f"{more} more: {refusal.reason}" if more else refusal.reason,
             )
