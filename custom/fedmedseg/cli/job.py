@@ -184,7 +184,7 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
     console.print(table)
     data = experiment.data
-    site_file = f"each site's own file names a data list for the role {data.role!r}"
+    site_file = f"each site's own file names a data list for the role {' or '.join(map(repr, data.roles))}"
     if data.phantom is None:
         lines = [f"data: {site_file}, in the simulator too"]
         trial = f"fedmedseg simulate {shlex.quote(str(out))} --sites FOLDER_OF_SITE_FILES"

@@ -18,6 +18,7 @@ from fedmedseg.core.config import MOST_SITES, Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.data.views import data_sets, planned_sites, site_view
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAKEN = {"server", "local", "startup", "sites"}
@@ -152,8 +153,7 @@ def _site_names(number: int | None, clients: str | None, sites: Path | None, exp
                 "--sites", got=f"no .yaml file in {sites}", expected="a folder of <site>.yaml files"
             )
         return _checked(found, "--sites")
-    planned = experiment.data.phantom.sites if experiment.data.phantom else 2
-    return tuple(f"site-{index + 1}" for index in range(planned))
+    return tuple(f"site-{index + 1}" for index in range(planned_sites(experiment)))
 
 
 def _threads(threads: int | None, sites: int) -> int:
@@ -199,16 +199,17 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
     with_file = [name for name, file in files.items() if file.is_file()]
     for name in with_file:
         settings = parse(SiteFile, read_yaml(files[name]), source=f"{name}.yaml")
-        role = experiment.data.role
-        if role not in settings.datasets:
+        if not set(experiment.data.roles) & set(settings.datasets):
             raise ConfigurationError(
                 f"{name}.yaml: datasets",
                 got=", ".join(sorted(settings.datasets)),
-                expected=f"the role {role!r}, which the experiment asks for (data.role)",
+                expected=f"the role {' or '.join(map(repr, experiment.data.roles))}, which the experiment asks for "
+                "(data.role)",
             )
+        role = site_view(experiment, settings.datasets, preferred=settings.prefers).data.role
         read_datalist(files[name].parent / settings.datasets[role].list, salt=name)
     without = [name for name in names if name not in with_file]
-    if without and experiment.data.phantom is None:
+    if without and all(one.phantom is None for one in data_sets(experiment)):
         raise ConfigurationError(
             "site files",
             got=f"none for {', '.join(without)}",

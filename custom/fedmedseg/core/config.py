@@ -10,7 +10,7 @@ import pkgutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, create_model, field_validator, model_validator
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
@@ -48,35 +48,68 @@ class PhantomSection(Strict):
     size: tuple[Positive, Positive, Positive] | None = None
 
 
+Role = Annotated[str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")]
+
+
+def _consecutive(labels: dict[int, str]) -> dict[int, str]:
+    if sorted(labels) != list(range(1, len(labels) + 1)):
+        raise Misfit(got=labels, expected="label numbers 1, 2, 3, ... without a gap (0 is background)")
+    if len(set(labels.values())) != len(labels):
+        raise Misfit(got=labels, expected="each structure's name once")
+    return dict(sorted(labels.items()))
+
+
+Labels = Annotated[dict[Annotated[int, Field(ge=1, le=254)], str], AfterValidator(_consecutive)]
+
+
+class AlternativeSection(Strict):
+    """Another data set that a site may take part with, laid over ``data``: what is not given here is as there."""
+
+    role: Role
+    labels: Labels
+    modality: Literal["mr", "ct"] | None = None
+    window: tuple[float, float] | None = None
+    phantom: PhantomSection | None = None
+    """Of the simulator's sites, those of ``data`` come first, then those of each alternative in turn."""
+
+
 class DataSection(Strict):
     """Which data set a study uses and how volumes become crops."""
 
-    role: Annotated[
-        str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")
-    ]
+    role: Role
     modality: Literal["mr", "ct"]
     spatial_dims: Literal[2, 3]
-    labels: dict[Annotated[int, Field(ge=1, le=254)], str]
+    labels: Labels
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
     """Target spacing in mm per axis; null keeps the scanner's."""
     window: tuple[float, float] = (-175.0, 250.0)
     """CT only: the HU range that is mapped to 0..1."""
     crop: tuple[Positive, ...]
     """Crop in voxels after resampling: two numbers in 2D (in-plane), three in 3D."""
+    whole_depth: bool = False
+    """3D: a crop takes all slices of its volume, however many; crop's third number is then the fewest, to which a
+    volume is padded."""
     min_foreground: float = Field(0.1, ge=0.0, lt=1.0)
     """The least share of tissue in a pretraining crop."""
     labelled_fraction: Fraction = 1.0
     """Share of each site's labelled training patients that fine-tuning sees, rounded up to a patient."""
     phantom: PhantomSection | None = None
+    alternatives: tuple[AlternativeSection, ...] = ()
+    """Other data sets, with label maps of their own, that a site may take part with instead (``data.views``)."""
 
-    @field_validator("labels")
+    @field_validator("alternatives")
     @classmethod
-    def _labels_are_consecutive(cls, labels: dict[int, str]) -> dict[int, str]:
-        if sorted(labels) != list(range(1, len(labels) + 1)):
-            raise Misfit(got=labels, expected="label numbers 1, 2, 3, ... without a gap (0 is background)")
-        if len(set(labels.values())) != len(labels):
-            raise Misfit(got=labels, expected="each structure's name once")
-        return dict(sorted(labels.items()))
+    def _roles_differ(
+        cls, alternatives: tuple[AlternativeSection, ...], info: ValidationInfo
+    ) -> tuple[AlternativeSection, ...]:
+        roles = [info.data.get("role"), *(one.role for one in alternatives)]
+        if len(set(roles)) != len(roles):
+            raise Misfit(
+                got=", ".join(str(role) for role in roles),
+                expected="each role once: a site's file offers a role, and that decides which labels are meant",
+                remedy="give each data set a role of its own",
+            )
+        return alternatives
 
     @model_validator(mode="after")
     def _crop_fits_dimensions(self) -> DataSection:
@@ -87,6 +120,13 @@ class DataSection(Strict):
                 expected=f"{self.spatial_dims} numbers, because data.spatial_dims is {self.spatial_dims}",
                 remedy="give crop as many, or set data.spatial_dims to the number of crop's axes; a 2D preset laid "
                 "over a 3D one, or the reverse, needs data.spatial_dims as well",
+            )
+        if self.whole_depth and self.spatial_dims != 3:
+            raise Misfit(
+                "whole_depth",
+                got=True,
+                expected="false, because data.spatial_dims is 2: a crop is a part of one slice",
+                remedy="leave whole_depth out, or set data.spatial_dims to 3 and give crop three numbers",
             )
         if math.prod(self.crop) > MOST_VOXELS:
             raise Misfit(
@@ -103,6 +143,18 @@ class DataSection(Strict):
     def classes(self) -> int:
         """Number of classes, background included."""
         return len(self.labels) + 1
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role with which a site can take part."""
+        return (self.role, *(one.role for one in self.alternatives))
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Every structure that some site marks, once: those of ``labels`` first, then what alternatives add."""
+        return tuple(
+            dict.fromkeys([*self.labels.values(), *(n for one in self.alternatives for n in one.labels.values())])
+        )
 
 
 class SwinUNETRSection(Strict):
@@ -152,7 +204,24 @@ class UNETRSection(Strict):
         return self
 
 
-NetworkSection = Annotated[SwinUNETRSection | UNETRSection, Field(discriminator="name")]
+class RelocalizationSection(Strict):
+    """FedCRLD's network of a shared and a private encoder; its own system builds it (``fedcrld.network``)."""
+
+    name: Literal["relocalization"]
+    width: int = Field(64, gt=0, le=LARGEST, multiple_of=8)
+    """Channels of the first block; 64 is the published size."""
+    faithful_reshape: bool = False
+    """Tokens of the attention by a raw reshape that mixes channels and positions, as in the published code."""
+    pretrained: None = None
+    """No encoder file exists for this network."""
+
+    @property
+    def input_multiple(self) -> int:
+        """Both in-plane edges of a crop divide by this; any number of slices will do."""
+        return 8
+
+
+NetworkSection = Annotated[SwinUNETRSection | UNETRSection | RelocalizationSection, Field(discriminator="name")]
 
 
 class OptimizerSection(Strict):
@@ -267,15 +336,20 @@ class Experiment(Strict):
     federation: FederationSection = FederationSection()
     compute: ComputeSection = Field(default_factory=lambda: ComputeSection.model_validate({}))
 
+    _whole: str | None = PrivateAttr(default=None)
+    """Of a site's view: the digest of the study it is a view of."""
+
     @model_validator(mode="after")
     def _crop_suits_network(self) -> Experiment:
         multiple = self.network.input_multiple
-        if any(edge % multiple for edge in self.data.crop):
+        divided = 2 if isinstance(self.network, RelocalizationSection) else len(self.data.crop)
+        if any(edge % multiple for edge in self.data.crop[:divided]):
+            fit = [math.ceil(edge / multiple) * multiple for edge in self.data.crop[:divided]]
             raise Misfit(
                 "data.crop",
                 got=list(self.data.crop),
                 expected=f"edges that divide by {multiple} (network {self.network.name})",
-                remedy=f"use {', '.join(str(math.ceil(edge / multiple) * multiple) for edge in self.data.crop)}",
+                remedy=f"use {', '.join(map(str, [*fit, *self.data.crop[divided:]]))}",
             )
         return self
 
@@ -286,9 +360,17 @@ class Experiment(Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every setting that changes results or names; ``resume`` does not."""
+        """SHA-256 over every setting that changes results or names; ``resume`` does not. A view has its study's."""
+        if self._whole is not None:
+            return self._whole
         content = self.model_dump(mode="json", exclude={"resume"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def with_data(self, data: DataSection) -> Experiment:
+        """This study as a site sees it that takes part with ``data``; it keeps the whole study's digest."""
+        view = self.model_copy(update={"data": data})
+        view._whole = self.digest
+        return view
 
 
 def systems() -> list[str]:

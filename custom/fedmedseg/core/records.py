@@ -81,6 +81,7 @@ class RunRecord(Widget):
             "outcome": "stopped",
             "reason": self._reason,
             "labels": {str(number): name for number, name in experiment.data.labels.items()},
+            "structures": list(experiment.data.structures),
             "sites": sorted(sites),
             "encryption": encryption_of(experiment),
             "stages_left": stages,

@@ -105,7 +105,7 @@ def make_wish(
         system=experiment.system,
         experiment=experiment.digest,
         run=run,
-        data=experiment.data.role,
+        data=" or ".join(experiment.data.roles),
         stages=stages,
         submitter=submitter,
         scope=scope,

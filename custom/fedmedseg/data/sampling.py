@@ -73,7 +73,8 @@ def image_crop(volumes: ImageSource, rng: np.random.Generator, data: DataSection
         depth = int(full[rng.integers(full.size)]) if full.size else int(np.argmax(shares))
     best, most = None, -1.0
     for _ in range(ATTEMPTS):
-        box = _box(tuple(int(rng.integers(size - edge + 1)) for size, edge in _room(image, data)), data, depth)
+        corner = tuple(int(rng.integers(size - edge + 1)) for size, edge in _room(image, data))
+        box = _box(corner, edges(image.shape, data), depth)
         share = tissue_share(image[box], volumes.tissue(index))
         if share > most:
             best, most = box, share
@@ -110,7 +111,7 @@ def labelled_crop(
     else:
         corner = tuple(int(rng.integers(size - edge + 1)) for size, edge in room)
         depth = int(rng.integers(image.shape[2])) if data.spatial_dims == 2 else None
-    box = _box(corner, data, depth)
+    box = _box(corner, edges(image.shape, data), depth)
     return _image_tensor(image[box]), torch.from_numpy(np.array(label[box], dtype=np.int64, order="C"))[None]
 
 
@@ -122,13 +123,16 @@ def tissue_share(crop: np.ndarray, threshold: float) -> float:
 
 
 def _room(image: np.ndarray, data: DataSection) -> list[tuple[int, int]]:
-    return list(zip(image.shape, data.crop, strict=False))
+    return list(zip(image.shape, edges(image.shape, data), strict=False))
 
 
-def _box(corner: tuple[int, ...], data: DataSection, depth: int | None) -> tuple[slice | int, ...]:
-    box: tuple[slice | int, ...] = tuple(
-        slice(start, start + edge) for start, edge in zip(corner, data.crop, strict=True)
-    )
+def edges(shape: tuple[int, ...], data: DataSection) -> tuple[int, ...]:
+    """Edges of a crop of a volume (X, Y, Z): those of the study, with ``data.whole_depth`` all slices."""
+    return (*data.crop[:2], shape[2]) if data.whole_depth else data.crop
+
+
+def _box(corner: tuple[int, ...], crop: tuple[int, ...], depth: int | None) -> tuple[slice | int, ...]:
+    box: tuple[slice | int, ...] = tuple(slice(start, start + edge) for start, edge in zip(corner, crop, strict=True))
     return box if depth is None else (*box, depth)
 
 

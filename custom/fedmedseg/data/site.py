@@ -23,6 +23,7 @@ from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.schema import Strict, parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX
 from fedmedseg.data.leaving import PrivacySection
+from fedmedseg.data.views import phantom_view, site_view
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Site:
     privacy: PrivacySection | None = None
     """What may leave this site; None where the site file does not say, and then nothing passes the filters."""
     approval: Approval = "none"
+    prefers: str | None = None
+    """Role with which it takes part where a study would take several of its data sets."""
 
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
@@ -92,6 +95,8 @@ class SiteFile(Strict):
     privacy: PrivacySection | None = None
     approval: Approval = "none"
     """``each_job``: a local person must agree to every job before its first task (``core.approval``)."""
+    prefers: str | None = None
+    """The role to take part with where a study accepts several that this site offers (``data.views``)."""
 
 
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:
@@ -145,11 +150,13 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         volume_budget_mb=2048 if settings is None else settings.volume_budget_mb,
         privacy=None if settings is None else settings.privacy,
         approval="none" if settings is None else settings.approval,
+        prefers=None if settings is None else settings.prefers,
     )
-    listed = site.data_list(experiment.data.role)
+    role = site_view(experiment, datasets, preferred=site.prefers).data.role
+    listed = site.data_list(role)
     if not listed.is_file():
         raise ConfigurationError(
-            f"datasets.{experiment.data.role}.list",
+            f"datasets.{role}.list",
             got=f"no file at {listed}",
             expected="a data list (JSON)",
             remedy="correct the path, which starts at the site file's folder, or import the data first",
@@ -158,7 +165,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
 
 
 def phantom_index(name: str) -> int:
-    """Which phantom style a site gets: ``site-1`` 0, ``site-2`` 1, ...; other names a number that never changes."""
+    """Which phantom style (and, of several data sets, which) a site gets: ``site-1`` 0, ``site-2`` 1, ...; other names a number that never changes."""
     number = re.search(r"(\d+)$", name)
     if number:
         return max(0, int(number.group(1)) - 1)
@@ -253,7 +260,8 @@ def _device(own: str, asked: str) -> str:
 
 
 def _phantoms(experiment: Experiment, name: str, home: Path) -> dict[str, Path]:
-    section = experiment.data.phantom
+    data = phantom_view(experiment, phantom_index(name)).data
+    section = data.phantom
     if section is None:
         raise ConfigurationError(
             "site file",
@@ -262,7 +270,7 @@ def _phantoms(experiment: Experiment, name: str, home: Path) -> dict[str, Path]:
             remedy="write a site file, or add data.phantom to the experiment",
         )
     logger.info("no site file: this simulated site uses %s phantoms", section.family)
-    return {experiment.data.role: write_phantoms(section, seed=experiment.seed, name=name, home=home)}
+    return {data.role: write_phantoms(section, seed=experiment.seed, name=name, home=home)}
 
 
 def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path) -> Path:

@@ -7,6 +7,7 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner
 from fedmedseg.core.place import Place
 from fedmedseg.data.site import open_site
+from fedmedseg.data.views import site_view
 
 
 class MaskedDistillationExecutor(TrainingExecutor):
@@ -19,4 +20,5 @@ class MaskedDistillationExecutor(TrainingExecutor):
         site = open_site(
             experiment, name=place.name, local=place.local, workspace=place.workspace, simulated=place.simulated
         )
-        return MaskedDistillationLearner(experiment=experiment, site=site)
+        view = site_view(experiment, site.datasets, preferred=site.prefers)
+        return MaskedDistillationLearner(experiment=view, site=site)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import ComputeChoice
+from fedmedseg.networks.attention import SwitchableAttention
 from fedmedseg.networks.factory import READERS
 
 
@@ -25,8 +26,8 @@ def prepare(network: nn.Module, choice: ComputeChoice) -> None:
 
 
 def attention_modules(network: nn.Module) -> list[Any]:
-    """Every self-attention of MONAI's in ``network``."""
-    kinds = tuple(reader.attention_type() for reader in READERS.values())
+    """Every attention in ``network``, MONAI's and our own."""
+    kinds = (SwitchableAttention, *(reader.attention_type() for reader in READERS.values()))
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 

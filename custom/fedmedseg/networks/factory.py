@@ -6,16 +6,25 @@ from typing import Any
 
 from torch import nn
 
-from fedmedseg.core.config import Experiment, SwinUNETRSection, UNETRSection
+from fedmedseg.core.config import (
+    Experiment,
+    RelocalizationSection,
+    SwinUNETRSection,
+    UNETRSection,
+    system_module,
+)
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.partition import partition
 from fedmedseg.networks import swin, vit
 
-ENCODERS = {"swin_unetr": "swinViT", "unetr": "vit"}
-"""Where each network keeps its encoder; the first part of every encoder tensor's name."""
+ENCODERS = {"swin_unetr": "swinViT", "unetr": "vit", "relocalization": "globalnet"}
+"""Where each network keeps its (shared) encoder; the first part of every encoder tensor's name."""
 
 READERS: dict[str, Any] = {"swin_unetr": swin, "unetr": vit}
-"""What knows the inside of each encoder."""
+"""What knows the inside of each encoder of tokens."""
+
+BUILT_BY = {"relocalization": "fedcrld"}
+"""Networks that one system alone knows: its module ``network`` builds them."""
 
 
 def build_segmentation(experiment: Experiment) -> nn.Module:
@@ -30,6 +39,9 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
 
     check_network(experiment)
     data, network = experiment.data, experiment.network
+    if isinstance(network, RelocalizationSection):
+        built: nn.Module = system_module(BUILT_BY[network.name], "network").build(data, network)
+        return built
     if isinstance(network, SwinUNETRSection):
         return SwinUNETR(
             in_channels=1,
@@ -63,10 +75,13 @@ def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
     """State-dict names of the encoder tensors that pretraining trains and a site shares.
 
     SwinUNETR: ``swinViT.*`` without the patch merging after the last stage. UNETR: ``vit.*`` without the norms of
-    a cross-attention it does not have. Parameters only: integer buffers follow from the settings.
+    a cross-attention it does not have. Relocalization: ``globalnet.*``. Parameters only: integer buffers follow from
+    the settings.
     """
     kind = experiment.network.name
     prefix = ENCODERS[kind]
+    if kind not in READERS:
+        return list(partition(model, within=(prefix,)).shared)
     unreached = [f"{prefix}.{name}" for name in READERS[kind].unreached(getattr(model, prefix))]
     return list(partition(model, within=(prefix,), without=unreached).shared)
 
@@ -80,6 +95,15 @@ def check_network(experiment: Experiment) -> None:
     """
     network, crop = experiment.network, experiment.data.crop
     if isinstance(network, UNETRSection):
+        return
+    if isinstance(network, RelocalizationSection):
+        if experiment.data.spatial_dims != 3:
+            raise ConfigurationError(
+                "data.spatial_dims",
+                got=experiment.data.spatial_dims,
+                expected="3 for relocalization, which takes stacks of slices",
+                remedy="set data.spatial_dims to 3 and give data.crop three numbers",
+            )
         return
     for stage, heads in enumerate(network.heads):
         channels = network.feature_size * 2**stage

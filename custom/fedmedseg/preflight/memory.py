@@ -45,7 +45,7 @@ class Need:
     parameters: int
     """Trained numbers."""
     frozen: int
-    """Bytes of a network beside the trained one: a teacher."""
+    """Bytes of a network beside the trained one: a teacher, or a bank with its moments."""
     per_crop: int
     """Bytes kept for the backward pass, for one crop."""
     largest: int
@@ -63,7 +63,7 @@ class Need:
 
     def explained(self) -> str:
         """The sum, part by part."""
-        teacher = f" + teacher {human(self.frozen)}" if self.frozen else ""
+        teacher = f" + second network {human(self.frozen)}" if self.frozen else ""
         return (
             f"{self.stage}: {self.parameters / 1e6:.1f} M parameters {human(self.training)}{teacher} + {self.crops} "
             f"crop(s) x {human(self.per_crop + TRANSIENT * self.largest)} = {human(self.total)}"
@@ -74,19 +74,11 @@ def needs(experiment: Experiment) -> list[Need]:
     """What each training stage that is not left out needs, in the order of the stages."""
     with torch.random.fork_rng(devices=[]):
         network = build_segmentation(experiment).to("meta").train()
-    kind = experiment.network.name
-    encoder, reader = getattr(network, ENCODERS[kind]), READERS[kind]
     plan: Any = system_module(experiment.system, "plan")
     found = []
     for stage, crops in (plan.crops(experiment) if hasattr(plan, "crops") else {}).items():
         if experiment.stages[stage].rounds:
-            kept, largest = kept_for_backward(
-                experiment, encoder, lambda images: reader.block_tokens(encoder, images, top=1)[-1]
-            )
-            size = count(encoder)
-            found.append(
-                Need(stage=stage, crops=crops, parameters=size, frozen=4 * size, per_crop=kept, largest=largest)
-            )
+            found.append(_own_stage(experiment, network, stage, crops))
     if experiment.stages["fine_tuning"].rounds:
         kept, largest = kept_for_backward(experiment, network, lambda images: _loss(network(images)))
         found.append(
@@ -100,6 +92,22 @@ def needs(experiment: Experiment) -> list[Need]:
             )
         )
     return found
+
+
+def _own_stage(experiment: Experiment, network: nn.Module, stage: str, crops: int) -> Need:
+    """A system's own training: of an encoder beside its teacher, or of the whole network beside a bank that trains."""
+    kind = experiment.network.name
+    if kind not in READERS:
+        kept, largest = kept_for_backward(experiment, network, lambda images: _loss(network(images)))
+        size = count(network)
+        # the bank has gradients and moments of its own; its graph is there when the client's is gone
+        return Need(stage=stage, crops=crops, parameters=size, frozen=COPIES * 4 * size, per_crop=kept, largest=largest)
+    encoder, reader = getattr(network, ENCODERS[kind]), READERS[kind]
+    kept, largest = kept_for_backward(
+        experiment, encoder, lambda images: reader.block_tokens(encoder, images, top=1)[-1]
+    )
+    size = count(encoder)
+    return Need(stage=stage, crops=crops, parameters=size, frozen=4 * size, per_crop=kept, largest=largest)
 
 
 def count(network: nn.Module) -> int:

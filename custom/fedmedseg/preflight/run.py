@@ -14,6 +14,7 @@ from fedmedseg.core.kit_checks import server_port
 from fedmedseg.core.package_files import package_files
 from fedmedseg.core.release import package, tested
 from fedmedseg.data.site import SITE_FILE
+from fedmedseg.data.views import site_view
 from fedmedseg.preflight.memory import Need, gpu, machine_memory, memory, needs
 from fedmedseg.preflight.site import SiteSettings, Tick, check_site, read_site, site_file_of, what_may_leave
 
@@ -62,6 +63,9 @@ def preflight(
         known = any(one.check == "site file" and one.level is Level.FAIL for one in findings)
         findings += [] if known else [failed("site file", told, error.remedy or "correct the site file")]
         return [*findings, *_machine(None, experiment, [])]
+    experiment, more = _view(experiment, site)
+    findings += more
+    with_data = with_data and not more
     wanted = [] if experiment is None else needs(experiment)
     # a site file by itself may be a simulator's, where no filter runs
     filters = [] if kit is None else [what_may_leave(site)]
@@ -71,6 +75,18 @@ def preflight(
         *_machine(site, experiment, wanted),
         *check_site(site, experiment=experiment, wanted=wanted, with_data=with_data, tick=tick),
     ]
+
+
+def _view(experiment: Experiment | None, site: SiteSettings) -> tuple[Experiment | None, list[Finding]]:
+    """The study with this site's own data set, or a finding where the site file does not say which of several."""
+    if experiment is None or not experiment.data.alternatives:
+        # the check of the list says it where the one role is missing
+        return experiment, []
+    try:
+        return site_view(experiment, site.lists, preferred=site.settings.prefers), []
+    except ConfigurationError as error:
+        told = f"{error.got}, expected {error.expected}"
+        return experiment, [failed("data sets", told, error.remedy)]
 
 
 def _target(target: Path) -> tuple[Kit | None, Path | None]:

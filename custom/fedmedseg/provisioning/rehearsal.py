@@ -21,7 +21,8 @@ from fedmedseg.core.findings import Level
 from fedmedseg.core.kit import is_kit, open_kit
 from fedmedseg.core.progress import Follower
 from fedmedseg.core.simulation import terminate_as_exit
-from fedmedseg.data.site import SITE_FILE, write_phantoms
+from fedmedseg.data.site import SITE_FILE, phantom_index, write_phantoms
+from fedmedseg.data.views import data_sets, phantom_view
 from fedmedseg.provisioning.check import check_kit
 from fedmedseg.provisioning.loopback import (
     SERVER,
@@ -123,8 +124,7 @@ def place_phantoms(
     Raises:
         ConfigurationError: the experiment describes no phantoms.
     """
-    section = experiment.data.phantom
-    if section is None:
+    if not any(one.phantom for one in data_sets(experiment)):
         raise ConfigurationError(
             "data.phantom",
             got="none in this job",
@@ -132,8 +132,10 @@ def place_phantoms(
             remedy="choose a job or preset with data.phantom; with real volumes use `fedmedseg simulate --sites`",
         )
     for site in sites:
-        listed = write_phantoms(section, seed=experiment.seed, name=site, home=out / DATA / site)
-        content = {"datasets": {experiment.data.role: {"list": str(listed)}}, "privacy": {"min_count": 0}}
+        data = phantom_view(experiment, phantom_index(site)).data
+        assert data.phantom is not None, "phantom_view gives data sets that have phantoms"
+        listed = write_phantoms(data.phantom, seed=experiment.seed, name=site, home=out / DATA / site)
+        content = {"datasets": {data.role: {"list": str(listed)}}, "privacy": {"min_count": 0}}
         text = _HEAD + yaml.safe_dump(content, sort_keys=False)
         write_atomic(kits / site / "local" / SITE_FILE, text.encode())
         on_site(site)

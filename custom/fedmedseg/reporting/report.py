@@ -228,12 +228,14 @@ def _movement(record: Record) -> list[dict[str, str]]:
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     labels = record.get("labels") or {}
+    others = [name for name in record.get("structures") or () if name not in labels.values()]
     aggregate = math.fsum(number(one.get("aggregate_seconds")) or 0.0 for one in rounds_of(record))
     facts = [
         ("seed", record.get("seed")),
         ("hardware of the server", record.get("hardware")),
         ("seconds aggregating", f"{aggregate:.2f}"),
         ("structures", ", ".join(f"{key} {name}" for key, name in labels.items()) or None),
+        ("structures of some sites alone", ", ".join(others) or None),
         ("experiment SHA-256", record.get("experiment_sha256")),
         ("shared model SHA-256", record.get("shared_sha256")),
     ]

@@ -276,7 +276,7 @@ def _evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
 
 
 def _order(record: Record) -> Any:
-    structures = list((record.get("labels") or {}).values())
+    structures = list(record.get("structures") or (record.get("labels") or {}).values())
     models = list(MODELS)
 
     def rank(key: tuple[str, str]) -> tuple[int, str, int, str]:

@@ -13,14 +13,14 @@ from torch import nn
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.learner import Task
 from fedmedseg.data.site import Site
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.networks.factory import encoder_names
 from fedmedseg.segmentation.compute import way_of
 from fedmedseg.segmentation.models import load_model, save_model
-from fedmedseg.segmentation.stages import STARTS
+from fedmedseg.segmentation.stages import STARTS, tuned_starts
 from fedmedseg.segmentation.starts import initial_network
 
 
@@ -49,6 +49,11 @@ class Bench:
                 f"{self.experiment.system}.starts", got=list(starts), expected=f"one or more of {', '.join(STARTS)}"
             )
         return starts
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Those of ``starts`` that fine-tuning trains."""
+        return tuple(start for start in self.starts if start in tuned_starts(self.experiment))
 
     @property
     def folder(self) -> Path:
@@ -86,6 +91,36 @@ class Bench:
         record: dict[str, object] | None = task.state.load(_record(start))
         return record
 
+    def digest(self, start: str, task: Task) -> str:
+        """Digest of the model of ``start`` that this very run made; one of an earlier run never counts as ours.
+
+        Raises:
+            FedMedSegError: this run made none (reason MISSING_TENSORS).
+            DataError: nor could it, without a labelled case (reason NO_CASES).
+        """
+        record = self.finished(start, task)
+        if record is None:
+            # a site without labelled cases takes no part: this raises with that reason
+            _ = self.training
+            raise FedMedSegError(
+                f"model {start}",
+                got="none from this run",
+                expected="a finished training",
+                remedy="see why the stage that trains it failed at this site",
+                reason=Reason.MISSING_TENSORS,
+            )
+        return str(record["sha256"])
+
+    def finished_tensors(self, start: str, task: Task) -> dict[str, torch.Tensor]:
+        """Copies of the tensors of the model of ``start``, which this run made.
+
+        Raises:
+            FedMedSegError: see ``digest``.
+            ConfigurationError: the file was changed since.
+        """
+        self.load(start, self.digest(start, task))
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
     def load(self, start: str, sha256: str) -> None:
         """Load the model of ``start``, which must be the one recorded.
 
@@ -96,7 +131,7 @@ class Bench:
         if content_sha256(self.model.state_dict()) != sha256:
             raise ConfigurationError(
                 f"model {start}",
-                got="a file changed since this run's fine-tuning",
+                got="a file changed since this run's training",
                 expected="the model that this run saved",
                 remedy="run the study again, or restore the file",
             )

@@ -26,7 +26,7 @@ def predict(
     """Class probabilities of one preprocessed volume.
 
     ``image`` is (1, X, Y, Z), normalised. A 2D network sees the Z slices as a batch. Windows of
-    ``data.crop`` overlap by ``overlap`` (0..1) and are blended with Gaussian weights; probabilities, not
+    ``data.crop`` (of all slices with ``data.whole_depth``) overlap by ``overlap`` (0..1) and are blended with Gaussian weights; probabilities, not
     logits, are blended, so they sum to 1 everywhere. A volume smaller than the crop is padded with its
     own lowest value (air) and cut back. Only windows go to ``device``: the result, float32
     (classes, X, Y, Z), lies on the CPU. ``choice`` is how the network is computed (None: float32, as it is); it and the
@@ -41,6 +41,7 @@ def predict(
     if volume.ndim != 4 or volume.shape[0] != 1:
         raise DataError("image", got=tuple(volume.shape), expected="one channel and three axes, (1, X, Y, Z)")
     flat = data.spatial_dims == 2
+    window = (*data.crop[:2], volume.shape[3]) if data.whole_depth else data.crop
     batch = volume.permute(3, 0, 1, 2) if flat else volume[None]
     way = choice or SHIPPED
     was_training = model.training
@@ -49,7 +50,7 @@ def predict(
         with applied(model, choice), torch.inference_mode():
             result = sliding_window_inference(
                 batch.contiguous(),
-                roi_size=data.crop,
+                roi_size=window,
                 sw_batch_size=windows_per_forward(data),
                 predictor=lambda windows: torch.softmax(logits_of(model, windows, way, device), dim=1),
                 overlap=overlap,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -15,7 +15,7 @@ from fedmedseg.core.training import run_steps
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.segmentation.bench import Bench, training_name
 from fedmedseg.segmentation.objective import SupervisedObjective
-from fedmedseg.segmentation.stages import PERSONAL, SCRATCH, SHARED
+from fedmedseg.segmentation.stages import CONTINUED, PERSONAL, SCRATCH, SHARED
 from fedmedseg.segmentation.starts import encoder_tensors
 
 logger = logging.getLogger(__name__)
@@ -27,17 +27,21 @@ def fine_tune(bench: Bench, task: Task, shared: Mapping[str, torch.Tensor]) -> R
     Raises:
         Aborted: the federation asked to stop; what was finished is not trained again.
         DataError: no labelled case here (reason NO_CASES).
-        FedMedSegError: no encoder to start from (reason MISSING_TENSORS).
+        FedMedSegError: no encoder or model to start from (reason MISSING_TENSORS).
     """
     training = announced_training(bench)
     metrics = {"set_aside": float(len(training.quarantined))}
-    for start in bench.starts:
-        encoder = _encoder(bench, start, task, shared, metrics)
-        metrics |= fine_tune_from(bench, start, encoder, task)
+    for start in bench.tuned:
+        if start == CONTINUED:
+            # all of it is trained: no part needs to be spared
+            metrics |= fine_tune_from(bench, start, bench.finished_tensors(PERSONAL, task), task, pretrained=())
+        else:
+            encoder = _encoder(bench, start, task, shared, metrics)
+            metrics |= fine_tune_from(bench, start, encoder, task, pretrained=tuple(encoder))
     return Reply(
         metrics=metrics,
         examples=len(training),
-        steps=bench.experiment.segmentation.steps * len(bench.starts),
+        steps=bench.experiment.segmentation.steps * len(bench.tuned),
     )
 
 
@@ -54,19 +58,24 @@ def announced_training(bench: Bench) -> Volumes:
     return training
 
 
-def fine_tune_from(bench: Bench, start: str, encoder: Mapping[str, torch.Tensor], task: Task) -> dict[str, float]:
-    """Train one network from ``encoder`` (empty: from scratch) and save it; a finished one is not trained again."""
-    key = f"{task.stage}|{task.round}|{task.base}|{content_sha256(encoder)}"
+def fine_tune_from(
+    bench: Bench, start: str, tensors: Mapping[str, torch.Tensor], task: Task, *, pretrained: Sequence[str]
+) -> dict[str, float]:
+    """Train one network from ``tensors`` (empty: from scratch) and save it; a finished one is not trained again.
+
+    ``pretrained`` names those of them that have the encoder's learning rate.
+    """
+    key = f"{task.stage}|{task.round}|{task.base}|{content_sha256(tensors)}"
     done = bench.finished(start, task)
     if done is not None and done["key"] == key and bench.model_file(start).exists():
         return dict(cast(Mapping[str, float], done["metrics"]))
-    bench.begin(encoder)
+    bench.begin(tensors)
     objective = SupervisedObjective(
         model=bench.model,
         training=bench.training,
         validation=bench.validation,
         experiment=bench.experiment,
-        pretrained=tuple(encoder),
+        pretrained=pretrained,
         device=bench.site.device,
         aborted=task.aborted,
         compute=bench.way("supervised", task),

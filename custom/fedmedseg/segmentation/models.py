@@ -18,6 +18,8 @@ from fedmedseg.core.wire import is_finite
 from fedmedseg.networks.factory import build_segmentation
 
 FORMAT = 1
+UNUSUAL = ("whole_depth",)
+"""Settings of the data that a file names only where they differ from their defaults: older files name none."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def describe(experiment: Experiment, start: str) -> dict[str, Any]:
         "window": list(data.window),
         "overlap": experiment.segmentation.overlap,
         "network": experiment.network.model_dump(mode="json"),
+        **_unusual(data),
     }
 
 
@@ -167,6 +170,10 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, to
             )
 
 
+def _unusual(data: DataSection) -> dict[str, Any]:
+    return data.model_dump(mode="json", include=set(UNUSUAL), exclude_defaults=True)
+
+
 def _read(path: Path) -> dict[str, Any]:
     tree = checkpoint.load(path)
     if tree is None:
@@ -194,7 +201,7 @@ def _as_experiment(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "system": tree["system"],
         "study": tree["study"],
-        "data": {name: tree[name] for name in fields},
+        "data": {name: tree[name] for name in (*fields, *UNUSUAL) if name in tree},
         "network": tree["network"],
         "segmentation": {"steps": 1, "overlap": tree["overlap"], "optimizer": {"learning_rate": 1.0}},
         "stages": {},

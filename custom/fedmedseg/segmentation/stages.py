@@ -12,8 +12,10 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import refuse_unread
 from fedmedseg.core.wire import Part, StageContract
 
-PERSONAL, SHARED, SCRATCH, UNTRAINED = "personal", "shared", "scratch", "untrained"
-STARTS = (PERSONAL, SHARED, SCRATCH)
+PERSONAL, SHARED, CONTINUED, SCRATCH, UNTRAINED = "personal", "shared", "continued", "scratch", "untrained"
+STARTS = (PERSONAL, SHARED, CONTINUED, SCRATCH)
+"""What a model comes from. ``continued`` is trained on from the site's model ``personal``, which a system finished
+before."""
 
 FINE_TUNED = "fine_tuned."
 """Beginning of the shared tensors' names of federated fine-tuning: ``fine_tuned.<start>.<name in the network>``."""
@@ -27,6 +29,12 @@ COUNTS = ("cases", "set_aside", "failures/*")
 def is_federated(experiment: Experiment) -> bool:
     """Whether the sites fine-tune together."""
     return experiment.segmentation.fine_tuning == "federated"
+
+
+def tuned_starts(experiment: Experiment) -> tuple[str, ...]:
+    """The starts that fine-tuning trains: all but those whose models the system's own stages have ``finished``."""
+    finished = getattr(experiment.wing, "finished", ())
+    return tuple(start for start in experiment.wing.starts if start not in finished)
 
 
 def segmentation_stages(experiment: Experiment) -> dict[str, StageContract]:
@@ -65,12 +73,13 @@ def segmentation_stages(experiment: Experiment) -> dict[str, StageContract]:
 
 def segmentation_work(experiment: Experiment) -> dict[str, int]:
     """Steps one site does in one round of these stages; a test case counts as one."""
-    starts, section = len(experiment.wing.starts), experiment.segmentation
+    starts, tuned = len(experiment.wing.starts), len(tuned_starts(experiment))
+    section = experiment.segmentation
     phantom = experiment.data.phantom
     cases = phantom.test if phantom is not None else 1
     rounds = max(1, experiment.stages["fine_tuning"].rounds)
     return {
-        "fine_tuning": starts * math.ceil(section.steps / rounds),
+        "fine_tuning": tuned * math.ceil(section.steps / rounds),
         "evaluation": (starts + section.test_untrained) * cases,
     }
 
@@ -81,8 +90,8 @@ def check_stages(experiment: Experiment) -> None:
     Raises:
         ConfigurationError: naming the field, what came, what was expected and how to mend it.
     """
-    pretrained = any(start != SCRATCH for start in experiment.wing.starts)
-    read = (pretrained, "a start other than scratch")
+    tuned = tuned_starts(experiment)
+    read = (any(start in (PERSONAL, SHARED) for start in tuned), "a start from a pretrained encoder")
     rates = {"encoder_rate_factor": read, "encoder_rate_share": read}
     refuse_unread(experiment.segmentation, "segmentation", rates)
     rounds = {stage: experiment.stages[stage].rounds for stage in ("fine_tuning", "evaluation")}
@@ -90,6 +99,15 @@ def check_stages(experiment: Experiment) -> None:
         raise ConfigurationError(
             "stages.evaluation.rounds", got=rounds["evaluation"], expected="1: the test set is read once"
         )
+    if not tuned:
+        if rounds["fine_tuning"]:
+            raise ConfigurationError(
+                "stages.fine_tuning.rounds",
+                got=rounds["fine_tuning"],
+                expected=f"0: no model of {experiment.system}.starts is fine-tuned",
+                remedy="set it to 0, or add scratch or continued to starts",
+            )
+        return
     if not is_federated(experiment):
         if rounds["fine_tuning"] != 1:
             raise ConfigurationError(
@@ -104,6 +122,13 @@ def check_stages(experiment: Experiment) -> None:
             "stages.fine_tuning.rounds",
             got=rounds["fine_tuning"],
             expected=f"1 to {experiment.segmentation.steps}, the steps that the rounds share (segmentation.steps)",
+        )
+    if any(one.labels != experiment.data.labels for one in experiment.data.alternatives):
+        raise ConfigurationError(
+            "segmentation.fine_tuning",
+            got="federated, with data.alternatives that have other labels",
+            expected="local, or one label map at all sites: networks of other classes have no average",
+            remedy="use fine_tuning local, or give every alternative the labels of data.labels",
         )
     if PERSONAL in experiment.wing.starts:
         raise ConfigurationError(

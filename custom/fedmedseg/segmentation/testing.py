@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.reporting.metrics import CaseScore
 from fedmedseg.segmentation.bench import Bench
@@ -28,7 +27,7 @@ def score_models(bench: Bench, task: Task) -> Reply:
         ConfigurationError: a model file was changed since.
         DataError: no test case here, or no labelled one (reason NO_CASES).
     """
-    digests = {start: _digest(bench, start, task) for start in bench.starts}
+    digests = {start: bench.digest(start, task) for start in bench.starts}
     key = "|".join([task.stage, str(task.round), *(f"{start}={sha}" for start, sha in digests.items())])
     saved = task.state.load(EVALUATING)
     scored: dict[str, list[Any]] = dict(saved["models"]) if saved is not None and saved["key"] == key else {}
@@ -43,22 +42,6 @@ def score_models(bench: Bench, task: Task) -> Reply:
     _draw(bench, digests, task)
     counts = {"cases": float(len(volumes)), "set_aside": float(len(bench.test.quarantined))}
     return Reply(metrics=metrics_of(results) | counts, examples=len(volumes))
-
-
-def _digest(bench: Bench, start: str, task: Task) -> str:
-    """Digest of the model that this very run fine-tuned; a model of an earlier run is never scored as ours."""
-    record = bench.finished(start, task)
-    if record is None:
-        # a site without labelled cases takes no part: this raises with that reason
-        _ = bench.training
-        raise FedMedSegError(
-            f"model {start}",
-            got="none from this run",
-            expected="a finished fine-tuning",
-            remedy="see why the fine-tuning stage failed at this site",
-            reason=Reason.MISSING_TENSORS,
-        )
-    return str(record["sha256"])
 
 
 def _score(bench: Bench, name: str, sha256: str | None, task: Task) -> list[CaseScore]:

@@ -1,0 +1,26 @@
+"""Softmax attention of our own networks, in one kernel or written out, as a site's way of computing says."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class SwitchableAttention(nn.Module):
+    """Base of modules that attend; ``networks.compute`` sets ``use_flash_attention`` as it does on MONAI's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.use_flash_attention = True
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """softmax(query key^T) value over tokens (B, N, C), without a scale; (B, N, C).
+
+        The fused kernel never holds the N x N scores: 6,250 tokens (10 slices of 200 x 200) would make 156 MB a map.
+        """
+        if self.use_flash_attention:
+            # one head: the kernels that save memory are there for four axes
+            heads = (tokens.unsqueeze(1) for tokens in (query, key, value))
+            return functional.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+        return torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
