@@ -165,7 +165,10 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
 
 
 def phantom_index(name: str) -> int:
-    """Which phantom style (and, of several data sets, which) a site gets: ``site-1`` 0, ``site-2`` 1, ...; other names a number that never changes."""
+    """Which phantom style a site gets, and which of several data sets: ``site-1`` 0, ``site-2`` 1, ...
+
+    Other names have a number that never changes.
+    """
     number = re.search(r"(\d+)$", name)
     if number:
         return max(0, int(number.group(1)) - 1)

@@ -42,7 +42,7 @@ class MomentumBank:
         """theta~ <- m theta~ + (1 - m) theta, for every parameter."""
         own, theirs = dict(self.network.named_parameters()), dict(client.named_parameters())
         names, m = sorted(own), self.section.momentum
-        followed = [own[name] for name in names]
+        followed: list[torch.Tensor] = [own[name] for name in names]
         torch._foreach_mul_(followed, m)
         torch._foreach_add_(followed, [theirs[name].detach() for name in names], alpha=1.0 - m)
 

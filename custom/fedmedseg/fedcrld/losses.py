@@ -73,16 +73,14 @@ def contrastive_difference(local_features: torch.Tensor, global_features: torch.
     ``corrected``: each channel's map is a distribution over all positions, the divergence is averaged over channels.
     ``published``: over the last axis alone, averaged over elements.
     """
+    local, shared = local_features, global_features
     if form == "corrected":
-        local, shared = (features.flatten(2).flatten(0, 1) for features in (local_features, global_features))
-        reduction = "batchmean"
-    else:
-        local, shared, reduction = local_features, global_features, "mean"
+        local, shared = local.flatten(2), shared.flatten(2)
     one, other = torch.log_softmax(local, dim=-1), torch.log_softmax(shared, dim=-1)
-    # kl_div(input, target) is KL(target | input)
-    there = functional.kl_div(other, one, reduction=reduction, log_target=True)
-    back = functional.kl_div(one, other, reduction=reduction, log_target=True)
-    return 0.5 * (there + back)
+    # KL(one | other) + KL(other | one), element by element
+    both = (one.exp() - other.exp()) * (one - other)
+    divergence = both.sum(dim=-1).mean() if form == "corrected" else both.mean()
+    return 0.5 * divergence
 
 
 def moon_contrast(

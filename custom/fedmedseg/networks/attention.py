@@ -20,7 +20,10 @@ class SwitchableAttention(nn.Module):
         The fused kernel never holds the N x N scores: 6,250 tokens (10 slices of 200 x 200) would make 156 MB a map.
         """
         if self.use_flash_attention:
-            # one head: the kernels that save memory are there for four axes
-            heads = (tokens.unsqueeze(1) for tokens in (query, key, value))
-            return functional.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+            # the kernels that save memory want four axes and channels that lie side by side; for other tensors
+            # torch computes the whole scores without a word
+            one, other, third = (tokens.unsqueeze(1).contiguous() for tokens in (query, key, value))
+            return functional.scaled_dot_product_attention(
+                query=one, key=other, value=third, scale=1.0
+            ).squeeze(1)
         return torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
