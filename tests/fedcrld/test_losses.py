@@ -38,7 +38,9 @@ def test_dice_of_a_structure_that_is_neither_there_nor_seen_is_perfect() -> None
 
 def test_corrected_cross_entropy_is_that_of_the_label() -> None:
     p, y = voxels((0.75, 0.25), (0.5, 0.5)), voxels((1.0, 0.0), (0.0, 1.0))
-    assert float(cross_entropy(p, y, form="corrected")) == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, abs=1e-5)
+    assert float(cross_entropy(p, y, form="corrected")) == pytest.approx(
+        -(math.log(0.75) + math.log(0.5)) / 2, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("p_y", [0.1, 0.5, 0.9])

@@ -14,7 +14,7 @@ from fedmedseg.fedata.masking import masked_units
 from fedmedseg.fedata.mixing_config import ALASection, ClientMix, EMASection, FedEMASection, TeacherSync, check_mixing
 from fedmedseg.fedata.pretext_config import DecoderSection, IbotSection, MaskedTokens, PretextName, check_pretext
 from fedmedseg.networks import swin, vit
-from fedmedseg.networks.factory import check_network
+from fedmedseg.networks.factory import READERS, check_network
 from fedmedseg.segmentation.stages import check_stages
 
 Start = Literal["personal", "shared", "scratch"]
@@ -126,6 +126,12 @@ class Section(Strict):
         Raises:
             ConfigurationError: naming the field, what came, what was expected and how to mend it.
         """
+        if experiment.network.name not in READERS:
+            raise ConfigurationError(
+                "network.name",
+                got=experiment.network.name,
+                expected=f"one of {', '.join(sorted(READERS))}: masks hide tokens, and this network has none",
+            )
         check_network(experiment)
         check_stages(experiment)
         self._check_starts(experiment)

@@ -23,7 +23,5 @@ class SwitchableAttention(nn.Module):
             # the kernels that save memory want four axes and channels that lie side by side; for other tensors
             # torch computes the whole scores without a word
             one, other, third = (tokens.unsqueeze(1).contiguous() for tokens in (query, key, value))
-            return functional.scaled_dot_product_attention(
-                query=one, key=other, value=third, scale=1.0
-            ).squeeze(1)
+            return functional.scaled_dot_product_attention(query=one, key=other, value=third, scale=1.0).squeeze(1)
         return torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
