@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.data.augmentation import augment
+from fedmedseg.data.augmentation import augment, augmented, deform
 
 
 def crop(*shape: int) -> torch.Tensor:
@@ -80,3 +80,36 @@ def test_hounsfield_units_are_kept() -> None:
 def test_equal_seeds_agree() -> None:
     one, two = (augment(crop(4, 4), None, np.random.default_rng(5), flip=0.5)[0] for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_a_deformation_moves_image_and_label_alike_and_all_slices_alike() -> None:
+    """A disc seen in every slice: the deformed image, cut at a half, is the deformed label in every slice."""
+    x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(48) - 23.5, indexing="ij")
+    disc = torch.from_numpy(((x - 8) ** 2 + y**2 < 81).astype(np.float32))[None, :, :, None].repeat(1, 1, 1, 3)
+    moved_somewhere = 0
+    for seed in range(8):
+        image, label = deform(disc, disc.long(), np.random.default_rng(seed))
+        assert image.shape == label.shape == disc.shape
+        assert label.dtype == torch.int64
+        differing = ((image > 0.5).long() != label).float().mean()
+        assert differing < 0.01, "they differ by the rounding at the edge alone"
+        assert torch.equal(label[..., 0], label[..., 2])
+        # scales are 0.75 to 1.25, so areas are 0.64 to 1.78 of what they were, and the elastic field adds a little
+        assert 0.4 < float(label.sum()) / float(disc.sum()) < 2.5
+        moved_somewhere += not torch.equal(label, disc.long())
+    assert moved_somewhere == 8
+
+
+def test_from_outside_comes_the_darkest_value_and_background() -> None:
+    image, label = deform(torch.full((1, 32, 32, 2), 3.0), torch.ones(1, 32, 32, 2).long(), np.random.default_rng(1))
+    torch.testing.assert_close(image, torch.full((1, 32, 32, 2), 3.0))
+    assert set(label.unique().tolist()) <= {0, 1}
+
+
+def test_the_setting_chooses_how_crops_are_changed() -> None:
+    image, label = crop(16, 16, 2), (crop(16, 16, 2) > 200).long()
+    flips = augmented(image, label, np.random.default_rng(5), kind="flips", modality="mr")
+    elastic = augmented(image, label, np.random.default_rng(5), kind="elastic", modality="mr")
+    assert torch.equal(flips[0], augment(image, label, np.random.default_rng(5), modality="mr")[0])
+    assert torch.equal(elastic[0], deform(image, label, np.random.default_rng(5))[0])
+    assert not torch.equal(flips[0], elastic[0])

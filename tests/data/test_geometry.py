@@ -182,3 +182,12 @@ def test_a_single_slice_is_resampled_in_its_plane() -> None:
     assert seen.shape == (1, 10, 12, 1)
     # each new voxel lies halfway between two old ones: 0.5, 2.5, 4.5, ...
     assert torch.allclose(seen[0, :, 5, 0], torch.arange(10.0) * 2 + 0.5, atol=1e-4)
+
+
+def test_the_longer_in_plane_side_is_scaled_to_so_many_voxels() -> None:
+    """100 x 60 voxels of 2 mm at 1 mm are 200 x 120; to 100 they are 2 mm again, whatever the slices."""
+    grid = Grid((100, 60, 9), np.diag([2.0, 2.0, 8.0, 1.0]))
+    assert geometry.target_grid(grid, (1.0, 1.0, None), None).shape == (200, 120, 9)
+    new = geometry.target_grid(grid, (1.0, 1.0, None), 150)
+    assert new.shape == (150, 90, 9)
+    np.testing.assert_allclose(new.spacing, (200 / 150, 200 / 150, 8.0))

@@ -32,7 +32,7 @@ DEFAULT_SITES = 4
 
 @data_app.command("import")
 def import_set(
-    importer: Annotated[str, typer.Argument(help="sunnybrook or decathlon.")],
+    importer: Annotated[str, typer.Argument(help="sunnybrook, decathlon, acdc, mnms or emidec.")],
     source: Annotated[Path, typer.Argument(help="The unpacked data set.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
     sites: Annotated[

@@ -82,8 +82,13 @@ class DataSection(Strict):
     labels: Labels
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
     """Target spacing in mm per axis; null keeps the scanner's."""
+    longest_edge: Positive | None = None
+    """After ``spacing``: scale in-plane so that the longer in-plane side has so many voxels; null leaves it."""
     window: tuple[float, float] = (-175.0, 250.0)
     """CT only: the HU range that is mapped to 0..1."""
+    intensity: Literal["foreground", "capped"] = "foreground"
+    """MR only. ``foreground``: z-score over what is not air, clipped to +-5; ``capped``: everything above the 96th
+    percentile becomes that, then z-score over the whole volume (FedCRLD's published preprocessing)."""
     crop: tuple[Positive, ...]
     """Crop in voxels after resampling: two numbers in 2D (in-plane), three in 3D."""
     whole_depth: bool = False
@@ -134,6 +139,13 @@ class DataSection(Strict):
                 got=list(self.crop),
                 expected=f"at most {MOST_VOXELS} voxels, as in 512 x 512 x 512",
                 remedy="give crop in voxels, not in millimetres or bytes; 96 on an axis is usual",
+            )
+        if self.intensity != "foreground" and self.modality == "ct":
+            raise Misfit(
+                "intensity",
+                got=self.intensity,
+                expected="foreground with modality ct, whose intensities follow data.window",
+                remedy="leave intensity out",
             )
         if self.window[0] >= self.window[1]:
             raise Misfit("window", got=list(self.window), expected="(low, high) in HU with low < high")
@@ -255,6 +267,9 @@ class SegmentationSection(Strict):
     foreground_share: float = Field(0.67, ge=0.0, le=1.0)
     """Share of crops centred on a labelled voxel."""
     augment: bool = True
+    augmentation: Literal["flips", "elastic"] = "flips"
+    """``flips``: mirror images, quarter turns, small changes of intensity; ``elastic``: mirror images, and one random
+    turn, scale and elastic deformation in-plane, the same in all slices (``data.augmentation``)."""
     test_untrained: bool = True
     """Test the untrained network too, the floor that any training must clear; a study of many runs can do without."""
 

@@ -1,9 +1,13 @@
-"""Random flips, quarter turns and small intensity changes of labelled crops.
+"""Random flips, quarter turns and small intensity changes of labelled crops; or turns, scales and deformations.
 
 Probabilities and ranges follow the fine-tuning example of Swin UNETR for multi-organ segmentation in MONAI's
 research contributions (SwinUNETR/BTCV: flips 0.2 per axis, quarter turns 0.2, intensity scale and shift 0.1
 each with range 0.1). Deviation: intensities of CT stay as they are, because Hounsfield units are calibrated:
 callers pass the study's modality.
+
+``deform`` follows the published code of FedCRLD (https://github.com/JerryQseu/FedCRLD, data_utilize2.py): a mirror
+image at random, then one in-plane transform shared by all slices: elastic (a random field smoothed by a Gaussian of
+sigma 30 to 50 voxels, times alpha 0 to 1500), a turn of up to half a circle, a scale of 0.75 to 1.25.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import numpy as np
 import torch
 
 INTENSITY_RANGE = 0.1
+ALPHA, SIGMA, SCALE = (0.0, 1500.0), (30.0, 50.0), (0.75, 1.25)
+"""Ranges of the elastic field's strength and smoothness (voxels), and of the scale."""
 
 
 @overload
@@ -69,3 +75,47 @@ def augment(
         changed = changed * (1.0 + float(factor)) if scaled else changed
         changed = changed + float(offset) if shifted else changed
     return changed, changed_label
+
+
+def deform(
+    image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, *, turn: float = np.pi
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``image`` and ``label`` (1, X, Y) or (1, X, Y, Z), moved alike: a mirror image, then a deformation in-plane.
+
+    Values between voxels are linear in the image and nearest in the label; from outside comes the image's darkest
+    value and background. ``turn`` is the largest angle in radians. The same number of draws is made for equal shapes.
+    """
+    from scipy.ndimage import gaussian_filter
+    from torch.nn.functional import grid_sample
+
+    axes = [axis + 1 for axis in range(image.ndim - 1) if rng.random() < 0.5]
+    shape = (int(image.shape[1]), int(image.shape[2]))
+    alpha, sigma = rng.uniform(*ALPHA), rng.uniform(*SIGMA)
+    angle, scale = rng.uniform(-turn, turn), rng.uniform(*SCALE)
+    field = [alpha * gaussian_filter(rng.uniform(-1.0, 1.0, size=shape), sigma, mode="constant") for _ in range(2)]
+    x, y = np.meshgrid(*(np.arange(edge) - (edge - 1) / 2 for edge in shape), indexing="ij")
+    x, y = x + field[0], y + field[1]
+    # where each voxel of the result comes from, in voxels from the centre
+    source = (
+        scale * (np.cos(angle) * x - np.sin(angle) * y),
+        scale * (np.sin(angle) * x + np.cos(angle) * y),
+    )
+    # grid_sample counts in halves of the extent, the last axis first
+    places = np.stack([2 * source[1] / max(1, shape[1] - 1), 2 * source[0] / max(1, shape[0] - 1)], axis=-1)
+    grid = torch.from_numpy(places.astype(np.float32))[None]
+
+    def sampled(volume: torch.Tensor, mode: str, outside: float) -> torch.Tensor:
+        # slices as channels: all of them move alike
+        flat = volume.flip(axes)[0].reshape(*shape, -1).permute(2, 0, 1)[None].float() - outside
+        moved = grid_sample(flat, grid, mode=mode, padding_mode="zeros", align_corners=True) + outside
+        return moved[0].permute(1, 2, 0).reshape(volume.shape).contiguous()
+
+    darkest = float(image.min())
+    return sampled(image, "bilinear", darkest), sampled(label, "nearest", 0.0).round().to(label.dtype)
+
+
+def augmented(
+    image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, *, kind: str, modality: Literal["mr", "ct"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A labelled crop changed in the way that ``segmentation.augmentation`` names."""
+    return deform(image, label, rng) if kind == "elastic" else augment(image, label, rng, modality=modality)

@@ -26,9 +26,9 @@ from fedmedseg.data.geometry import (
     Grid,
     canonical_orientation,
     oriented_grid,
-    resampled_grid,
     same_grid,
     spacing_of,
+    target_grid,
 )
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def read_header(path: Path, *, data: DataSection, budget_mb: int) -> Grid:
         raise CaseRejected(f"spacing outside {SPACING_MM[0]}..{SPACING_MM[1]} mm")
     grid = Grid((shape[0], shape[1], shape[2]), affine)
     oriented = oriented_grid(grid, canonical_orientation(affine, data.spatial_dims))
-    if math.prod(resampled_grid(oriented, data.spacing).shape) * 4 > budget:
+    if math.prod(target_grid(oriented, data.spacing, data.longest_edge).shape) * 4 > budget:
         raise CaseRejected("larger than the memory budget after resampling")
     return grid
 

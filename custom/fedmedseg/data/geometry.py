@@ -121,6 +121,17 @@ def resampled_grid(grid: Grid, spacing: Sequence[float | None]) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), grid.affine @ step)
 
 
+def target_grid(grid: Grid, spacing: Sequence[float | None], longest_edge: int | None) -> Grid:
+    """The study's grid over the same box: ``resampled_grid``, and then, where ``longest_edge`` is given, as much finer
+    or coarser in-plane as gives the longer in-plane side so many voxels. Both are one resampling."""
+    target = resampled_grid(grid, spacing)
+    if longest_edge is None:
+        return target
+    factor = max(target.shape[:2]) / longest_edge
+    x, y, z = target.spacing
+    return resampled_grid(grid, (x * factor, y * factor, z))
+
+
 def same_grid(one: Grid, other: Grid) -> bool:
     """Equal shapes, and corners that lie within a tenth of a voxel of each other."""
     return one.shape == other.shape and corner_distance(one, other) <= 0.1 * min(one.spacing)

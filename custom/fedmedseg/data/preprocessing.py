@@ -23,6 +23,7 @@ VERSION = 1
 """Part of every cache key: raise it when a preprocessed volume would change."""
 CLIP = 5.0
 """Standard deviations beyond which MR intensities are clipped."""
+CAP_PERCENTILE = 96.0
 MR_TISSUE_SHARE = 0.1
 CT_TISSUE_HU = -500.0
 POINTS_PER_CLASS = 1024
@@ -48,7 +49,7 @@ def prepare_image(case: Case, data: DataSection) -> Prepared:
     native = native_grid(case.image)
     orientation = geometry.canonical_orientation(native.affine, data.spatial_dims)
     oriented = geometry.oriented_grid(native, orientation)
-    target = geometry.resampled_grid(oriented, data.spacing)
+    target = geometry.target_grid(oriented, data.spacing, data.longest_edge)
     widths = geometry.padding(target.shape, data.crop)
     if widths is None:
         raise CaseRejected(TOO_SMALL, shape=target.shape)
@@ -133,6 +134,8 @@ def normalise(image: np.ndarray, data: DataSection) -> tuple[np.ndarray, float]:
 
     MR: z-score over the foreground, clipped to +-5. Foreground is what lies above a tenth of the way from
     the 1st to the 99th percentile, which leaves air out and does not depend on a few very bright voxels.
+    MR with ``intensity: capped``, as FedCRLD's published code: values above the 96th percentile become that, then a
+    z-score over the whole volume, air included.
     CT: the HU window mapped to 0..1. Tissue is what lies above both the window's low end and -500 HU.
     """
     from monai.transforms import NormalizeIntensity, ScaleIntensityRange
@@ -146,11 +149,17 @@ def normalise(image: np.ndarray, data: DataSection) -> tuple[np.ndarray, float]:
         # nearly all voxels are equal: percentiles say nothing
         dark, bright = float(image.min()), float(image.max())
     threshold = dark + MR_TISSUE_SHARE * (bright - dark)
-    foreground = image[image > threshold].astype(np.float64)
+    if data.intensity == "capped":
+        image = np.minimum(image, np.percentile(image, CAP_PERCENTILE))
+        foreground = image.ravel().astype(np.float64)
+    else:
+        foreground = image[image > threshold].astype(np.float64)
     mean, deviation = float(foreground.mean()), float(foreground.std())
     if deviation == 0.0:
         raise CaseRejected("image without contrast")
     scored = NormalizeIntensity(subtrahend=np.array(mean), divisor=np.array(deviation))(image)
+    if data.intensity == "capped":
+        return np.asarray(scored, dtype=np.float32), (threshold - mean) / deviation
     return np.clip(np.asarray(scored, dtype=np.float32), -CLIP, CLIP), max(-CLIP, (threshold - mean) / deviation)
 
 
@@ -184,5 +193,7 @@ def entry_digest(contents: Sequence[str], data: DataSection) -> str:
         "spacing": data.spacing,
         "window": data.window if data.modality == "ct" else None,
         "crop": data.crop,
+        # named only where they differ from their defaults: what was prepared before they were there stays valid
+        **data.model_dump(mode="json", include={"longest_edge", "intensity"}, exclude_defaults=True),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ import torch
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.seeding import generator
-from fedmedseg.data.augmentation import augment
+from fedmedseg.data.augmentation import augmented
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.sampling import labelled_crop
 from fedmedseg.data.volumes import Volumes
@@ -58,7 +58,7 @@ class EpochBatches:
             part = self._parts[self.volume(step * section.batch + item)]
             image, label = labelled_crop(part, rng, data, foreground_share=section.foreground_share)
             if section.augment:
-                image, label = augment(image, label, rng, modality=data.modality)
+                image, label = augmented(image, label, rng, kind=section.augmentation, modality=data.modality)
             images.append(image)
             labels.append(label)
         return torch.stack(images), torch.stack(labels)

@@ -19,7 +19,7 @@ from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import CaseRejected, admit, read_header, read_voxels
 from fedmedseg.data.datalist import Case, absent_files, case_key, leaks, listed_cases
-from fedmedseg.data.geometry import canonical_orientation, oriented_grid, padding, resampled_grid
+from fedmedseg.data.geometry import canonical_orientation, oriented_grid, padding, target_grid
 
 MOST_CLASSES = 255
 """Classes a label map can have at all."""
@@ -157,7 +157,8 @@ def _volume(case: Case, section: str, *, data: DataSection, budget_mb: int, fit:
         return Volume(case=case, section=section, reason="file cannot be read")
     content = hashlib.sha256(f"{voxels.shape}".encode())
     content.update(np.ascontiguousarray(voxels).data)
-    target = resampled_grid(oriented_grid(grid, canonical_orientation(grid.affine, data.spatial_dims)), data.spacing)
+    oriented = oriented_grid(grid, canonical_orientation(grid.affine, data.spatial_dims))
+    target = target_grid(oriented, data.spacing, data.longest_edge)
     widths = padding(target.shape, data.crop) if fit else ((0, 0),) * 3
     return Volume(
         case=case,

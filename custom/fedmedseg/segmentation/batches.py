@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedmedseg.core.config import DataSection, SegmentationSection
-from fedmedseg.data.augmentation import augment
+from fedmedseg.data.augmentation import augmented
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.sampling import labelled_crop
 from fedmedseg.data.volumes import Volumes
@@ -64,7 +64,9 @@ class LabelledBatches:
                 self._parts[group], rng, self.data, foreground_share=self.segmentation.foreground_share
             )
             if self.segmentation.augment:
-                image, label = augment(image, label, rng, modality=self.data.modality)
+                image, label = augmented(
+                    image, label, rng, kind=self.segmentation.augmentation, modality=self.data.modality
+                )
             images.append(image)
             labels.append(label)
             marked.append(self._marked[group])

@@ -27,10 +27,10 @@ def predict(
 
     ``image`` is (1, X, Y, Z), normalised. A 2D network sees the Z slices as a batch. Windows of ``data.crop``
     (of all slices with ``data.whole_depth``) overlap by ``overlap`` (0..1) and are blended with Gaussian weights;
-    probabilities, not logits, are blended, so they sum to 1 everywhere. A volume smaller than the crop is padded with its
-    own lowest value (air) and cut back. Only windows go to ``device``: the result, float32
-    (classes, X, Y, Z), lies on the CPU. ``choice`` is how the network is computed (None: float32, as it is); it and the
-    model's training mode are as before afterwards.
+    probabilities, not logits, are blended, so they sum to 1 everywhere. A volume smaller than the crop is padded with
+    its own lowest value (air) and cut back. Only windows go to ``device``: the result, float32 (classes, X, Y, Z), lies
+    on the CPU. ``choice`` is how the network is computed (None: float32, as it is); it and the model's training mode
+    are as before afterwards.
 
     Raises:
         DataError: ``image`` is not (1, X, Y, Z).

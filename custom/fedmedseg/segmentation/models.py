@@ -18,7 +18,7 @@ from fedmedseg.core.wire import is_finite
 from fedmedseg.networks.factory import build_segmentation
 
 FORMAT = 1
-UNUSUAL = ("whole_depth",)
+UNUSUAL = ("whole_depth", "longest_edge", "intensity")
 """Settings of the data that a file names only where they differ from their defaults: older files name none."""
 
 

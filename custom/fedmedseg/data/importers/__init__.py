@@ -7,12 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.data.importers.acdc import ACDCImporter
 from fedmedseg.data.importers.base import Collection, Content, FilePair, Importer, SourceCase
 from fedmedseg.data.importers.decathlon import DecathlonImporter
+from fedmedseg.data.importers.emidec import EMIDECImporter
+from fedmedseg.data.importers.mnms import MnMsImporter
 from fedmedseg.data.importers.sunnybrook import SunnybrookImporter
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
+    "acdc": ACDCImporter,
     "decathlon": DecathlonImporter,
+    "emidec": EMIDECImporter,
+    "mnms": MnMsImporter,
     "sunnybrook": SunnybrookImporter,
 }
 
