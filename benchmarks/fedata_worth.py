@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from worth import dice_of, difference, mean_dice, patients_of, place_sites, read_results
 
 from fedmedseg.core.checkpoint import content_sha256, write_atomic
 from fedmedseg.core.in_process import InProcessFederation, carry
-from fedmedseg.core.jobs import find_job, find_preset, merged, read_settings, write_job
+from fedmedseg.core.jobs import find_job, find_preset, read_settings, write_job
 from fedmedseg.core.records import installed_versions
 from fedmedseg.core.schema import read_yaml
 
@@ -227,70 +227,21 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
-    """Give the workspace its site files, with one cache of prepared volumes for all groups."""
-    files = sorted(sites.glob("*.yaml"))
-    target = workspace / "local" / "sites"
-    target.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        content = read_yaml(file)
-        for data_set in content["datasets"].values():
-            data_set["list"] = str((file.parent / data_set["list"]).resolve())
-        home = workspace.with_name(workspace.name + ".fedmedseg") / file.stem
-        own = {"cache_dir": str((cache / file.stem).resolve())}
-        own |= {key: str((home / key).resolve()) for key in ("state_dir", "models_dir")}
-        (target / file.name).write_text(yaml.safe_dump(merged(content, own)), encoding="utf-8")
-    return [file.stem for file in files]
-
-
 def labelled_patients(federation: InProcessFederation, site: str) -> int:
     """Labelled patients the site fine-tuned on."""
     return len(federation.learner(site, "fine_tuning").bench.training.patients)
 
 
-def patients_of(federation: InProcessFederation, site: str) -> list[dict[str, float | None]]:
-    """Dice of every test patient per structure, in the order of the salted keys; no key is kept."""
-    folder = federation.learner(site, "evaluation").bench.folder
-    content = json.loads((folder / "test_scores.json").read_text())
-    (model,) = content["models"].values()
-    return [{name: one["dice"] for name, one in case["structures"].items()} for case in model["patients"]]
-
-
-def dice_of(figures: dict[str, float]) -> float:
-    """A site's mean test Dice over its structures."""
-    return statistics.fmean(value for name, value in figures.items() if name.startswith("dice/"))
-
-
-def mean_dice(result: dict[str, Any]) -> float:
-    """Mean over sites."""
-    return statistics.fmean(dice_of(figures) for figures in result["sites"].values())
-
-
-def read_results(study: str) -> list[dict[str, Any]]:
-    """All finished cells."""
-    return [json.loads(file.read_text()) for file in sorted((RESULTS / study).glob("*.json"))]
-
-
-def difference(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> str:
-    """Mean Dice less that of ``baseline`` under the same seed: mean and SD over the seeds both have, and how many of
-    them are above 0. Seeds share the decoder's first weights and the labelled patients, which move all methods alike.
-    """
-    other = {one["seed"]: mean_dice(one) for one in baseline}
-    found = [mean_dice(one) - other[one["seed"]] for one in runs if one["seed"] in other]
-    if not found or runs == baseline:
-        return ""
-    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):+.3f}{spread} ({sum(value > 0 for value in found)} of {len(found)})"
-
-
 def table(study: str, methods: Iterable[str]) -> str:
     """Markdown: per share of the labels, each method's Dice per site, mean and worst, over seeds (mean and SD)."""
-    found = [one for one in read_results(study) if one["method"] in set(methods)]
+    found = [one for one in read_results(RESULTS / study) if one["method"] in set(methods)]
     lines: list[str] = []
     for fraction in sorted({one["labelled_fraction"] for one in found}):
         here = [one for one in found if one["labelled_fraction"] == fraction]
         baseline = [
-            one for one in read_results(study) if (one["method"], one["labelled_fraction"]) == (BASELINE, fraction)
+            one
+            for one in read_results(RESULTS / study)
+            if (one["method"], one["labelled_fraction"]) == (BASELINE, fraction)
         ]
         sites = sorted(here[0]["sites"])
         counts = ", ".join(f"{site} {here[0]['labelled_patients'][site]}" for site in sites)
@@ -318,7 +269,9 @@ def table(study: str, methods: Iterable[str]) -> str:
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=sorted(f.stem.removeprefix("fedata_") for f in (HERE / "studies").glob("*")))
+    parser.add_argument(
+        "study", choices=sorted(f.stem.removeprefix("fedata_") for f in (HERE / "studies").glob("fedata_*"))
+    )
     parser.add_argument("--sites", type=Path, help="folder of site files, as the import writes them")
     parser.add_argument("--work", type=Path, default=Path("runs/fedata_worth"), help="states and cached volumes")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS | PROBES), default=list(METHODS))

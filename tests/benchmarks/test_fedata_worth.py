@@ -21,6 +21,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fedata_worth.py"
 
 @pytest.fixture
 def worth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    # what a script finds beside itself
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("fedata_worth", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -166,8 +166,10 @@ def test_sites_are_written_from_all_three(
     # the third centre of this M&Ms has no label: only sites that are asked for are written
     two = ("--sites", "centre-2=centre-2")
     for name, source, site, role, options in (
-        ("acdc", acdc, "nor", "cmr", ()), ("mnms", mnms, "centre-2", "cmr", two), ("emidec", emidec, "emidec", "lge", ()),
-    ):  # fmt: skip
+        ("acdc", acdc, "nor", "cmr", ()),
+        ("mnms", mnms, "centre-2", "cmr", two),
+        ("emidec", emidec, "emidec", "lge", ()),
+    ):
         out = import_set(name, source, tmp_path / f"out-{name}", *options)
         assert (out / "sites" / f"{site}.yaml").is_file()
         assert role in (out / "sites" / f"{site}.yaml").read_text()
