@@ -1,6 +1,7 @@
 """The site file: where it is found, what it must hold, and what a simulated site does without one."""
 
 import errno
+import json
 import re
 import stat
 from pathlib import Path
@@ -308,3 +309,30 @@ def test_phantom_styles_follow_the_sites_number() -> None:
     assert [phantom_index(name) for name in ("site-1", "site-2", "hospital12", "site-0")] == [0, 1, 11, 0]
     assert phantom_index("charite") == phantom_index("charite")
     assert 0 <= phantom_index("charite") < 1000
+
+
+SMALL = {"unlabeled": 0, "training": 1, "validation": 0, "test": 1, "size": (48, 48, 4), "sites": 1}
+LATE = {"role": "lge", "labels": {1: "left", 2: "muscle", 3: "scar", 4: "core"}}
+
+
+def test_simulated_sites_get_the_phantoms_of_their_own_data_set(kit: Kit) -> None:
+    late = {**LATE, "labels": {**LATE["labels"], 5: "right"}, "phantom": {**SMALL, "family": "late_enhancement_mr"}}
+    data = {
+        "phantom": {**SMALL, "family": "cine_mr"},
+        "labels": {1: "left", 2: "muscle", 3: "right"},
+        "alternatives": [late],
+    }
+    found = {name: kit.open(name, simulated=True, **data) for name in ("site-1", "site-2", "site-3")}
+    assert [list(site.datasets) for site in found.values()] == [["brain"], ["lge"], ["brain"]]
+    content = json.loads(found["site-2"].data_list("lge").read_text())
+    assert content["name"] == "phantom late_enhancement_mr"
+
+
+def test_a_site_that_offers_two_data_sets_of_a_study_says_which(kit: Kit) -> None:
+    both = {role: {"list": str(kit.list)} for role in ("brain", "lge")}
+    kit.write(datasets=both)
+    with pytest.raises(ConfigurationError, match="prefers: brain"):
+        kit.open(alternatives=[LATE])
+    assert kit.open().prefers is None, "a study of one data set asks nobody"
+    kit.write(datasets=both, prefers="lge")
+    assert kit.open(alternatives=[LATE]).prefers == "lge"

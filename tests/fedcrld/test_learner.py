@@ -220,6 +220,53 @@ def test_without_a_server_a_site_goes_on_from_its_own_encoder(
     assert any(not torch.equal(first[name], client_of(one)[name]) for name in encoder), "and trains it further"
 
 
+def test_a_site_continues_alone_from_its_own_model(
+    study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmedseg.segmentation.local import fine_tune
+
+    experiment = study(starts=["personal", "continued"], tuning=1)
+    shared = initial_shared(experiment)
+    one = learner(experiment)
+    given = task(experiment, shared)
+    one.run(given, shared)
+    personal = one.bench.finished_tensors("personal", given)
+    begun: list[dict[str, torch.Tensor]] = []
+    real = one.bench.begin
+    monkeypatch.setattr(one.bench, "begin", lambda tensors: (begun.append(dict(tensors)), real(tensors))[1])
+    tuning = Task(**{**given.__dict__, "stage": "fine_tuning", "rounds": 1})
+    reply = fine_tune(one.bench, tuning, {})
+    assert len(begun) == 1, "personal itself is not trained again"
+    assert all(torch.equal(tensor, personal[name]) for name, tensor in begun[0].items())
+    assert "loss/continued" in reply.metrics
+    assert "loss/personal" not in reply.metrics
+    assert reply.steps == experiment.segmentation.steps
+    assert all(
+        torch.equal(tensor, personal[name]) for name, tensor in one.bench.finished_tensors("personal", given).items()
+    )
+    continued = one.bench.finished_tensors("continued", tuning)
+    assert any(not torch.equal(tensor, personal[name]) for name, tensor in continued.items())
+
+
+def test_a_model_file_alone_is_enough_for_inference(
+    study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask, late: dict[str, Any]
+) -> None:
+    from fedmedseg.segmentation.models import load_for_inference
+
+    whole = study(data={**late, "whole_depth": True, "intensity": "capped"})
+    view = site_view(whole, ["lge"])
+    shared = initial_shared(whole)
+    one = learner(view)
+    one.run(task(whole, shared), shared)
+    loaded = load_for_inference(one.bench.model_file("personal"))
+    assert loaded.experiment == whole.digest
+    assert (loaded.data.role, loaded.data.whole_depth, loaded.data.intensity) == ("lge", True, "capped")
+    assert loaded.data.labels == view.data.labels
+    image = torch.randn(1, 1, 16, 16, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(image), one.bench.model(image))
+
+
 def test_sharing_more_than_the_encoder_overwrites_more_of_the_client(
     study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask
 ) -> None:

@@ -135,3 +135,19 @@ def test_a_gpu_must_have_the_precision_the_study_demands(
     found, device, room = gpu("auto", precision)
     assert (found.level, device, room) == (level, "cuda", (5 * MIB, 16 * GIB))
     assert found.found.startswith("Card, 16.0 GiB, compute capability 7.5")
+
+
+def test_a_network_beside_a_bank_that_trains_needs_both_and_no_scores() -> None:
+    """FedCRLD: weights, gradients and moments twice, and nothing that grows with the square of the positions."""
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    def of(**data: Any) -> Need:
+        return needs(read_settings(find_job("fedcrld"), [{"data": data}, {"segmentation": {"batch": 1}}])[1])[0]
+
+    need = of(crop=[64, 64, 6])
+    assert (need.stage, need.crops) == ("relocalization", 1)
+    assert need.frozen == need.training == 16 * need.parameters
+    # four times the positions: four times the memory, where scores would make it up to sixteen
+    assert of(crop=[128, 128, 6]).per_crop == pytest.approx(4 * need.per_crop, rel=0.1)
+    deep = of(crop=[64, 64, 1], whole_depth=True)
+    assert deep.per_crop == pytest.approx(subject.DEEP / 6 * need.per_crop, rel=0.1)

@@ -186,7 +186,7 @@ def learn(experiment, site, make_task, discs):
     volumes = discs(2)
     volumes.quarantined = {}
     bench.__dict__ |= {"training": volumes, "validation": discs(1, seed=5)}
-    fine_tune_from(bench, "scratch", {}, make_task("fine_tuning", experiment=experiment))
+    fine_tune_from(bench, "scratch", {}, make_task("fine_tuning", experiment=experiment), pretrained=())
     return content_sha256(load(bench.model_file("scratch"))["tensors"])
 
 

@@ -34,6 +34,21 @@ def test_a_3d_network_sees_the_volume(make_experiment):
         torch.testing.assert_close(result, net(image[None]).softmax(1)[0], atol=1e-5, rtol=0)
 
 
+def test_with_whole_depth_every_window_has_all_slices(make_experiment):
+    data = {"spatial_dims": 3, "crop": [64, 32, 32], "phantom": {"family": "cardiac_ct"}, "modality": "ct"}
+    seen = []
+
+    class Net(nn.Module):
+        def forward(self, windows):
+            seen.append(tuple(windows.shape[2:]))
+            return torch.cat([windows, -windows], dim=1)
+
+    for whole_depth in (False, True):
+        experiment = make_experiment(data={**data, "whole_depth": whole_depth})
+        assert predict(Net(), torch.rand(1, 66, 40, 70), experiment.data, 0.25, "cpu").shape == (2, 66, 40, 70)
+    assert set(seen) == {(64, 32, 32), (64, 32, 70)}
+
+
 def test_probabilities_sum_to_one_where_windows_disagree(make_experiment):
     torch.manual_seed(0)
     net = nn.Conv2d(1, 4, 9, padding=4)

@@ -74,7 +74,7 @@ def job(
         if rounds is not None:
             study = study.over({"stages": {main_stage(study.experiment): {"rounds": rounds}}})
         if without_phantoms:
-            study = study.over({"data": {"phantom": None}})
+            study = study.over({"data": _without_phantoms(study)})
         check_quorum(
             study.experiment, min_clients, what="the sites that --min-clients waits for: the first round could not pass"
         )
@@ -168,6 +168,15 @@ def _header(
     if study.experiment.data.phantom is not None:
         lines.append("data.phantom is read by the simulator alone; in a federation every site has a file of its own.")
     return "\n".join(lines)
+
+
+def _without_phantoms(study: Study) -> dict[str, object]:
+    """``data`` to lay over the study's, which takes away the phantoms of every data set."""
+    others = study.settings["data"].get("alternatives", [])
+    changes: dict[str, object] = {"phantom": None}
+    if others:
+        changes["alternatives"] = [{key: one[key] for key in one if key != "phantom"} for one in others]
+    return changes
 
 
 def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -> None:

@@ -31,6 +31,8 @@ CUDA_CONTEXT = GIB // 2
 PROCESS = GIB
 """What Python, torch, MONAI and FLARE take of a machine's memory."""
 DRIVER = Path("/proc/driver/nvidia/version")
+DEEP = 20
+"""Slices of a deep short-axis stack: what a crop of whole depth is taken to have."""
 CROWDED = 0.8
 """Share of what is free now above which a need is called tight: `benchmarks/memory_estimate.py` finds the estimate
 within a quarter of what a step takes on a CPU, to either side."""
@@ -136,7 +138,7 @@ def kept_for_backward(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward(torch.zeros(1, 1, *experiment.data.crop, device=device))
+        forward(torch.zeros(1, 1, *_crop(experiment), device=device))
     return sum(sizes.values()), max(sizes.values(), default=0)
 
 
@@ -201,6 +203,12 @@ def _loss(logits: torch.Tensor) -> torch.Tensor:
     """The shape of Dice with cross-entropy: what it keeps are both kinds of probabilities."""
     probabilities = torch.softmax(logits, dim=1)
     return torch.log_softmax(logits, dim=1).mul(probabilities).mean() + (probabilities * probabilities).sum()
+
+
+def _crop(experiment: Experiment) -> tuple[int, ...]:
+    """A crop of the study; with ``data.whole_depth`` of ``DEEP`` slices, or of the fewest where those are more."""
+    crop = experiment.data.crop
+    return (*crop[:2], max(DEEP, crop[2])) if experiment.data.whole_depth else crop
 
 
 def _buffer(tensor: torch.Tensor) -> int:
