@@ -23,5 +23,10 @@ class SwitchableAttention(nn.Module):
             # the kernels that save memory want four axes and channels that lie side by side; for other tensors
             # torch computes the whole scores without a word
             one, other, third = (tokens.unsqueeze(1).contiguous() for tokens in (query, key, value))
+            if one.is_meta:
+                # without contents torch would count the scores that no device's kernel keeps
+                kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+                counted: torch.Tensor = kernel(one, other, third, scale=1.0)[0]
+                return counted.squeeze(1)
             return functional.scaled_dot_product_attention(query=one, key=other, value=third, scale=1.0).squeeze(1)
         return torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
