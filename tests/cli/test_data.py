@@ -17,6 +17,7 @@ from fedmedseg.cli.console import fail, friendly_errors
 from fedmedseg.cli.data import data_app
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.datalist import read_datalist
+from fedmedseg.data.phantoms import write_site
 
 runner = CliRunner()
 
@@ -179,3 +180,19 @@ def test_the_real_sunnybrook_set_becomes_four_sites(tmp_path: Path) -> None:
     )
     assert "a 24" in text
     assert "b 21" in text
+
+
+def test_a_list_is_checked_against_the_labels_of_its_own_role(tmp_path: Path) -> None:
+    """Late enhancement has five structures where cine has three: each list is judged by its own data set."""
+    datasets = {}
+    for role, family in (("cmr", "cine_mr"), ("lge", "late_enhancement_mr")):
+        counts = {"unlabeled": 0, "training": 1, "validation": 0, "test": 1}
+        listed = write_site(family, site_index=0, out=tmp_path / role, seed=1, counts=counts, size=(64, 64, 6))
+        datasets[role] = {"list": str(listed)}
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump({"datasets": datasets}))
+    said = run("check", file, "--job", "fedcrld")
+    assert "cmr training 1 1 0" in said
+    assert "lge training 1 1 0" in said
+    file.write_text(yaml.safe_dump({"datasets": {"cmr": datasets["lge"]}}))
+    assert "set aside" in run("check", file, "--job", "fedcrld", code=1), "as cine they have labels beyond the map"

@@ -98,7 +98,7 @@ def test_phantom_sites_come_data_set_by_data_set_and_then_begin_anew() -> None:
 
 def test_an_alternative_without_phantoms_has_none() -> None:
     experiment = study(LGE, phantom={"family": "cine_mr", "sites": 2})
-    assert [one.phantom is not None for one in data_sets(experiment)] == [True, False]
+    assert [one.phantom is not None for one in data_sets(experiment.data)] == [True, False]
     assert {phantom_view(experiment, index).data.role for index in range(3)} == {"cmr"}
     assert planned_sites(study()) == 2
 

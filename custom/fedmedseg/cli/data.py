@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import presets_for_role
 
@@ -107,9 +108,11 @@ def import_set(
     withheld = sum(one.withheld for one in summaries)
     if withheld:
         console.print(f"withheld: {withheld} unlabelled volumes of validation and test patients", highlight=False)
-    presets = presets_for_role("fedata", chosen)
-    known = f" --preset {presets[0]}" if presets else " --preset FILE, with this set's role, labels, spacing and crop"
-    console.print(f"next: fedmedseg simulate fedata --sites {out / 'sites'}{known}", highlight=False, soft_wrap=True)
+    known = {system: presets_for_role(system, chosen) for system in systems()}
+    fitting = {system: presets[0] for system, presets in known.items() if presets}
+    for system, preset in (fitting or {"fedata": "FILE, with this set's role, labels, spacing and crop"}).items():
+        line = f"next: fedmedseg simulate {system} --sites {out / 'sites'} --preset {preset}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @data_app.command()

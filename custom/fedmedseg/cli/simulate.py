@@ -209,7 +209,7 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
         role = site_view(experiment, settings.datasets, preferred=settings.prefers).data.role
         read_datalist(files[name].parent / settings.datasets[role].list, salt=name)
     without = [name for name in names if name not in with_file]
-    if without and all(one.phantom is None for one in data_sets(experiment)):
+    if without and all(one.phantom is None for one in data_sets(experiment.data)):
         raise ConfigurationError(
             "site files",
             got=f"none for {', '.join(without)}",

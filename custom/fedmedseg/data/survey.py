@@ -17,6 +17,7 @@ from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import admit
 from fedmedseg.data.datalist import read_datalist
 from fedmedseg.data.site import SiteFile
+from fedmedseg.data.views import data_sets
 
 DEFAULT_BUDGET_MB = 2048
 
@@ -35,23 +36,27 @@ class SectionReport:
 def lists_in(path: Path, *, job: str | None) -> list[tuple[str, Path, int]]:
     """(role, data list, memory budget in MiB): the list itself, or every list a site file names.
 
-    With ``job``, a site file's list of that job's role alone.
+    With ``job``, a site file's lists of that job's roles alone.
 
     Raises:
         ConfigurationError: no such file, an invalid site file, or a role it lacks.
     """
     if not path.is_file():
         raise ConfigurationError("check", got=f"no file at {path}", expected="a data list (JSON) or a site file (YAML)")
-    role = _data_of(job).role if job else None
+    roles = _data_of(job).roles if job else ()
     if path.suffix.lower() not in (".yaml", ".yml"):
-        return [(role or "-", path, DEFAULT_BUDGET_MB)]
+        return [(roles[0] if roles else "-", path, DEFAULT_BUDGET_MB)]
     settings = parse(SiteFile, read_yaml(path), source=path.name)
     lists = {
-        name: path.parent / entry.list.expanduser() for name, entry in settings.datasets.items() if role in (None, name)
+        name: path.parent / entry.list.expanduser()
+        for name, entry in settings.datasets.items()
+        if not roles or name in roles
     }
     if not lists:
         raise ConfigurationError(
-            "datasets", got=f"roles {', '.join(sorted(settings.datasets))}", expected=f"role {role!r} of job {job!r}"
+            "datasets",
+            got=f"roles {', '.join(sorted(settings.datasets))}",
+            expected=f"role {' or '.join(map(repr, roles))} of job {job!r}",
         )
     return [(name, list_, settings.volume_budget_mb) for name, list_ in lists.items()]
 
@@ -66,7 +71,7 @@ def survey(
         DataError: the list names absent files or mixes patients between sections.
     """
     sections = read_datalist(path, salt=secrets.token_hex(16))
-    data = _data_of(job) if job else _plain(path, labels)
+    data = next(one for one in data_sets(_data_of(job)) if one.role == role) if job else _plain(path, labels)
     of, done, reports = sum(len(cases) for cases in sections.values()), 0, []
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(folder=Path(folder))

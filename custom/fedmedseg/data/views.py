@@ -13,15 +13,15 @@ from fedmedseg.core.config import DataSection, Experiment
 from fedmedseg.core.errors import ConfigurationError, nearest
 
 
-def data_sets(experiment: Experiment) -> list[DataSection]:
-    """Every data set of a study, each laid over ``data`` and with no alternative beside it."""
-    base = experiment.data.model_copy(update={"alternatives": ()})
+def data_sets(data: DataSection) -> list[DataSection]:
+    """Every data set of a study, each laid over its section ``data`` and with no alternative beside it."""
+    base = data.model_copy(update={"alternatives": ()})
     # an alternative without phantoms has none: those of the base have other labels
     return [
         base,
         *(
             base.model_copy(update={**one.model_dump(exclude_none=True), "phantom": one.phantom, "labels": one.labels})
-            for one in experiment.data.alternatives
+            for one in data.alternatives
         ),
     ]
 
@@ -34,7 +34,7 @@ def site_view(experiment: Experiment, roles: Collection[str], *, preferred: str 
     Raises:
         ConfigurationError: the site offers none of the study's roles, or several and prefers none of them.
     """
-    offered = [one for one in data_sets(experiment) if one.role in roles]
+    offered = [one for one in data_sets(experiment.data) if one.role in roles]
     if len(offered) > 1:
         offered = [one for one in offered if one.role == preferred] or offered
     if len(offered) == 1:
@@ -62,7 +62,7 @@ def phantom_view(experiment: Experiment, index: int) -> Experiment:
 
     Sites beyond them begin anew with the first. A study without phantoms is its own view.
     """
-    each = [one for one in data_sets(experiment) if one.phantom is not None for _ in range(one.phantom.sites)]
+    each = [one for one in data_sets(experiment.data) if one.phantom is not None for _ in range(one.phantom.sites)]
     if not each or not experiment.data.alternatives:
         return experiment
     return experiment.with_data(each[index % len(each)])
@@ -70,4 +70,4 @@ def phantom_view(experiment: Experiment, index: int) -> Experiment:
 
 def planned_sites(experiment: Experiment) -> int:
     """How many sites the study's phantoms are meant for; two where it has none."""
-    return sum(one.phantom.sites for one in data_sets(experiment) if one.phantom is not None) or 2
+    return sum(one.phantom.sites for one in data_sets(experiment.data) if one.phantom is not None) or 2

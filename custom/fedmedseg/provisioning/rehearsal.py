@@ -124,7 +124,7 @@ def place_phantoms(
     Raises:
         ConfigurationError: the experiment describes no phantoms.
     """
-    if not any(one.phantom for one in data_sets(experiment)):
+    if not any(one.phantom for one in data_sets(experiment.data)):
         raise ConfigurationError(
             "data.phantom",
             got="none in this job",

@@ -14,7 +14,7 @@ from fedmedseg.data.importers import create
 from fedmedseg.data.importers.base import Collection, SourceCase
 
 AFFINE = np.diag([1.5, 1.5, 9.0, 1.0])
-TRUTH = {"left ventricle": 1, "myocardium": 2, "right ventricle": 3}
+TRUTH = {"left_ventricle": 1, "myocardium": 2, "right_ventricle": 3}
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -117,7 +117,7 @@ def test_emidec_keeps_its_four_labels_under_the_role_of_late_enhancement(emidec:
     found = read("emidec", emidec)
     assert (found.role, list(found.labels.values())) == (
         "lge",
-        ["left ventricle", "myocardium", "infarct", "no-reflow"],
+        ["left_ventricle", "myocardium", "infarct", "no_reflow"],
     )
     assert found.groups == ["emidec"]
     assert [case.content.has_label for case in found.cases] == [True, True, False]

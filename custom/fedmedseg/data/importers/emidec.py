@@ -17,7 +17,7 @@ from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.importers.base import Collection, SourceCase, Tick, count, folder_exists, listing, volumes_in
 from fedmedseg.data.importers.frames import CAVITY, MYOCARDIUM, FramePair
 
-LABELS = {1: CAVITY, 2: MYOCARDIUM, 3: "infarct", 4: "no-reflow"}
+LABELS = {1: CAVITY, 2: MYOCARDIUM, 3: "infarct", 4: "no_reflow"}
 RENUMBERED = {number: number for number in LABELS}
 _CASE = re.compile(r"Case_[NP]?\d+")
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedmedseg.core.errors import DataError
 from fedmedseg.data.importers.base import nifti, place, reading
 
-CAVITY, MYOCARDIUM, RIGHT = "left ventricle", "myocardium", "right ventricle"
+CAVITY, MYOCARDIUM, RIGHT = "left_ventricle", "myocardium", "right_ventricle"
 CINE_LABELS = {1: CAVITY, 2: MYOCARDIUM, 3: RIGHT}
 """The one label map of cine sets, whatever the order in which a set numbers them."""
 
