@@ -23,6 +23,7 @@ from fedmedseg.core.aggregator import (
     MetricsAggregator,
     Round,
     SharedKeysAggregator,
+    alike,
     normalised_weights,
     weighted_mean,
 )
@@ -392,6 +393,32 @@ def test_weights_follow_cases_up_to_ten_times_the_median(
     assert found == pytest.approx(weights)
     assert sum(found.values()) == pytest.approx(1.0)
     assert len(lines) == said
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"a": 9, "b": 1}, {"a": 0.5, "b": 0.5}),
+        ({"a": 9, "b": None}, {"a": 0.5, "b": 0.5}),
+        ({"a": 9, "b": 1, "c": 0}, {"a": 0.5, "b": 0.5, "c": 0.0}),
+    ],
+)
+def test_equal_weights_leave_out_a_site_without_cases_alone(
+    counts: dict[str, int | None], expected: dict[str, float]
+) -> None:
+    assert normalised_weights(alike(counts)) == (expected, [])
+
+
+def test_a_contract_of_equal_weights_makes_the_plain_mean(
+    aggregator: SharedKeysAggregator, round_of: Callable, send: Callable, context: Callable
+) -> None:
+    contract = dataclasses.replace(round_of().contract, weighting="equal")
+    aggregator.open_round(dataclasses.replace(round_of(), contract=contract))
+    assert send("site-1", step(1.0), examples=3)
+    assert send("site-2", step(3.0), examples=1)
+    mean = result(aggregator, context)
+    assert all(torch.allclose(mean[name], tensor) for name, tensor in step(2.0).items())
+    assert aggregator.notes["weighting"] == []
 
 
 def test_what_was_said_about_weights_names_the_sites(

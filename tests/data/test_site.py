@@ -336,3 +336,20 @@ def test_a_site_that_offers_two_data_sets_of_a_study_says_which(kit: Kit) -> Non
     assert kit.open().prefers is None, "a study of one data set asks nobody"
     kit.write(datasets=both, prefers="lge")
     assert kit.open(alternatives=[LATE]).prefers == "lge"
+
+
+@pytest.mark.parametrize(("sites", "marks"), [(2, [1, 3]), (4, [1])])
+def test_phantom_sites_share_the_structures_out(tmp_path, sites, marks):
+    section = PhantomSection(
+        family="abdominal_ct",
+        annotation="shared_out",
+        sites=sites,
+        size=(32, 36, 24),
+        unlabeled=0,
+        training=1,
+        validation=0,
+        test=0,
+    )
+    listed = module.write_phantoms(section, seed=1, name="site-1", home=tmp_path)
+    assert json.loads(listed.read_text())["training"][0]["annotated_labels"] == marks
+    assert module.annotation(section.model_copy(update={"annotation": "style"}), 0) is None

@@ -13,7 +13,8 @@ from fedmedseg.privacy.counts import matches
 def contracts() -> list[tuple[str, StageContract]]:
     found = []
     for system in systems():
-        for changes in ({}, {"segmentation": {"fine_tuning": "federated"}, system: {"starts": ["shared"]}}):
+        together = {"segmentation": {"fine_tuning": "federated"}, system: {"starts": ["shared"]}}
+        for changes in ({}, together) if system == "fedata" else ({},):
             _, experiment = read_settings(find_job(system), [changes])
             stages = system_module(system, "plan").stages(experiment)
             found += [(f"{system} {stage}", contract) for stage, contract in stages.items()]

@@ -52,6 +52,11 @@ def simulate(
 
             refuse_simulation(experiment)
         names = _site_names(number, clients, sites, experiment)
+        phantom = experiment.data.phantom
+        if sites is None and phantom is not None and phantom.annotation == "shared_out" and phantom.sites != len(names):
+            # what each site marks follows from how many there are
+            study = study.over({"data": {"phantom": {"sites": len(names)}}})
+            experiment = study.experiment
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))
         # torch is imported only once there is something to run

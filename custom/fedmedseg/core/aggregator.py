@@ -184,7 +184,10 @@ class GuardedAggregator(Aggregator):
             ordered = {site: self.contributions[site] for site in sorted(self.contributions)}
             differences: Mapping[str, torch.Tensor] = {}
             if ordered and self.round.contract.returns == "shared":
-                self.weights, said = normalised_weights({site: c.examples for site, c in ordered.items()})
+                counts = {site: c.examples for site, c in ordered.items()}
+                if self.round.contract.weighting == "equal":
+                    counts = alike(counts)
+                self.weights, said = normalised_weights(counts)
                 for line in said:
                     self.log_warning(fl_ctx, f"round {self.round.number}: {line}")
                 self.notes["weighting"] = said
@@ -352,6 +355,11 @@ def normalised_weights(examples: Mapping[str, int | None]) -> tuple[dict[str, fl
     if not total:
         return {site: 1.0 / len(sites) for site in sites}, ["equal weights: no site counted any case"]
     return {site: count / total for site, count in counts.items()}, said
+
+
+def alike(examples: Mapping[str, int | None]) -> dict[str, int | None]:
+    """One case for every site that has any or suppresses its count: what equal weights follow from."""
+    return {site: 0 if count == 0 else 1 for site, count in examples.items()}
 
 
 def _count(value: object, name: str) -> int | None:

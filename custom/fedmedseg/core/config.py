@@ -46,6 +46,8 @@ class PhantomSection(Strict):
     validation: int = Field(2, ge=0, le=LARGEST)
     test: int = Field(4, ge=0, le=LARGEST)
     size: tuple[Positive, Positive, Positive] | None = None
+    annotation: Literal["style", "shared_out"] = "style"
+    """What a site marks: as its style says, or its share of all structures, dealt out in turn among ``sites`` sites."""
 
 
 Role = Annotated[str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")]
@@ -233,7 +235,47 @@ class RelocalizationSection(Strict):
         return 8
 
 
-NetworkSection = Annotated[SwinUNETRSection | UNETRSection | RelocalizationSection, Field(discriminator="name")]
+class UNetSection(Strict):
+    """MONAI UNet, residual; the defaults are the 4.8 M parameters of SegViz's public code."""
+
+    name: Literal["unet"]
+    channels: tuple[Positive, ...] = Field((16, 32, 64, 128, 256), min_length=2)
+    strides: tuple[Positive, ...] | None = None
+    """From one level to the next; unset: 2 everywhere."""
+    res_units: int = Field(2, ge=0, le=LARGEST)
+    norm: Literal["batch", "instance", "instance_affine"] = "batch"
+    """``instance`` is MONAI's default: without a scale and a shift of its own, and so without any tensor."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The strides, written out."""
+        return self.strides or (2,) * (len(self.channels) - 1)
+
+    @property
+    def input_multiple(self) -> int:
+        """Every crop edge divides by this."""
+        return math.prod(self.steps)
+
+    @property
+    def pretrained(self) -> None:
+        """No pretraining is made for it."""
+        return None
+
+    @model_validator(mode="after")
+    def _a_stride_between_levels(self) -> UNetSection:
+        if len(self.steps) != len(self.channels) - 1:
+            raise Misfit(
+                "strides",
+                got=list(self.steps),
+                expected=f"{len(self.channels) - 1} numbers, one between two of the {len(self.channels)} channels",
+                remedy="give one fewer than channels, or leave strides out",
+            )
+        return self
+
+
+NetworkSection = Annotated[
+    SwinUNETRSection | UNETRSection | UNetSection | RelocalizationSection, Field(discriminator="name")
+]
 
 
 class OptimizerSection(Strict):

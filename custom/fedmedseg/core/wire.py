@@ -103,6 +103,8 @@ class StageContract:
     """Of which of them the differences come back; they are among those sent."""
     personal: bool = False
     """Whether a site for which the server keeps tensors of its own is sent those, and the rule may make new ones."""
+    weighting: Literal["cases", "equal"] = "cases"
+    """What a site weighs in the aggregate: its cases, or as much as every other that counts any."""
 
     def sent_in(self, number: int) -> Part:
         """Which of the shared tensors go to a site in round ``number`` (from 0)."""

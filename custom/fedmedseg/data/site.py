@@ -276,6 +276,15 @@ def _phantoms(experiment: Experiment, name: str, home: Path) -> dict[str, Path]:
     return {data.role: write_phantoms(section, seed=experiment.seed, name=name, home=home)}
 
 
+def annotation(section: PhantomSection, index: int) -> tuple[int, ...] | None:
+    """Label numbers that phantom site ``index`` marks, where that is not for its style to say."""
+    if section.annotation == "style":
+        return None
+    from fedmedseg.data.phantoms.style import dealt_out
+
+    return dealt_out(section.family, index, section.sites)
+
+
 def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path) -> Path:
     """The data list of this simulated site's phantoms, written once per setting under ``home/data``."""
     content = json.dumps([section.model_dump(mode="json"), seed, phantom_index(name)], sort_keys=True)
@@ -292,6 +301,7 @@ def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path)
                 seed=seed,
                 counts={part: getattr(section, part) for part in ("unlabeled", "training", "validation", "test")},
                 size=section.size,
+                annotated=annotation(section, phantom_index(name)),
             )
             relative = Path(written).relative_to(temporary)
             try:

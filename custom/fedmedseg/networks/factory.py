@@ -11,6 +11,7 @@ from fedmedseg.core.config import (
     RelocalizationSection,
     SwinUNETRSection,
     UNETRSection,
+    UNetSection,
     system_module,
 )
 from fedmedseg.core.errors import ConfigurationError
@@ -35,7 +36,7 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
     Raises:
         ConfigurationError: see ``check_network``.
     """
-    from monai.networks.nets import UNETR, SwinUNETR
+    from monai.networks.nets import UNETR, SwinUNETR, UNet
 
     check_network(experiment)
     data, network = experiment.data, experiment.network
@@ -54,6 +55,16 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
             spatial_dims=data.spatial_dims,
             # MONAI uses it where no gradient is recorded: the teacher, validation and inference
             use_flash_attention=True,
+        )
+    if isinstance(network, UNetSection):
+        return UNet(
+            spatial_dims=data.spatial_dims,
+            in_channels=1,
+            out_channels=data.classes,
+            channels=network.channels,
+            strides=network.steps,
+            num_res_units=network.res_units,
+            norm=_norm(network),
         )
     model = UNETR(
         in_channels=1,
@@ -78,12 +89,28 @@ def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
     a cross-attention it does not have. Relocalization: ``globalnet.*``. Parameters only: integer buffers follow from
     the settings.
     """
-    kind = experiment.network.name
-    prefix = ENCODERS[kind]
+    kind, prefix = experiment.network.name, encoder_place(experiment)
     if kind not in READERS:
         return list(partition(model, within=(prefix,)).shared)
     unreached = [f"{prefix}.{name}" for name in READERS[kind].unreached(getattr(model, prefix))]
     return list(partition(model, within=(prefix,), without=unreached).shared)
+
+
+def encoder_place(experiment: Experiment) -> str:
+    """Where the study's network keeps its encoder.
+
+    Raises:
+        ConfigurationError: it has none that pretraining trains.
+    """
+    kind = experiment.network.name
+    if kind not in ENCODERS:
+        raise ConfigurationError(
+            "network.name",
+            got=kind,
+            expected=f"a network with an encoder of its own: {' or '.join(ENCODERS)}",
+            remedy="choose one of these for pretraining and pretrained encoders",
+        )
+    return ENCODERS[kind]
 
 
 def check_network(experiment: Experiment) -> None:
@@ -91,10 +118,13 @@ def check_network(experiment: Experiment) -> None:
 
     Raises:
         ConfigurationError: heads that do not divide a stage's channels, or a crop whose deepest
-            feature map is a single voxel, which instance normalisation cannot train on.
+            feature map is a single voxel, on which normalisation cannot train.
     """
     network, crop = experiment.network, experiment.data.crop
     if isinstance(network, UNETRSection):
+        return
+    if isinstance(network, UNetSection):
+        _check_deepest(experiment, network)
         return
     if isinstance(network, RelocalizationSection):
         if experiment.data.spatial_dims != 3:
@@ -121,3 +151,20 @@ def check_network(experiment: Experiment) -> None:
             expected=f"at least one edge above {network.input_multiple} for swin_unetr",
             remedy=f"use {2 * network.input_multiple} on at least one axis",
         )
+
+
+def _check_deepest(experiment: Experiment, network: UNetSection) -> None:
+    """Batch norm needs two values of a channel in a batch, instance norm two in an item."""
+    alone = network.norm != "batch" or experiment.segmentation.batch == 1
+    if alone and all(edge == network.input_multiple for edge in experiment.data.crop):
+        raise ConfigurationError(
+            "data.crop",
+            got=list(experiment.data.crop),
+            expected=f"at least one edge above {network.input_multiple} for unet with norm {network.norm} and batches "
+            f"of {experiment.segmentation.batch}",
+            remedy=f"use {2 * network.input_multiple} on at least one axis",
+        )
+
+
+def _norm(network: UNetSection) -> str | tuple[str, dict[str, bool]]:
+    return ("instance", {"affine": True}) if network.norm == "instance_affine" else network.norm

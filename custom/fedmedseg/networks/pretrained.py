@@ -25,7 +25,7 @@ import torch
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import TensorSpec, is_finite
-from fedmedseg.networks.factory import ENCODERS, build_segmentation, encoder_names
+from fedmedseg.networks.factory import build_segmentation, encoder_names, encoder_place
 
 _RENAMED = ((re.compile(r"\bmlp\.fc([12])\."), r"mlp.linear\1."), (re.compile(r"\b(layers\d+)\.0\.0\."), r"\1.0."))
 _RECOMPUTED = re.compile(r"(relative_position_index|attn_mask)$")
@@ -73,7 +73,7 @@ class Match:
 
 def encoder_of(experiment: Experiment) -> Encoder:
     """The encoder of ``experiment``; the global generators are left as they were."""
-    prefix = f"{ENCODERS[experiment.network.name]}."
+    prefix = f"{encoder_place(experiment)}."
     with torch.random.fork_rng(devices=[]):
         model = build_segmentation(experiment)
     state = model.state_dict()

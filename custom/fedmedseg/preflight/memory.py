@@ -20,8 +20,10 @@ from torch import nn
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.machine_checks import GIB, human
-from fedmedseg.networks.factory import ENCODERS, READERS, build_segmentation
+from fedmedseg.networks.factory import READERS, build_segmentation
 
+SUPERVISED = ("fine_tuning", "training")
+"""Stages that train the whole segmentation network on labels."""
 COPIES = 4
 """float32 numbers a trained parameter needs: weight, gradient, AdamW's two moments."""
 TRANSIENT = 3
@@ -81,11 +83,11 @@ def needs(experiment: Experiment) -> list[Need]:
     for stage, crops in (plan.crops(experiment) if hasattr(plan, "crops") else {}).items():
         if experiment.stages[stage].rounds:
             found.append(_own_stage(experiment, network, stage, crops))
-    if experiment.stages["fine_tuning"].rounds:
+    for stage in (stage for stage in SUPERVISED if stage in experiment.stages and experiment.stages[stage].rounds):
         kept, largest = kept_for_backward(experiment, network, lambda images: _loss(network(images)))
         found.append(
             Need(
-                stage="fine_tuning",
+                stage=stage,
                 crops=experiment.segmentation.batch,
                 parameters=count(network),
                 frozen=0,

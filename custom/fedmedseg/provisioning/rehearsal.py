@@ -131,6 +131,8 @@ def place_phantoms(
             expected="phantoms, of which these hospitals are made",
             remedy="choose a job or preset with data.phantom; with real volumes use `fedmedseg simulate --sites`",
         )
+    # what each hospital marks may follow from how many there are
+    section = section.model_copy(update={"sites": len(sites)})
     for site in sites:
         data = phantom_view(experiment, phantom_index(site)).data
         assert data.phantom is not None, "phantom_view gives data sets that have phantoms"

@@ -66,7 +66,7 @@ def fine_tune_together(bench: Bench, task: Task, shared: Mapping[str, torch.Tens
         if task.round:
             section = bench.experiment.segmentation
             if is_due(task.round, task.rounds, section.steps, section.validate_every):
-                _consider(bench, start, network, task.round, task)
+                consider(bench, start, network, task.round, task)
         elif start != SCRATCH:
             network |= encoder_tensors(shared, bench.encoder_names, bench.initial, source=SHARED)
         bench.begin(network)
@@ -105,7 +105,7 @@ def adopt(bench: Bench, task: Task, shared: Mapping[str, torch.Tensor]) -> dict[
     rounds = bench.experiment.stages["fine_tuning"].rounds
     figures: dict[str, float] = {}
     for start in bench.starts:
-        kept = _consider(bench, start, network_of(start, shared), rounds, task)
+        kept = consider(bench, start, network_of(start, shared), rounds, task)
         bench.finish(start, {**bench.initial, **kept["tensors"]}, task, key=task.base, metrics={})
         figures[f"best_round/{start}"] = float(kept["rounds"])
         if kept["dice"] is not None:
@@ -113,7 +113,7 @@ def adopt(bench: Bench, task: Task, shared: Mapping[str, torch.Tensor]) -> dict[
     return figures
 
 
-def _consider(bench: Bench, start: str, network: Mapping[str, torch.Tensor], rounds: int, task: Task) -> dict[str, Any]:
+def consider(bench: Bench, start: str, network: Mapping[str, torch.Tensor], rounds: int, task: Task) -> dict[str, Any]:
     """Keep the shared network as it stands after ``rounds`` rounds where no earlier one validated better here.
 
     Returns what is kept: ``rounds``, ``dice`` on the validation cases or None, ``tensors``. What is kept of a later

@@ -3,7 +3,7 @@
 import pytest
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.data.phantoms.style import AXCODES, LABELS, LANDMARKS, families, site_style
+from fedmedseg.data.phantoms.style import AXCODES, LABELS, LANDMARKS, dealt_out, families, site_style
 
 FAMILIES = ("cine_mr", "late_enhancement_mr", "abdominal_ct", "cardiac_ct")
 
@@ -63,3 +63,16 @@ def test_unknown_family_names_the_nearest():
 def test_negative_index_is_refused():
     with pytest.raises(ConfigurationError, match="site_index"):
         site_style("cine_mr", -1)
+
+
+@pytest.mark.parametrize(("sites", "sharing"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 4)])
+def test_structures_dealt_out_have_each_a_site_and_no_more_than_needed(sites, sharing):
+    hands = [dealt_out("abdominal_ct", index, sites) for index in range(sites)]
+    assert {number for hand in hands for number in hand} == set(LABELS["abdominal_ct"])
+    assert len(set(hands)) == sharing
+    assert sum(len(hand) for hand in set(hands)) == 4
+
+
+def test_two_sites_get_two_organs_each_and_four_one():
+    assert [dealt_out("abdominal_ct", index, 2) for index in range(2)] == [(1, 3), (2, 4)]
+    assert [dealt_out("abdominal_ct", index, 4) for index in range(4)] == [(1,), (2,), (3,), (4,)]

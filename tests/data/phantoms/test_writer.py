@@ -234,3 +234,18 @@ def test_patients_differ_within_a_site(family, tmp_path):
     _, content = write(family, tmp_path, counts={"test": 2})
     first, second = (np.asarray(nib.load(tmp_path / e["label"]).dataobj) for e in content["test"])
     assert (first != second).sum() > 20
+
+
+def test_other_annotations_than_the_styles_change_labels_and_nothing_of_the_images(tmp_path):
+    counts = {"training": 1, "test": 1}
+    _, style = write("abdominal_ct", tmp_path / "a", counts=counts)
+    path, given = write("abdominal_ct", tmp_path / "b", counts=counts, annotated=(2, 4))
+    assert style["training"][0]["annotated_labels"] == [1]
+    assert given["training"][0]["annotated_labels"] == [2, 4]
+    assert "annotated_labels" not in given["test"][0]
+    label = np.asarray(nib.load(path.parent / given["training"][0]["label"]).dataobj)
+    assert set(np.unique(label)) <= {0, 2, 4}
+    image = given["training"][0]["image"]
+    assert digests(tmp_path / "a")[image] == digests(tmp_path / "b")[image]
+    # what was written under other annotations is not taken for this
+    assert style["description"] != given["description"]

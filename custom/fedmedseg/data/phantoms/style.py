@@ -112,6 +112,21 @@ def site_style(family: str, index: int) -> SiteStyle:
     return SiteStyle(index=index, axcodes=AXCODES[index % len(AXCODES)], spread=_SPREAD[family], **settings)
 
 
+def dealt_out(family: str, index: int, sites: int) -> tuple[int, ...]:
+    """The label numbers that fall to site ``index`` (0, 1, ...) when all are dealt out in turn among ``sites`` sites.
+
+    Every structure has a site that marks it, and with more sites than structures they begin again at the first.
+
+    >>> [dealt_out("abdominal_ct", index, 2) for index in (0, 1, 2)]
+    [(1, 3), (2, 4), (1, 3)]
+    >>> [dealt_out("abdominal_ct", index, 6) for index in (0, 5)]
+    [(1,), (2,)]
+    """
+    labels = list(LABELS[family])
+    hands = min(sites, len(labels))
+    return tuple(labels[index % sites % hands :: hands])
+
+
 def _blend(family: str, index: int) -> dict[str, Any]:
     """A further hospital between two of the first ones, with its own mixture per setting."""
     rng = generator(0, "phantom style", family, index)

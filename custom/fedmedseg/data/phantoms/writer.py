@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def write_site(
     counts: Mapping[str, int],
     size: tuple[int, int, int] | None = None,
     full_annotation: bool = False,
+    annotated: tuple[int, ...] | None = None,
 ) -> Path:
     """Write the phantoms of one site and return the path of its data list.
 
@@ -52,16 +54,19 @@ def write_site(
         counts: Patients per section (``unlabeled``, ``training``, ``validation``, ``test``); a missing one is 0.
         size: Voxels along right, anterior, superior; unset: the style's own.
         full_annotation: Label every structure even where the style annotates a subset.
+        annotated: Label numbers to annotate in place of the style's.
 
     Raises:
         ConfigurationError: unknown family or section, negative count or index, size too small.
     """
     check_family(family)
     style = site_style(family, site_index)
+    if annotated is not None:
+        style = replace(style, annotated_labels=annotated)
     numbers = _checked_counts(counts)
     shape = _checked_size(family, size or style.size)
     target = out / "datalist.json"
-    identity = _identity(family, site_index, seed, numbers, shape, full_annotation)
+    identity = _identity(style, family, seed, numbers, shape, full_annotation)
     if target.is_file() and _written_before(target, identity):
         return target
     target.unlink(missing_ok=True)
@@ -183,16 +188,16 @@ def _drawer(family: str) -> Draw:
 
 
 def _identity(
-    family: str, site_index: int, seed: int, counts: Mapping[str, int], size: tuple[int, int, int], full: bool
+    style: SiteStyle, family: str, seed: int, counts: Mapping[str, int], size: tuple[int, int, int], full: bool
 ) -> str:
     """What a list was written from, with a digest over the settings of its style."""
-    style = hashlib.sha256(repr(site_style(family, site_index)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(style).encode()).hexdigest()[:16]
     amounts = ", ".join(f"{name} {counts[name]}" for name in SECTIONS)
     voxels = "x".join(map(str, size))
     annotation = "full" if full else "style"
     return (
-        f"synthetic; family {family}; site index {site_index}; seed {seed}; {amounts}; "
-        f"size {voxels}; annotation {annotation}; style {style}"
+        f"synthetic; family {family}; site index {style.index}; seed {seed}; {amounts}; "
+        f"size {voxels}; annotation {annotation}; style {digest}"
     )
 
 

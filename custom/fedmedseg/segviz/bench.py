@@ -1,0 +1,50 @@
+"""A site's network, volumes and files for the organs that it marks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import DataError, Reason
+from fedmedseg.data.site import Site
+from fedmedseg.data.volumes import Section, Volumes
+from fedmedseg.segmentation.bench import Bench
+from fedmedseg.segviz.organs import organs_of, own_labels, own_study, predicted, windowed
+
+
+class PartialLabelBench(Bench):
+    """``experiment`` is the study as this site's models see it, ``study`` the one all sites share.
+
+    Raises:
+        DataError: no training case marks anything (reason NO_CASES), or ``organs_of`` finds the data list damaged.
+    """
+
+    def __init__(self, *, study: Experiment, site: Site) -> None:
+        self.study = study
+        self.organs = predicted(study, organs_of(site, study))
+        """Label numbers of the study that this site's models predict, in the order of their outputs."""
+        super().__init__(experiment=own_study(study, self.organs), site=site)
+
+    @cached_property
+    def training(self) -> Volumes:
+        """Labelled volumes, after ``data.labelled_fraction``."""
+        return self._volumes("training", fraction=self.study.data.labelled_fraction)
+
+    @cached_property
+    def validation(self) -> Volumes | None:
+        """Volumes that choices are made on, or None where the site has none that mark its organs."""
+        try:
+            return self._volumes("validation")
+        except DataError as error:
+            if error.reason != Reason.NO_CASES:
+                raise
+            return None
+
+    @cached_property
+    def test(self) -> Volumes:
+        """Volumes that are read once, at the end."""
+        return self._volumes("test")
+
+    def _volumes(self, section: Section, *, fraction: float = 1.0) -> Volumes:
+        seen = windowed(self.study, self.organs)
+        return own_labels(Volumes(site=self.site, experiment=seen, section=section, fraction=fraction), self.organs)

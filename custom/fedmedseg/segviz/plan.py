@@ -1,0 +1,60 @@
+"""What SegViz sends in each of its stages, and the tensors its server starts from."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.wire import StageContract
+from fedmedseg.segmentation.stages import COUNTS, TEST_METRICS, TUNING_METRICS
+
+TRAINING_METRICS = ("loss", "loss/*", "loss_scratch", "validation_dice/*", "memory_missing", "set_aside")
+
+
+def stages(experiment: Experiment) -> dict[str, StageContract]:
+    """The stages in their order. A site's head, norms and running statistics, its optimiser and data never leave it;
+    what is shared is the trunk alone (``segviz.network``), and one model's head with it.
+
+    Where a site chooses among models as it receives them, later stages bring it the last one.
+    """
+    sends: Literal["shared", "nothing"] = "shared" if experiment.wing.candidates == "received" else "nothing"
+    return {
+        "training": StageContract(
+            sends="shared",
+            returns="shared",
+            metrics=TRAINING_METRICS,
+            counts=COUNTS,
+            weighting=experiment.wing.weights,
+        ),
+        "head_tuning": StageContract(sends=sends, returns="metrics", metrics=(*TUNING_METRICS, "loss"), counts=COUNTS),
+        "evaluation": StageContract(sends=sends, returns="metrics", metrics=TEST_METRICS, counts=COUNTS),
+    }
+
+
+def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """The shared tensors before the first round; the same wherever it is called, float32, on the CPU.
+
+    The head is what MONAI builds last, so that the trunk's first weights do not depend on the number of organs.
+
+    Raises:
+        ConfigurationError: nothing to keep at the sites, see ``segviz.network``.
+    """
+    from fedmedseg.segmentation.starts import initial_network
+    from fedmedseg.segviz.network import shared_tensors
+
+    return shared_tensors(initial_network(experiment), experiment)
+
+
+def work(experiment: Experiment) -> dict[str, int]:
+    """Steps one site does in one round of each stage; a test case counts as one."""
+    section, wing = experiment.segmentation, experiment.wing
+    phantom = experiment.data.phantom
+    models = len(wing.starts) + section.test_untrained
+    return {
+        "training": len(wing.starts) * math.ceil(section.steps / max(1, experiment.stages["training"].rounds)),
+        "head_tuning": wing.head_steps,
+        "evaluation": models * (phantom.test if phantom is not None else 1),
+    }
