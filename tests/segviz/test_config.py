@@ -36,6 +36,7 @@ SWIN = {"name": "swin_unetr", "feature_size": 12}
         ({"stages": {"head_tuning": {"rounds": 2}}, "segviz": {"head_steps": 1}}, ["stages.head_tuning.rounds"]),
         ({"stages": {"head_tuning": {"rounds": 1}}}, ["segviz.head_steps", "both 0"]),
         ({"segviz": {"head_steps": 3}}, ["segviz.head_steps", "both 0"]),
+        ({"stages": {"publication": {"rounds": 2}}}, ["stages.publication.rounds", "0 or 1"]),
         ({"network": {"strides": [2, 2]}}, ["network.strides", "1 numbers"]),
         ({"data": {"crop": [2, 2]}, "segmentation": {"batch": 1}}, ["data.crop", "above 2"]),
     ],

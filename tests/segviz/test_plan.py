@@ -12,18 +12,19 @@ from fedmedseg.segviz.plan import initial_shared, stages, work
 
 def test_training_exchanges_the_trunk_and_the_rest_returns_figures(study: Callable[..., Experiment]) -> None:
     contracts = stages(study())
-    assert list(contracts) == ["training", "head_tuning", "evaluation"]
+    assert list(contracts) == ["training", "head_tuning", "evaluation", "publication"]
     assert [(one.sends, one.returns) for one in contracts.values()] == [
         ("shared", "shared"),
         ("nothing", "metrics"),
         ("nothing", "metrics"),
+        ("shared", "shared"),
     ]
     assert contracts["training"].weighting == "equal"
 
 
 def test_candidates_that_are_received_are_sent_once_more(study: Callable[..., Experiment]) -> None:
     contracts = stages(study(segviz={"candidates": "received", "weights": "cases"}))
-    assert [one.sends for one in contracts.values()] == ["shared"] * 3
+    assert [one.sends for one in contracts.values()] == ["shared"] * 4
     assert contracts["training"].weighting == "cases"
 
 
@@ -40,10 +41,10 @@ def test_the_shared_tensors_follow_from_the_seed_and_leave_the_generators(study:
 
 def test_a_rounds_work_counts_each_network(study: Callable[..., Experiment]) -> None:
     alone = study(segmentation={"steps": 9}, stages={"training": {"rounds": 2}})
-    assert work(alone) == {"training": 5, "head_tuning": 0, "evaluation": 1}
+    assert work(alone) == {"training": 5, "head_tuning": 0, "evaluation": 1, "publication": 1}
     both = study(
         segmentation={"steps": 9, "test_untrained": True},
         segviz={"local_baseline": True, "head_steps": 4},
         stages={"head_tuning": {"rounds": 1}},
     )
-    assert work(both) == {"training": 10, "head_tuning": 4, "evaluation": 3}
+    assert work(both) == {"training": 10, "head_tuning": 4, "evaluation": 3, "publication": 1}

@@ -56,6 +56,8 @@ class Site:
     approval: Approval = "none"
     prefers: str | None = None
     """Role with which it takes part where a study would take several of its data sets."""
+    publish: bool = False
+    """Whether studies that ask for it get the parts of its models that are otherwise its own."""
 
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
@@ -97,6 +99,8 @@ class SiteFile(Strict):
     """``each_job``: a local person must agree to every job before its first task (``core.approval``)."""
     prefers: str | None = None
     """The role to take part with where a study accepts several that this site offers (``data.views``)."""
+    publish: bool = False
+    """``true``: a study that asks for it gets the parts of this site's models that are otherwise its own."""
 
 
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:
@@ -151,6 +155,8 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         privacy=None if settings is None else settings.privacy,
         approval="none" if settings is None else settings.approval,
         prefers=None if settings is None else settings.prefers,
+        # phantoms have no patients to ask for
+        publish=settings is None or settings.publish,
     )
     role = site_view(experiment, datasets, preferred=site.prefers).data.role
     listed = site.data_list(role)

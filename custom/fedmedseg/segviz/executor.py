@@ -10,7 +10,7 @@ from fedmedseg.data.site import open_site
 
 
 class PartialLabelExecutor(TrainingExecutor):
-    """Runs `training`, `head_tuning` and `evaluation` tasks (Kanhere et al. 2023, SegViz)."""
+    """Runs `training`, `head_tuning`, `evaluation` and `publication` tasks (Kanhere et al. 2023, SegViz)."""
 
     def make_learner(self, experiment: Experiment, place: Place) -> Learner:
         """The learner at this site."""

@@ -25,13 +25,14 @@ from fedmedseg.segviz.distillation import weight_of
 from fedmedseg.segviz.memory import recall, remember
 from fedmedseg.segviz.network import HEAD, private_tensors, shared_tensors
 from fedmedseg.segviz.objective import PartialLabelObjective
+from fedmedseg.segviz.publication import laid_out
 
 logger = logging.getLogger(__name__)
 PERSONAL, SCRATCH = "personal", "scratch"
 
 
 class PartialLabelLearner:
-    """Runs ``training``, ``head_tuning`` and ``evaluation`` of a site that marks some of the study's organs.
+    """Runs ``training``, ``head_tuning``, ``evaluation`` and ``publication`` of one site, whatever it marks.
 
     What the site remembers of each round is ``personal`` (private tensors and optimiser) and, with a local baseline,
     ``scratch`` (all tensors and optimiser); ``best_<model>`` is what it has chosen so far.
@@ -69,7 +70,9 @@ class PartialLabelLearner:
             return self._tune_head(task, shared)
         if task.stage == "evaluation":
             return self._evaluate(task, shared)
-        raise ConfigurationError("stage", got=task.stage, expected="training, head_tuning or evaluation")
+        if task.stage == "publication":
+            return self._publish(task, shared)
+        raise ConfigurationError("stage", got=task.stage, expected="training, head_tuning, evaluation or publication")
 
     def _train(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         """One round: the trunk as it came, head, norms and optimiser as the site's last round left them."""
@@ -181,6 +184,25 @@ class PartialLabelLearner:
         reply = score_models(bench, task)
         return replace(reply, metrics={**reply.metrics, **chosen})
 
+    def _publish(self, task: Task, places: Mapping[str, torch.Tensor]) -> Reply:
+        """Hand out head, norms and statistics as the last round of training left them: they suit the last trunk.
+
+        Raises:
+            FedMedSegError: the site's own file does not agree (reason DENIED), or it took no part in training.
+        """
+        if not self.site.publish:
+            raise FedMedSegError(
+                "publication",
+                got="publish: false in the site file",
+                expected="publish: true, the word of this site's people",
+                reason=Reason.DENIED,
+            )
+        memory = recall(task.state, PERSONAL, self.experiment.stages["training"].rounds)
+        if memory is None:
+            raise _untrained(PERSONAL)
+        published = laid_out(memory["private"], self.bench.organs, places)
+        return Reply(tensors=published, examples=len(self.bench.training))
+
     def _best(self, model: str, task: Task, shared: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What the site has chosen, after the last received model was considered where such are.
 
@@ -196,13 +218,7 @@ class PartialLabelLearner:
                 tensors = {**self.bench.initial, **memory["private"], **shared}
                 kept = consider(self.bench, PERSONAL, tensors, rounds, task)
         if kept is None:
-            raise FedMedSegError(
-                f"model {model}",
-                got="none from this run",
-                expected="a model of this site's training",
-                remedy="see why the training stage failed at this site",
-                reason=Reason.MISSING_TENSORS,
-            )
+            raise _untrained(model)
         return kept
 
     def _due(self, rounds: int, task: Task) -> bool:
@@ -217,3 +233,13 @@ class PartialLabelLearner:
     @property
     def _names(self) -> list[str]:
         return list(self.bench.experiment.data.labels.values())
+
+
+def _untrained(model: str) -> FedMedSegError:
+    return FedMedSegError(
+        f"model {model}",
+        got="none from this run",
+        expected="a model of this site's training",
+        remedy="see why the training stage failed at this site",
+        reason=Reason.MISSING_TENSORS,
+    )

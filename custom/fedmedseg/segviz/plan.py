@@ -8,8 +8,11 @@ from typing import Literal
 import torch
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.wire import StageContract
+from fedmedseg.core.wire import Part, StageContract
 from fedmedseg.segmentation.stages import COUNTS, TEST_METRICS, TUNING_METRICS
+
+PUBLISHED = "published."
+"""Beginning of the names of what a site publishes (``segviz.publication``)."""
 
 TRAINING_METRICS = ("loss", "loss/*", "loss_scratch", "validation_dice/*", "memory_missing", "set_aside")
 
@@ -18,8 +21,10 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
     """The stages in their order. A site's head, norms and running statistics, its optimiser and data never leave it;
     what is shared is the trunk alone (``segviz.network``), and one model's head with it.
 
-    Where a site chooses among models as it receives them, later stages bring it the last one.
+    Where a site chooses among models as it receives them, later stages bring it the last one. A publication, which is
+    left out unless the study asks for it, sends head, norms and statistics of the sites whose own file agrees.
     """
+    trunk, private = Part(without=(PUBLISHED,)), Part(within=(PUBLISHED,))
     sends: Literal["shared", "nothing"] = "shared" if experiment.wing.candidates == "received" else "nothing"
     return {
         "training": StageContract(
@@ -27,10 +32,15 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             returns="shared",
             metrics=TRAINING_METRICS,
             counts=COUNTS,
+            sent=trunk,
+            returned=trunk,
             weighting=experiment.wing.weights,
         ),
-        "head_tuning": StageContract(sends=sends, returns="metrics", metrics=(*TUNING_METRICS, "loss"), counts=COUNTS),
-        "evaluation": StageContract(sends=sends, returns="metrics", metrics=TEST_METRICS, counts=COUNTS),
+        "head_tuning": StageContract(
+            sends=sends, returns="metrics", metrics=(*TUNING_METRICS, "loss"), counts=COUNTS, sent=trunk
+        ),
+        "evaluation": StageContract(sends=sends, returns="metrics", metrics=TEST_METRICS, counts=COUNTS, sent=trunk),
+        "publication": StageContract(sends="shared", returns="shared", sent=private, returned=private),
     }
 
 
@@ -44,8 +54,11 @@ def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:
     """
     from fedmedseg.segmentation.starts import initial_network
     from fedmedseg.segviz.network import shared_tensors
+    from fedmedseg.segviz.publication import blank
 
-    return shared_tensors(initial_network(experiment), experiment)
+    network = initial_network(experiment)
+    places = blank(network, experiment) if experiment.stages["publication"].rounds else {}
+    return shared_tensors(network, experiment) | places
 
 
 def work(experiment: Experiment) -> dict[str, int]:
@@ -56,5 +69,6 @@ def work(experiment: Experiment) -> dict[str, int]:
     return {
         "training": len(wing.starts) * math.ceil(section.steps / max(1, experiment.stages["training"].rounds)),
         "head_tuning": wing.head_steps,
+        "publication": 1,
         "evaluation": models * (phantom.test if phantom is not None else 1),
     }
