@@ -201,3 +201,15 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off(tmp_path: 
     assert "encrypted (ckks): 2 guards" in plain_text_summary(record)
     assert "encrypted" not in Page(written.read_text(encoding="utf-8")).text
     assert "encrypted" not in plain_text_summary(records.finished())
+
+
+def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:
+    from fedmedseg.reporting.report import _legend
+
+    metrics = {"dice/personal/liver": 0.5, "best_round/personal": 2.0}
+    record = {"rounds": [{"stage": "training"}, {"stage": "evaluation", "sites": {"a": {"metrics": metrics}}}]}
+    said = _legend(record, ["personal", "scratch"])
+    assert "trained in the federation" in said
+    assert "without the other sites" in said
+    assert "validated best there" in said
+    assert "pretrain" not in said

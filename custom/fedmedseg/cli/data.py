@@ -33,7 +33,7 @@ DEFAULT_SITES = 4
 
 @data_app.command("import")
 def import_set(
-    importer: Annotated[str, typer.Argument(help="sunnybrook, decathlon, acdc, mnms or emidec.")],
+    importer: Annotated[str, typer.Argument(help="sunnybrook, decathlon, acdc, mnms, emidec, kits19 or btcv.")],
     source: Annotated[Path, typer.Argument(help="The unpacked data set.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
     sites: Annotated[
@@ -58,6 +58,13 @@ def import_set(
     channel: Annotated[
         int | None, typer.Option("--channel", help="decathlon: which channel of multi-channel images, from 0.")
     ] = None,
+    label_map: Annotated[
+        str | None,
+        typer.Option(
+            "--label-map",
+            help="decathlon, kits19, btcv: the study's label numbers, old=new; 1=1,2=1 merges a tumour into its organ.",
+        ),
+    ] = None,
     link: Annotated[bool, typer.Option("--link", help="Hard-link image files instead of copying them.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier import wrote to --out.")] = False,
 ) -> None:
@@ -71,7 +78,7 @@ def import_set(
         wanted, shares = parse_sites(sites or []), parse_split(split)
         _apart(source, out)
         with _bar() as bar:
-            reader = create(importer, myocardium=myocardium, channel=channel)
+            reader = create(importer, myocardium=myocardium, channel=channel, label_map=label_map)
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):

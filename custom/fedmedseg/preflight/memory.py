@@ -20,7 +20,7 @@ from torch import nn
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.machine_checks import GIB, human
-from fedmedseg.networks.factory import READERS, build_segmentation
+from fedmedseg.networks.factory import READERS, build_segmentation, encoder_place
 
 SUPERVISED = ("fine_tuning", "training")
 """Stages that train the whole segmentation network on labels."""
@@ -106,7 +106,7 @@ def _own_stage(experiment: Experiment, network: nn.Module, stage: str, crops: in
         size = count(network)
         # the bank has gradients and moments of its own; its graph is there when the client's is gone
         return Need(stage=stage, crops=crops, parameters=size, frozen=COPIES * 4 * size, per_crop=kept, largest=largest)
-    encoder, reader = getattr(network, ENCODERS[kind]), READERS[kind]
+    encoder, reader = getattr(network, encoder_place(experiment)), READERS[kind]
     kept, largest = kept_for_backward(
         experiment, encoder, lambda images: reader.block_tokens(encoder, images, top=1)[-1]
     )

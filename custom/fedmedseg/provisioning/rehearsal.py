@@ -131,12 +131,14 @@ def place_phantoms(
             expected="phantoms, of which these hospitals are made",
             remedy="choose a job or preset with data.phantom; with real volumes use `fedmedseg simulate --sites`",
         )
-    # what each hospital marks may follow from how many there are
-    section = section.model_copy(update={"sites": len(sites)})
     for site in sites:
         data = phantom_view(experiment, phantom_index(site)).data
         assert data.phantom is not None, "phantom_view gives data sets that have phantoms"
-        listed = write_phantoms(data.phantom, seed=experiment.seed, name=site, home=out / DATA / site)
+        section = data.phantom
+        if section.annotation == "shared_out":
+            # what each hospital marks follows from how many there are
+            section = section.model_copy(update={"sites": len(sites)})
+        listed = write_phantoms(section, seed=experiment.seed, name=site, home=out / DATA / site)
         content = {"datasets": {data.role: {"list": str(listed)}}, "privacy": {"min_count": 0}}
         text = _HEAD + yaml.safe_dump(content, sort_keys=False)
         write_atomic(kits / site / "local" / SITE_FILE, text.encode())

@@ -121,6 +121,13 @@ MEANINGS = {
     "scratch": "{} is the same training without any pretraining",
     "untrained": "{} has seen no label",
 }
+IN_TRAINING = {
+    "personal": "{} is the site's own network, trained in the federation",
+    "scratch": "{} is the same training without the other sites",
+    "untrained": "{} has seen no label",
+}
+"""Of studies whose federation trains on labels itself; they have a stage ``training``."""
+CHOSEN = "Each trained column is a site's network as of the round that validated best there. "
 TOGETHER = (
     "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
     "best at the site. "
@@ -129,13 +136,16 @@ TOGETHER = (
 
 def _legend(record: Record, models: Sequence[str]) -> str:
     """What the columns are, in a sentence; a federated fine-tuning is known by the round each site chose."""
-    said = [MEANINGS[model].format(label_of(model)) for model in models if model in MEANINGS]
+    trains = any(one.get("stage") == "training" for one in rounds_of(record))
+    meanings = IN_TRAINING if trains else MEANINGS
+    said = [meanings[model].format(label_of(model)) for model in models if model in meanings]
     sentence = "; ".join(said)
     figures = (
         name for one in rounds_of(record) for answer in (one.get("sites") or {}).values() for name in _figures(answer)
     )
     together = any(name.startswith("best_round/") for name in figures)
-    return (TOGETHER if together else "") + sentence[:1].upper() + sentence[1:] + ("." if said else "")
+    chosen = (CHOSEN if trains else TOGETHER) if together else ""
+    return chosen + sentence[:1].upper() + sentence[1:] + ("." if said else "")
 
 
 def _figures(answer: object) -> list[str]:

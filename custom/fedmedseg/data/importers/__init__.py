@@ -9,15 +9,19 @@ from typing import Any
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.data.importers.acdc import ACDCImporter
 from fedmedseg.data.importers.base import Collection, Content, FilePair, Importer, SourceCase
+from fedmedseg.data.importers.btcv import BTCVImporter
 from fedmedseg.data.importers.decathlon import DecathlonImporter
 from fedmedseg.data.importers.emidec import EMIDECImporter
+from fedmedseg.data.importers.kits19 import KiTS19Importer
 from fedmedseg.data.importers.mnms import MnMsImporter
 from fedmedseg.data.importers.sunnybrook import SunnybrookImporter
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
     "acdc": ACDCImporter,
+    "btcv": BTCVImporter,
     "decathlon": DecathlonImporter,
     "emidec": EMIDECImporter,
+    "kits19": KiTS19Importer,
     "mnms": MnMsImporter,
     "sunnybrook": SunnybrookImporter,
 }
@@ -41,7 +45,8 @@ def create(name: str, **options: Any) -> Importer:
     known = inspect.signature(IMPORTERS[name]).parameters
     for key in given:
         if key not in known:
-            raise ConfigurationError(f"--{key}", got=f"importer {name!r}", expected="an importer that has this option")
+            option = f"--{key.replace('_', '-')}"
+            raise ConfigurationError(option, got=f"importer {name!r}", expected="an importer that has this option")
     return IMPORTERS[name](**given)
 
 

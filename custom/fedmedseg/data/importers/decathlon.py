@@ -19,6 +19,7 @@ from typing import Any
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.importers.base import (
     Collection,
+    Content,
     FilePair,
     SourceCase,
     Tick,
@@ -28,16 +29,20 @@ from fedmedseg.data.importers.base import (
     suffix_of,
     volumes_in,
 )
+from fedmedseg.data.importers.relabel import Relabelled, parse_label_map, target_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecathlonImporter:
     """Reads a task folder. Each image is a patient of its own, as in the Decathlon.
 
-    ``channel`` (0-based) picks one MR sequence of a task whose images have several.
+    ``channel`` (0-based) picks one MR sequence of a task whose images have several. ``label_map`` (``1=4,2=4``) gives
+    the labels the numbers of a study, of which the cases then mark these alone; ``1=1,2=1`` merges the tumours of liver
+    (Task03) or pancreas (Task07) into the organ.
     """
 
     channel: int | None = None
+    label_map: str | None = None
     name: str = "decathlon"
     role: str | None = None
 
@@ -89,6 +94,8 @@ class DecathlonImporter:
         tick: Tick,
     ) -> Collection:
         cases, seen = [], set()
+        table = None if self.label_map is None else parse_label_map(self.label_map)
+        marked = None if table is None else tuple(sorted(set(table.values())))
         for done, (image, label) in enumerate(pairs, start=1):
             suffix = suffix_of(image)
             missing = [path.parent.name for path in (image, label) if path is not None and not path.is_file()]
@@ -104,12 +111,15 @@ class DecathlonImporter:
             if stem in seen:
                 raise ConfigurationError("decathlon", got="one file name twice", expected="each image once")
             seen.add(stem)
-            pair = FilePair(image=image, label=label, channel=self.channel)
-            cases.append(SourceCase(name=stem, patient=stem, content=pair, suffix=suffix))
+            content: Content = FilePair(image=image, label=label, channel=self.channel)
+            if table is not None:
+                content = Relabelled(content=content, table=table)
+            cases.append(SourceCase(name=stem, patient=stem, content=content, suffix=suffix, annotated_labels=marked))
             tick(done, len(pairs))
         if not cases:
             raise DataError("decathlon", got="no image", expected="at least one", reason=Reason.NO_CASES)
-        return Collection(cases=cases, labels=labels, role=role_from(title))
+        named = labels if table is None else target_names(table, labels)
+        return Collection(cases=cases, labels=named, role=role_from(title))
 
     def _check_channels(self, content: Mapping[str, Any]) -> None:
         modality = content.get("modality", {})
