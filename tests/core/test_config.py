@@ -78,7 +78,8 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(
         ({"federation": {"quorum": True}}, ["federation.quorum"]),
         ({"federation": {"timeout": 0}}, ["federation.timeout"]),
         ({"compute": {"device": "tpu"}}, ["compute.device"]),
-        ({"network": {"name": "unet"}}, ["network.name", "write 'unetr'"]),
+        ({"network": {"name": "untr"}}, ["network.name", "write 'unetr'"]),
+        ({"network": {"name": "unet", "strides": [2]}}, ["network.strides", "4 numbers", "5 channels"]),
         (
             {"network": {"name": "unetr", "hidden_size": 10, "heads": 3}},
             ["network.heads: got 3.", "a divisor of network.hidden_size (10)"],

@@ -14,6 +14,8 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 from fedmedseg.reporting.floor import floor, overall
+from fedmedseg.segviz.fusion import fused_prediction
+from fedmedseg.segviz.publication import published_models
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -23,7 +25,7 @@ TINY = (
     "stages.training.rounds=2",
     "network.channels=[4, 8, 16]",
     "segviz.local_baseline=false",
-    "data.spacing=[10, 10, 10]",
+    "data.spacing=[8, 8, 8]",
     "data.crop=[16, 16, 16]",
     "data.phantom={family: abdominal_ct, annotation: shared_out, sites: 2, unlabeled: 0, training: 1, validation: 1, "
     "test: 1, size: [32, 32, 24]}",
@@ -77,9 +79,23 @@ def test_two_sites_share_a_trunk_and_end_with_the_bytes_of_one_process(tmp_path:
 
 
 @pytest.mark.slow
-def test_with_four_sites_each_marks_one_organ(tmp_path: Path) -> None:
+def test_with_four_sites_each_marks_one_organ_and_what_they_publish_is_fused(tmp_path: Path) -> None:
     """`-n` decides who marks what, though the study was written for two."""
-    record = simulate(tmp_path / "w", "-n", "4", "-t", "4", changes=TINY)
+    changes = (*TINY, "stages.publication.rounds=1")
+    record = simulate(tmp_path / "w", "-n", "4", "-t", "4", changes=changes)
+    publication = record["rounds"][-1]
+    assert (publication["stage"], len(publication["accepted"])) == ("publication", 4)
+    count = setting("data.phantom.sites=4")
+    study = read_settings(find_job("segviz"), [*(setting(change) for change in changes), count])[1]
+    models = published_models(tmp_path / "w" / "server" / "simulate_job" / "models", experiment=study)
+    assert [model.data.labels for model in models.values()] == [
+        {1: "liver"},
+        {1: "spleen"},
+        {1: "pancreas"},
+        {1: "kidneys"},
+    ]
+    image = next((tmp_path / "w.fedmedseg" / "site-1").glob("data/*/images/*.nii.gz"))
+    assert fused_prediction(list(models.values()), image, labels=study.data.labels).shape == (32, 32, 24)
     evaluation = next(entry for entry in record["rounds"] if entry["stage"] == "evaluation")["sites"]
     scored = [
         {name.split("/")[-1] for name in one["metrics"] if name.startswith("failures/")}

@@ -151,3 +151,12 @@ def test_a_network_beside_a_bank_that_trains_needs_both_and_no_scores() -> None:
     assert of(crop=[128, 128, 6]).per_crop == pytest.approx(4 * need.per_crop, rel=0.1)
     deep = of(crop=[64, 64, 1], whole_depth=True)
     assert deep.per_crop == pytest.approx(subject.DEEP / 6 * need.per_crop, rel=0.1)
+
+
+def test_a_federation_that_trains_the_whole_network_needs_its_memory_once() -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    (need,) = needs(read_settings(find_job("segviz"), [])[1])
+    assert (need.stage, need.crops, need.frozen) == ("training", 4, 0)
+    assert 2e5 < need.parameters < 4e5
+    assert need.per_crop > 0

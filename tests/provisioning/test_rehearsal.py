@@ -134,3 +134,19 @@ def test_a_participant_that_does_not_start_leaves_no_process(out: Path) -> None:
     with pytest.raises(TimeoutError, match="no such thing"):
         rehearsal.run_job(kits, out, sites=SITES, out=out, tell=lambda text: None, show=lambda event: None)
     assert rehearsal.LoopbackFederation(kits).running("localhost") == []
+
+
+def test_hospitals_share_out_what_is_marked_by_how_many_they_are(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    marks = []
+    sites = ("site-1", "site-2", "site-3")
+    for site in sites:
+        (kits / site / "local").mkdir(parents=True)
+    few = {"unlabeled": 0, "training": 1, "validation": 0, "test": 0, "size": [32, 32, 24]}
+    study = read_settings(find_job("segviz"), [{"data": {"phantom": few}}])[1]
+    rehearsal.place_phantoms(kits, tmp_path / "out", sites=sites, experiment=study, on_site=lambda site: None)
+    for site in sites:
+        file = SiteFile.model_validate(yaml.safe_load((kits / site / "local" / "fedmedseg.yaml").read_text()))
+        listed = file.datasets["abdominal_ct"].list
+        marks.append(read_datalist(listed, salt="x")["training"][0].annotated_labels)
+    assert marks == [(1, 4), (2,), (3,)]

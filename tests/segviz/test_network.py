@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.networks.factory import build_segmentation
+from fedmedseg.networks.timing import StepTrial, choose
 from fedmedseg.segviz.network import private_tensors, shared_part, shared_tensors
 
 FULL = {"name": "unet", "channels": [16, 32, 64, 128, 256], "res_units": 2}
@@ -77,3 +80,15 @@ def test_the_trunk_starts_the_same_whatever_the_number_of_organs(study: Callable
         trunks.append(shared_tensors(build_segmentation(experiment), experiment))
     assert trunks[0].keys() == trunks[1].keys()
     assert all(torch.equal(trunks[0][name], trunks[1][name]) for name in trunks[0])
+
+
+@pytest.mark.parametrize("work", ["supervised", "inference"])
+def test_a_network_without_attention_is_not_timed_for_its_kernel(
+    study: Callable[..., Experiment], tmp_path: Path, work: Literal["supervised", "inference"]
+) -> None:
+    def trial() -> StepTrial:
+        raise AssertionError("nothing to choose")
+
+    experiment = study(compute={"attention": "auto"})
+    choice = choose(experiment, work=work, shape=(2, 1, 24, 24), trial=trial, cache=tmp_path, device="cpu")
+    assert choice.precision == "fp32"
