@@ -234,3 +234,16 @@ def test_a_workspace_in_use_is_refused(tmp_path: Path) -> None:
         assert "another run is under way" in said
     with claimed(tmp_path / "w"):
         pass
+
+
+def test_the_number_of_sites_decides_what_phantom_sites_share_out_and_nothing_else() -> None:
+    from fedmedseg.cli.simulate import _shared_out
+    from fedmedseg.cli.study import read_study
+
+    shared = read_study("segviz", None, None, None)
+    four = _shared_out(shared, 4)
+    assert four.experiment.data.phantom.sites == 4
+    assert four.experiment.digest != shared.experiment.digest
+    assert _shared_out(shared, 2) is shared
+    styled = read_study("fedata", None, None, None)
+    assert _shared_out(styled, 4) is styled

@@ -52,10 +52,8 @@ def simulate(
 
             refuse_simulation(experiment)
         names = _site_names(number, clients, sites, experiment)
-        phantom = experiment.data.phantom
-        if sites is None and phantom is not None and phantom.annotation == "shared_out" and phantom.sites != len(names):
-            # what each site marks follows from how many there are
-            study = study.over({"data": {"phantom": {"sites": len(names)}}})
+        if sites is None:
+            study = _shared_out(study, len(names))
             experiment = study.experiment
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))
@@ -76,6 +74,14 @@ def simulate(
                 again = "before the server had kept anything; the same call starts it again"
             console.print(f"interrupted; {again}", highlight=False)
             raise
+
+
+def _shared_out(study: Study, number: int) -> Study:
+    """The study for so many sites: where phantom sites share out what is marked, each one's part follows from that."""
+    phantom = study.experiment.data.phantom
+    if phantom is None or phantom.annotation != "shared_out" or phantom.sites == number:
+        return study
+    return study.over({"data": {"phantom": {"sites": number}}})
 
 
 def _run(
