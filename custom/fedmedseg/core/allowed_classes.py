@@ -18,8 +18,11 @@ CLASS_ALLOW_LIST = (
     "fedmedseg.core.workflow.QuorumScatterAndGather",
     "fedmedseg.fedata.aggregator.AttentionAggregator",
     "fedmedseg.fedata.executor.MaskedDistillationExecutor",
+    "fedmedseg.fedcrld.executor.RelocalizationExecutor",
     "fedmedseg.reporting.report.HTMLReporter",
     "fedmedseg.segmentation.executor.CMRFineTuningExecutor",
+    "fedmedseg.segviz.aggregator.PublishedModels",
+    "fedmedseg.segviz.executor.PartialLabelExecutor",
     "nvflare.app_common.shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
     "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
 )

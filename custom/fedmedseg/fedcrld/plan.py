@@ -41,6 +41,7 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             metrics=METRICS,
             counts=("set_aside",),
             sent_later=NOTHING if alone else None,
+            weighting=experiment.wing.weights,
         ),
         # fine-tuning starts from nothing, or from what the site has on its own disk
         **{name: dataclasses.replace(contract, sends="nothing") for name, contract in shared.items()},

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, Round
+from fedmedseg.core.aggregator import Contribution, Round, SharedKeysAggregator
 from fedmedseg.core.wire import WHOLE, Schema
-from fedmedseg.fedcrld.aggregator import RelocalizationAggregator, equal_weights
 from fedmedseg.fedcrld.config import STAGE
 from fedmedseg.fedcrld.plan import stages
 
@@ -23,18 +20,14 @@ MOVED = {"site-1": (1.0, 30), "site-2": (4.0, 10)}
 
 
 @pytest.fixture
-def combined(
-    tmp_path: Path, settings: Callable[..., dict[str, Any]], study: Callable[..., Any]
-) -> Callable[..., tuple[float, dict[str, float]]]:
+def combined(study: Callable[..., Any]) -> Callable[..., tuple[float, dict[str, float]]]:
     """combined(weights="cases"): by how much the shared tensor moves, and the weights in the record."""
 
     def call(**section: Any) -> tuple[float, dict[str, float]]:
-        file = tmp_path / "experiment.yaml"
-        file.write_text(yaml.safe_dump(settings(**section)))
-        rule = RelocalizationAggregator(experiment_file=str(file))
+        rule = SharedKeysAggregator()
         rule.open_round(
             Round(
-                run="run", stage=STAGE, number=0, base="base", nonce="nonce", contract=stages(study())[STAGE],
+                run="run", stage=STAGE, number=0, base="base", nonce="nonce", contract=stages(study(**section))[STAGE],
                 schema=Schema(SHARED).part(WHOLE), shared=SHARED,
             )
         )  # fmt: skip
@@ -59,7 +52,3 @@ def test_the_switch_weighs_them_by_cases(combined: Callable[..., Any]) -> None:
     moved, weights = combined(weights="cases")
     assert moved == pytest.approx(0.75 * 1.0 + 0.25 * 4.0)
     assert weights == {"site-1": 0.75, "site-2": 0.25}
-
-
-def test_equal_weights_sum_to_one() -> None:
-    assert equal_weights({"b": 0.9, "a": 0.05, "c": 0.05}) == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
