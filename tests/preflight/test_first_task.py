@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,8 @@ def place(kit: Path, *, simulated: bool = False) -> Place:
     )
 
 
-def test_a_sound_kit_passes_in_less_than_a_second(fresh: Path) -> None:
-    began = time.monotonic()
+def test_a_sound_kit_passes(fresh: Path) -> None:
     findings = first_task_checks(fresh, run=fresh / "job")
-    assert time.monotonic() - began < 1.0
     assert [one for one in findings if one.level is Level.FAIL] == []
     assert {
         "python",

@@ -51,6 +51,7 @@ def secret(key: bytes) -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_every_command_of_the_readme_works_and_no_key_leaves_the_hospital(
