@@ -9,12 +9,15 @@ from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.core.wire import StageContract
 from fedmedseg.privacy.counts import matches
 
+FINE_TUNED_TOGETHER = {"fedata"}
+"""Systems whose sites may fine-tune together; others refuse it (see their own tests of settings)."""
+
 
 def contracts() -> list[tuple[str, StageContract]]:
     found = []
     for system in systems():
         together = {"segmentation": {"fine_tuning": "federated"}, system: {"starts": ["shared"]}}
-        for changes in ({}, together) if system == "fedata" else ({},):
+        for changes in ({}, together) if system in FINE_TUNED_TOGETHER else ({},):
             _, experiment = read_settings(find_job(system), [changes])
             stages = system_module(system, "plan").stages(experiment)
             found += [(f"{system} {stage}", contract) for stage, contract in stages.items()]
