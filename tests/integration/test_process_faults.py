@@ -277,15 +277,40 @@ def test_one_study_runs_once_at_a_time_and_others_beside_it(federate: Federate, 
     assert ends[0].shared == ends[1].shared, "stand-ins take the same steps in both"
 
 
+def behind(hospitals: Hospitals, site: str, port: int) -> None:
+    """Have a site reach the server through ``port``."""
+    client = hospitals.kits / site / "startup" / "fed_client.json"
+    text = client.read_text()
+    assert f"localhost:{hospitals.port}" in text
+    client.write_text(text.replace(f"localhost:{hospitals.port}", f"localhost:{port}"))
+
+
+@pytest.mark.slow
+def test_a_line_that_breaks_and_clocks_an_hour_apart_change_nothing(
+    federate: Federate, tmp_path: Path, undisturbed: str
+) -> None:
+    """Fault row 45: every connection of one site is cut three times on the way; two job processes' clocks are wrong."""
+    clocks = [{"site": "site-2", "round": "clock", "kind": 3600}, {"site": "site-3", "round": "clock", "kind": -3600}]
+    hospitals = federate(faults=[*clocks, REMEMBER])
+    cuts = (4_000_000, 7_000_000, 10_000_000)
+    with slow_link(hospitals.port, bytes_per_second=20_000_000, delay=0.0, breaks_after=cuts) as port:
+        behind(hospitals, "site-1", port)
+        hospitals.up()
+        ended = hospitals.run(study(tmp_path, federation={"timeout": 200}), timeout=300)
+        hospitals.stop()
+    assert ended.status == admin.COMPLETED
+    assert ended.shared == undisturbed
+    for one in ended.rounds():
+        assert one["accepted"] == ["site-1", "site-2", "site-3"]
+        assert all(0 <= site["move_seconds"] < 300 for site in one["sites"].values()), "nobody's clock is in a figure"
+
+
 @pytest.mark.slow
 def test_a_slow_link_delays_a_study_and_doubles_nothing(federate: Federate, tmp_path: Path, undisturbed: str) -> None:
     """Fault row 45: one site behind a line of 1 MB/s with 20 ms for every 16 KiB, so some 450 kB/s in all."""
     hospitals = federate(faults=[REMEMBER])
     with slow_link(hospitals.port, bytes_per_second=1_000_000, delay=0.02) as port:
-        client = hospitals.kits / "site-1" / "startup" / "fed_client.json"
-        text = client.read_text()
-        assert f"localhost:{hospitals.port}" in text
-        client.write_text(text.replace(f"localhost:{hospitals.port}", f"localhost:{port}"))
+        behind(hospitals, "site-1", port)
         hospitals.up()
         ended = hospitals.run(study(tmp_path), timeout=240)
         hospitals.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.resource_managers import gpu_resource_manager
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
 
@@ -61,6 +62,21 @@ def test_without_a_gpu_jobs_that_ask_for_one_are_declined_and_others_run(monkeyp
     manager = AvailableGPUManager(1, 16)
     assert manager._check_required_resource_available({})
     assert not manager._check_required_resource_available({"num_of_gpus": 1, "mem_per_gpu_in_GiB": 1})
+
+
+def test_a_second_job_that_asks_for_the_gpu_waits_until_the_first_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault row 46; what `fedmedseg job --gpu-memory 16` asks for."""
+    machine(monkeypatch, 24)
+    manager, fl_ctx = AvailableGPUManager(1, 16), FLContext()
+    asked = {"num_of_gpus": 1, "mem_per_gpu_in_GiB": 16.0}
+    enough, token = manager.check_resources(asked, fl_ctx)
+    assert enough
+    held = manager.allocate_resources(asked, token, fl_ctx)
+    assert list(held) == [0]
+    assert manager.check_resources(asked, fl_ctx) == (False, "")
+    assert manager.check_resources({}, fl_ctx)[0], "a job that asks for none runs beside it"
+    manager.free_resources(held, token, fl_ctx)
+    assert manager.check_resources(asked, fl_ctx)[0]
 
 
 def test_a_driver_that_does_not_answer_counts_as_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 `FEDMEDSEG_FAULT`, or the file that `FEDMEDSEG_FAULT_FILE` names, holds JSON: a list of {"site": ..., "round": ...,
 "kind": ...}; site null strikes everywhere. {"site": null, "round": null, "kind": "remember"}, last in the list, makes
-every step depend on what the site has remembered of all rounds before.
+every step depend on what the site has remembered of all rounds before. {"site": ..., "round": "clock", "kind": 3600}
+sets the clock of a site's job ahead by so many seconds.
 """
 
 from __future__ import annotations
@@ -118,11 +119,13 @@ class StandInExecutor(TrainingExecutor):
         super().__init__()
         # the kits of these tests list them, and a site whose list is not the package's own takes no part
         kit_checks.list_problems = _problems_but_for_tests
+        self._clock_set = False
 
     def make_learner(self, experiment: Experiment, place: Place) -> Learner:
         return StandInLearner(home=place.home, site=place.name)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        self._set_clock(fl_ctx.get_identity_name())
         kind = _kind(fl_ctx.get_identity_name(), shareable.get_header(Header.ROUND))
         if task_name == "pretraining" and kind == "version":
             # as if the server had another one: all simulated sites are installed alike
@@ -132,6 +135,13 @@ class StandInExecutor(TrainingExecutor):
         if task_name == "pretraining" and kind and "DXO" in reply:
             _spoil(reply["DXO"]["data"], kind)
         return reply
+
+    def _set_clock(self, site: str) -> None:
+        ahead = 0 if self._clock_set else float(_kind(site, "clock") or 0)
+        self._clock_set = True
+        if ahead:
+            right = time.time
+            time.time = lambda: right() + ahead
 
 
 def _spoil(tensors: dict[str, object], kind: str) -> None:
