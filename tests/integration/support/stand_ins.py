@@ -137,7 +137,8 @@ class StandInExecutor(TrainingExecutor):
         return reply
 
     def _set_clock(self, site: str) -> None:
-        ahead = 0 if self._clock_set else float(_kind(site, "clock") or 0)
+        kind = "" if self._clock_set else str(_kind(site, "clock"))
+        ahead = float(kind) if kind.removeprefix("-").isdigit() else 0.0
         self._clock_set = True
         if ahead:
             right = time.time
