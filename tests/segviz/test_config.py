@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_named(
 def test_pretraining_needs_another_network() -> None:
     from fedmedseg.core.jobs import find_job, read_settings
 
-    with pytest.raises(ConfigurationError, match=r"network.name: got unet.*swin_unetr or unetr"):
+    with pytest.raises(ConfigurationError, match=r"network.name: got unet.*swin_unetr, unetr"):
         read_settings(find_job("fedata"), [{"network": {"name": "unet"}}])
 
 
