@@ -173,7 +173,7 @@ def test_in_the_simulator_no_marker_leaves_the_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_in_a_federation_no_marker_leaves_the_data(tmp_path: Path) -> None:
     planted = plant(tmp_path / "planted")
-    with Hospitals(tmp_path / "federation", sites=SITES) as hospitals:
+    with Hospitals(tmp_path / "federation", sites=SITES, stand_ins=False) as hospitals:
         allow(hospitals.server, "overhearing.")
         for site in SITES:
             file = hospitals.kits / site / "local" / "fedmedseg.yaml"

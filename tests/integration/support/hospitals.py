@@ -26,7 +26,10 @@ ADMIN, LEAD = "admin@network.example.org", "lead@hospital-two.example.org"
 
 
 class Hospitals(LoopbackFederation):
-    """Kits of a server, three sites and the administrators, ready for jobs with stand-in executors."""
+    """Kits of a server, three sites and the administrators, ready for jobs with stand-in executors.
+
+    With ``stand_ins`` false the kits stay as they are made, and take part in our own jobs alone.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Hospitals(LoopbackFederation):
         sites: Sequence[str] = SITES,
         faults: Sequence[Mapping[str, Any]] = (),
         encryption: bool = False,
+        stand_ins: bool = True,
     ) -> None:
         self.folder = folder
         self.sites = tuple(sites)
@@ -51,7 +55,7 @@ class Hospitals(LoopbackFederation):
             "FEDMEDSEG_FAULT_FILE": str(self.faults),
         }
         super().__init__(provision(project, folder / "kits"), environment=environment)
-        for name in ("localhost", *self.sites):
+        for name in ("localhost", *self.sites) if stand_ins else ():
             allow(self.kits / name, "stand_ins.")
         for site in self.sites:
             self.write_site_file(site, {"privacy": {"min_count": 0}})
