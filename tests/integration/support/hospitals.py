@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedmedseg.core import admin
-from fedmedseg.core.checkpoint import content_sha256, load
+from fedmedseg.core.checkpoint import content_sha256, load, write_atomic
 from fedmedseg.provisioning.loopback import (
     LoopbackFederation,
     bundle_project,
@@ -72,7 +72,8 @@ class Hospitals(LoopbackFederation):
 
     def set_faults(self, faults: Sequence[Mapping[str, Any]]) -> None:
         """What is to go wrong from now on, in every process."""
-        self.faults.write_text(json.dumps(list(faults)))
+        # the sites' processes read it all the time
+        write_atomic(self.faults, json.dumps(list(faults)).encode())
 
     def write_site_file(self, site: str, content: Mapping[str, Any]) -> None:
         """The hospital's own file."""
