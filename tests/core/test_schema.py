@@ -138,3 +138,8 @@ def test_a_yaml_file_comes_back_as_it_reads(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("labels: {1: Übung}\nempty:\n", encoding="utf-8")
     assert read_yaml(file) == {"labels": {1: "Übung"}, "empty": None}
+
+
+def test_a_misspelt_key_is_told_and_not_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"an unknown key 'pth'.*write 'path'"):
+        parse(Item, {"pth": "a"}, source="item")

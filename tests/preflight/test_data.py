@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fedmedseg.core.config import DataSection
 from fedmedseg.core.findings import Finding, Level
 from fedmedseg.data.datalist import case_key
-from fedmedseg.preflight.data import ListReport, check_list, shear
+from fedmedseg.preflight.data import ListReport, check_list, label_names, shear
 
 SALT = "pepper and salt"
 
@@ -255,3 +257,26 @@ def test_progress_is_told_case_by_case(site: Any, study: Callable[..., Any]) -> 
     told: list[tuple[int, int]] = []
     whole(site, site.healthy(), study, tick=lambda done, of: told.append((done, of)))
     assert told == [(number, 5) for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (None, []),
+        ({"0": "background", "1": "Left_Ventricle"}, []),
+        ({"1": "spleen"}, ["1 is 'spleen' in the list, 'left ventricle' in the study"]),
+        ({"1": "left ventricle", "9": "scar"}, ["9 is 'scar' in the list, 'nothing' in the study"]),
+    ],
+)
+def test_a_number_that_means_another_structure_in_the_list_is_a_warning(
+    tmp_path: Path, named: dict[str, str] | None, told: list[str]
+) -> None:
+    """A label of 1 is in the map of every study, whatever it marks."""
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps({"training": []} if named is None else {"labels": named}))
+    data = DataSection.model_validate(
+        {"role": "cmr", "modality": "mr", "spatial_dims": 3, "labels": {1: "left ventricle"}, "crop": (32, 32, 32)}
+    )
+    found = label_names(file, role="cmr", data=data)
+    assert [one.found for one in found] == told
+    assert all(one.level is Level.WARN for one in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +154,25 @@ def test_an_open_port_at_a_hospital_is_refused(tmp_path: Path, change: dict[str,
         Path(context.get_local_dir(participant)).mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=word):
         SafeKitBuilder().build(project, context)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("fed_learn_port: 8002", "fed_learn_port: -5", "fed_learn_port: got -5. Expected a port"),
+        ("num_of_gpus: 1", "num_of_gpus: -1", "num_of_gpus: got -1"),
+        ("num_of_gpus: 1", "num_of_gpu: 1", "write 'num_of_gpus'"),
+        ("capacity:", "capacty:", "write 'capacity'"),
+        ("role: lead", "role: leader", "write 'lead'"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_refused_before_anything_is_written(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    text = PROJECT.read_text()
+    assert old in text
+    project = prepare_project(yaml.safe_load(text.replace(old, new, 1)))
+    context = ProvisionContext(str(tmp_path), project)
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        SafeKitBuilder().build(project, context)
+    assert not list(tmp_path.rglob("*.json"))

@@ -150,3 +150,13 @@ def test_hospitals_share_out_what_is_marked_by_how_many_they_are(tmp_path: Path)
         listed = file.datasets["abdominal_ct"].list
         marks.append(read_datalist(listed, salt="x")["training"][0].annotated_labels)
     assert marks == [(1, 4), (2,), (3,)]
+
+
+def test_an_encrypted_study_gets_kits_with_keys_and_none_without(out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tenseal", reason="the extra he is not installed")
+    with pytest.raises(ConfigurationError, match=r"made without keys.*choose another --out"):
+        rehearsal.kits_in(out, sites=SITES, encryption=True)
+    kits = rehearsal.kits_in(tmp_path / "sealed", sites=SITES, encryption=True)
+    for name in SITES:
+        assert (kits / name / "startup" / "client_context.tenseal").is_file()
+    assert not (kits / "localhost" / "startup" / "client_context.tenseal").exists()

@@ -201,6 +201,7 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off(tmp_path: 
     assert "encrypted (ckks): 2 guards" in plain_text_summary(record)
     assert "encrypted" not in Page(written.read_text(encoding="utf-8")).text
     assert "encrypted" not in plain_text_summary(records.finished())
+    assert "encrypted" not in plain_text_summary({**record, "rounds": []}), "nothing was sent yet"
 
 
 def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:

@@ -43,7 +43,7 @@ def federation(
         try:
             record = _run(study, _folder(out), tuple(f"site-{index + 1}" for index in range(sites)))
         except KeyboardInterrupt:
-            _say("interrupted; no process is left. The same call uses kits and volumes again")
+            _say("interrupted; no process is left. The same call uses kits and volumes again, and starts at round 1")
             raise typer.Exit(INTERRUPTED) from None
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason']}", highlight=False, soft_wrap=True)
@@ -59,7 +59,7 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
 
     experiment = study.experiment
     with simulation.claimed(out, home=out, option="--out"):
-        kits = rehearsal.kits_in(out, sites=names)
+        kits = rehearsal.kits_in(out, sites=names, encryption=experiment.federation.encryption != "none")
         _say(f"kits: {kits}")
         rehearsal.place_phantoms(
             kits, out, sites=names, experiment=experiment, on_site=lambda site: _say(f"{site}: volumes written")

@@ -205,12 +205,19 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
         ]
         trial = f"fedmedseg simulate {shlex.quote(str(out))} -n {min_clients}"
         where = ""
-    lines += [
-        f"try it:    {trial}",
-        f"or:        nvflare simulator {shlex.quote(str(out))} -n {min_clients}   "
-        f"(with simulator_workspace/local as in this project's folder{where})",
-        f"submit it: nvflare job submit -j {shlex.quote(str(out))}",
-    ]
+    if experiment.federation.encryption == "none":
+        lines += [
+            f"try it:    {trial}",
+            f"or:        nvflare simulator {shlex.quote(str(out))} -n {min_clients}   "
+            f"(with simulator_workspace/local as in this project's folder{where})",
+        ]
+    else:
+        lines += [
+            "encrypted: server and sites need kits with keys (EncryptionBuilder in project.yml) and the extra he; the "
+            "simulator has neither",
+            f"try it:    fedmedseg federation {shlex.quote(str(out))} --sites {min_clients} --out FOLDER",
+        ]
+    lines.append(f"submit it: nvflare job submit -j {shlex.quote(str(out))} --startup-kit KIT")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

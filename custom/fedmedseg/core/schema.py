@@ -108,7 +108,9 @@ def read_yaml(path: Path) -> Any:
 
 def _explain(model: type[BaseModel], error: ValidationError, source: str) -> ConfigurationError:
     problems = error.errors(include_url=False)
-    first = problems[0]
+    # a misspelt key is the cause of the missing one
+    strays = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = strays[0] if strays and problems[0]["type"] == "missing" else problems[0]
     location, sections = _place(model, first["loc"])
     same = [problem for problem in problems if _place(model, problem["loc"])[0] == location]
     more = f" ({len(problems) - len(same)} more after this one)" if len(problems) > len(same) else ""

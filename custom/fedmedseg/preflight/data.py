@@ -333,6 +333,36 @@ def _check(role: str, what: str) -> str:
     return f"data {role}: {what}"
 
 
+def label_names(path: Path, *, role: str, data: DataSection) -> list[Finding]:
+    """A warning where the list at ``path`` gives a number another name than the study does.
+
+    Numbers alone cannot tell: a label of 1 is in the map of every study, whatever it marks. A list that names nothing,
+    or fewer structures, is no finding.
+    """
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("labels")
+    except (OSError, ValueError, AttributeError):
+        # the check of the list says so
+        return []
+    if not isinstance(named, dict):
+        return []
+    theirs = {int(key): str(name) for key, name in named.items() if str(key).isdigit() and int(key) > 0}
+    differing = [number for number in sorted(theirs) if _words(theirs[number]) != _words(data.labels.get(number, ""))]
+    if not differing:
+        return []
+    told = "; ".join(
+        f"{number} is {theirs[number]!r} in the list, {data.labels.get(number, 'nothing')!r} in the study"
+        for number in differing[:5]
+    )
+    mend = "if the same structure is meant, well; else give the labels the study's numbers, or set labels in the list"
+    return [warned(_check(role, "label names"), told, mend)]
+
+
+def _words(name: str) -> list[str]:
+    """A structure's name without what writers do differently: case, underscores, dashes."""
+    return name.casefold().replace("_", " ").replace("-", " ").split()
+
+
 def _named_labels(path: Path) -> int:
     """Number of the labels that a Decathlon list names, or 0."""
     named = json.loads(path.read_text(encoding="utf-8")).get("labels")

@@ -16,7 +16,15 @@ from fedmedseg.core.release import package, tested
 from fedmedseg.data.site import SITE_FILE
 from fedmedseg.data.views import site_view
 from fedmedseg.preflight.memory import Need, gpu, machine_memory, memory, needs
-from fedmedseg.preflight.site import SiteSettings, Tick, check_site, read_site, site_file_of, what_may_leave
+from fedmedseg.preflight.site import (
+    SiteSettings,
+    Tick,
+    check_site,
+    encryption,
+    read_site,
+    site_file_of,
+    what_may_leave,
+)
 
 
 def find_experiment(name: str) -> Experiment:
@@ -55,6 +63,8 @@ def preflight(
     )
     findings += _kit_findings(kit)
     if kit is not None and kit.role != "client":
+        if experiment is not None and kit.role == "server":
+            findings += encryption(kit, experiment, None)
         return [*findings, *run_checks([("disk", lambda: machine_checks.disk({kit.root: {"jobs and results": 0}}))])]
     try:
         site = read_site(file or site_file_of(target, SITE_FILE))
@@ -69,6 +79,8 @@ def preflight(
     wanted = [] if experiment is None else needs(experiment)
     # a site file by itself may be a simulator's, where no filter runs
     filters = [] if kit is None else [what_may_leave(site)]
+    if kit is not None and experiment is not None:
+        filters += encryption(kit, experiment, site)
     return [
         *findings,
         *filters,

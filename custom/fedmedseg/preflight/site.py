@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.encryption_keys import load_cipher
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, failed, passed, run_checks
+from fedmedseg.core.kit import Kit, is_kit, open_kit
 from fedmedseg.core.machine_checks import disk
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SiteFile, site_folders
-from fedmedseg.preflight.data import check_list
+from fedmedseg.preflight.data import check_list, label_names
 from fedmedseg.preflight.memory import Need
 
 GENERATIONS = 2
@@ -90,6 +92,8 @@ def check_site(
             tick=lambda done, of, role=role: tick(role, done, of),  # type: ignore[misc]
         )
         findings += report.findings
+        if experiment is not None:
+            findings += label_names(site.lists[role], role=role, data=experiment.data)
         cached += report.cache_bytes
     planned = needs_of_disk(site, experiment=experiment, wanted=wanted, cached=cached)
     return [*run_checks([("disk", lambda: disk(planned))]), *findings]
@@ -107,6 +111,22 @@ def what_may_leave(site: SiteSettings) -> Finding:
     else:
         noise = f"noise of {section.noise.multiplier:g} norms up to epsilon {section.noise.epsilon:g}"
     return passed(check, f"counts from {section.min_count}, differences {clipped}, {noise}")
+
+
+def encryption(kit: Kit, experiment: Experiment, site: SiteSettings | None) -> list[Finding]:
+    """Whether this kit can take part in an encrypted study, and whether the site sends anything to one that is not."""
+    check, wanted = "encryption of the study", experiment.federation.encryption != "none"
+    required = site is not None and site.settings.privacy is not None and site.settings.privacy.encryption == "required"
+    if not wanted:
+        if not required:
+            return []
+        found = "the study sends differences in plain, and this site's file says privacy.encryption: required"
+        return [failed(check, found, "set federation.encryption: ckks in the study, or change the site file")]
+    try:
+        load_cipher(kit.startup, secret=kit.role == "client")
+    except ConfigurationError as error:
+        return [failed(check, f"the study asks for it: {error}", error.remedy)]
+    return [passed(check, "the study asks for it, and this kit has what it needs")]
 
 
 def needs_of_disk(
@@ -127,13 +147,21 @@ def needs_of_disk(
 
 
 def site_file_of(kit: Path, name: str) -> Path:
-    """The site file of a kit.
+    """The site file of a hospital's kit.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or the kit is another's.
     """
     file = kit / "local" / name
     if not file.is_file():
+        role = open_kit(kit).role if is_kit(kit) else "client"
+        if role != "client":
+            raise ConfigurationError(
+                "startup kit",
+                got=f"the kit of {'an administrator' if role == 'admin' else 'the server'}, which has no site file",
+                expected="a hospital's",
+                remedy="name the hospital's kit, or its site file",
+            )
         raise ConfigurationError(
             "site file",
             got=f"no local/{name}",

@@ -6,14 +6,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nvflare.lighter.constants import ParticipantType, PropKey, ProvFileName
 from nvflare.lighter.ctx import ProvisionContext
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.jobs import bundle_roots
 from fedmedseg.core.release import RELEASE_FILE
 from fedmedseg.core.scopes import privacy_policy, scope_names
@@ -62,6 +62,7 @@ class SafeKitBuilder(Builder):
                     expected="nothing: our jobs need no open port at a hospital",
                     remedy="remove listening_host",
                 )
+            _require_sense(participant)
         for participant in project.get_all_participants():
             self._write(participant, Path(ctx.get_local_dir(participant)))
             startup = Path(ctx.get_kit_dir(participant))
@@ -99,6 +100,43 @@ class SafeKitBuilder(Builder):
         for name, folder in [*((name, "local") for name in policy.PINNED), (startup, "startup")]:
             # relative: the kit moves
             (local.parent / name).symlink_to(Path(folder) / name)
+
+
+def _require_sense(participant: Participant) -> None:
+    """Refuse what FLARE would write into a kit as it is, and fail on when the kit is started, or never.
+
+    Raises:
+        ConfigurationError: naming the participant's entry, what came and what was expected.
+    """
+
+    def refuse(field: str, got: object, expected: str, remedy: str = "") -> NoReturn:
+        raise ConfigurationError(f"participants.{participant.name}.{field}", got=got, expected=expected, remedy=remedy)
+
+    for name in (PropKey.FED_LEARN_PORT, PropKey.ADMIN_PORT):
+        port = participant.get_prop(name)
+        if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
+            refuse(name, port, "a port, 1 to 65535")
+    role = participant.get_prop(PropKey.ROLE)
+    if participant.type == ParticipantType.ADMIN and role not in policy.ROLES:
+        guess = nearest(str(role), policy.ROLES)
+        refuse(PropKey.ROLE, role, f"one of {', '.join(policy.ROLES)}", f"write {guess!r}" if guess else "")
+    if participant.type != ParticipantType.CLIENT:
+        return
+    for name in participant.props:
+        guess = nearest(name, [PropKey.CAPACITY])
+        if name != PropKey.CAPACITY and guess:
+            refuse(name, participant.get_prop(name), "an entry that is read", f"write {guess!r}")
+    capacity = participant.get_prop(PropKey.CAPACITY) or {}
+    if not isinstance(capacity, Mapping):
+        refuse(PropKey.CAPACITY, capacity, f"a mapping of {PropKey.NUM_GPUS} and {PropKey.GPU_MEM}")
+    for name, value in capacity.items():
+        if name not in (PropKey.NUM_GPUS, PropKey.GPU_MEM):
+            guess = nearest(str(name), [PropKey.NUM_GPUS, PropKey.GPU_MEM])
+            known = f"one of {PropKey.NUM_GPUS}, {PropKey.GPU_MEM}"
+            refuse(f"{PropKey.CAPACITY}.{name}", value, known, f"write {guess!r}" if guess else "")
+        whole = int if name == PropKey.NUM_GPUS else int | float
+        if isinstance(value, bool) or not isinstance(value, whole) or value < 0:
+            refuse(f"{PropKey.CAPACITY}.{name}", value, "a number that is not below 0")
 
 
 def site_template() -> Path:

@@ -15,7 +15,9 @@ import yaml
 
 from fedmedseg.core import admin
 from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.ckks import tenseal
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.encryption_keys import KEY_FILE
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Level
 from fedmedseg.core.kit import is_kit, open_kit
@@ -52,18 +54,30 @@ class Ended:
     folder: Path
 
 
-def kits_in(out: Path, *, sites: Sequence[str]) -> Path:
-    """The kits of an earlier call in ``out``, or new ones.
+def kits_in(out: Path, *, sites: Sequence[str], encryption: bool = False) -> Path:
+    """The kits of an earlier call in ``out``, or new ones; with ``encryption`` they hold keys for encrypted replies.
 
     Raises:
-        ConfigurationError: the kits there are of other sites, are not as safe as they were made, or are in use.
+        ConfigurationError: the kits there are of other sites, are not as safe as they were made, have no keys where
+            they are needed, or are in use.
     """
     found = sorted((out / KITS).glob("*/prod_*"))
     if not found:
-        return provision(loopback_project(bundle_project(), sites=sites, port=free_port()), out / KITS)
+        if encryption:
+            # before the folder is made: without it the command could not be given again
+            tenseal()
+        project = loopback_project(bundle_project(), sites=sites, port=free_port(), encryption=encryption)
+        return provision(project, out / KITS)
     kits = found[-1]
     _require_sites(kits, sites)
     _require_safe(kits, sites)
+    if encryption and not (kits / SERVER / "startup" / KEY_FILE).is_file():
+        raise ConfigurationError(
+            "federation.encryption",
+            got="ckks, and kits in --out that were made without keys",
+            expected="kits with keys",
+            remedy="choose another --out, where kits are made with them",
+        )
     _require_idle(kits, sites)
     return kits
 

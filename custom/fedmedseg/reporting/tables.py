@@ -145,7 +145,7 @@ def plain_text_summary(record: Record) -> str:
     if record.get("reason"):
         head.append(f"reason: {short(str(record['reason']), _WIDTH - 8)}")
     sealed = encryption_of(record)
-    if sealed is not None:
+    if sealed is not None and record["rounds"]:
         off = len(sealed["guards_off"])
         head.append(f"replies were encrypted ({sealed['scheme']}): {off} guards of the server were off, see the report")
     lost = _refused(record)
