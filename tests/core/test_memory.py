@@ -13,7 +13,7 @@ import pytest
 from nvflare.fuel.f3.streaming.byte_receiver import RxTask
 from nvflare.fuel.f3.streaming.byte_streamer import TxTask
 
-from fedmedseg.core.memory import set_lasting_objects_aside
+from fedmedseg.core.memory import TaskCollector, set_lasting_objects_aside
 
 
 class Lasting:
@@ -57,6 +57,19 @@ def test_what_was_set_aside_is_freed_when_nothing_refers_to_it() -> None:
     set_lasting_objects_aside()
     del lasting
     assert there() is None
+
+
+def test_a_site_frees_what_earlier_tasks_left_and_a_process_of_one_task_pays_nothing() -> None:
+    collector, left = TaskCollector(), lives(Circle)
+    collector.begin()
+    assert left() is not None
+    assert gc.get_freeze_count() == 0
+    collector.begin()
+    assert left() is None
+    assert gc.get_freeze_count() > 10_000
+    later = lives(Circle)
+    collector.begin()
+    assert later() is None
 
 
 def test_garbage_that_is_there_already_is_freed_and_not_set_aside() -> None:

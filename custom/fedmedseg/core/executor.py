@@ -34,6 +34,7 @@ from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
+from fedmedseg.core.memory import TaskCollector
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode
@@ -69,6 +70,7 @@ class TrainingExecutor(Executor):
         fobs.register(TensorDecomposer)
         self._ready: _Ready | None = None
         self._unreported: str | None = None
+        self._collector = TaskCollector()
 
     @abstractmethod
     def make_learner(self, experiment: Experiment, place: Place) -> Learner:
@@ -76,6 +78,7 @@ class TrainingExecutor(Executor):
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. Never raises: a failure becomes a reply with a reason free of paths and identifiers."""
+        self._collector.begin()
         try:
             return self._execute(task_name, shareable, fl_ctx, abort_signal)
         except Aborted:
