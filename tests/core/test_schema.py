@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
+from fedmedseg.core.schema import Misfit, Strict, each_once, parse, read_yaml, worded
 
 
 class Swin(Strict):
@@ -143,3 +143,10 @@ def test_a_yaml_file_comes_back_as_it_reads(tmp_path: Path) -> None:
 def test_a_misspelt_key_is_told_and_not_the_one_that_is_missing_for_it() -> None:
     with pytest.raises(ConfigurationError, match=r"an unknown key 'pth'.*write 'path'"):
         parse(Item, {"pth": "a"}, source="item")
+
+
+def test_a_choice_of_several_names_each_once() -> None:
+    assert each_once(("b", "a"), ["a", "b"], what="letter", remedy="") == ("b", "a")
+    for wrong in ((), ("a", "a")):
+        with pytest.raises(Misfit, match="at least one of a, b, and each letter once"):
+            each_once(wrong, ["a", "b"], what="letter", remedy="")

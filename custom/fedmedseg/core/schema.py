@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 
+ChoiceT = TypeVar("ChoiceT", bound=str)
+
 
 class Strict(BaseModel):
     """A section in which an unknown key is an error, every number is finite and nothing changes after reading."""
@@ -31,6 +33,18 @@ class Misfit(ValueError):
     def __init__(self, field: str = "", *, got: object, expected: str, remedy: str = "") -> None:
         super().__init__(expected)
         self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
+
+
+def each_once(chosen: tuple[ChoiceT, ...], known: Sequence[str], *, what: str, remedy: str) -> tuple[ChoiceT, ...]:
+    """``chosen``, where it names at least one of ``known`` and none twice; ``what`` is one of them in words.
+
+    Raises:
+        Misfit: it does not; ``remedy`` shows one that does.
+    """
+    if not chosen or len(set(chosen)) != len(chosen):
+        expected = f"at least one of {', '.join(known)}, and each {what} once"
+        raise Misfit(got=list(chosen), expected=expected, remedy=remedy)
+    return chosen
 
 
 def worded(pattern: str, words: str) -> AfterValidator:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from fedmedseg.core.config import Experiment, OptimizerSection, Positive, SwinUNETRSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Misfit, Strict, refuse_unread
+from fedmedseg.core.schema import Strict, each_once, refuse_unread
 from fedmedseg.fedata.masking import masked_units
 from fedmedseg.fedata.mixing_config import ALASection, ClientMix, EMASection, FedEMASection, TeacherSync, check_mixing
 from fedmedseg.fedata.pretext_config import DecoderSection, IbotSection, MaskedTokens, PretextName, check_pretext
@@ -105,13 +105,7 @@ class Section(Strict):
     @field_validator("starts")
     @classmethod
     def _once(cls, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-        if not starts or len(set(starts)) != len(starts):
-            raise Misfit(
-                got=list(starts),
-                expected=f"at least one of {', '.join(get_args(Start))}, and each start once",
-                remedy="as in fedata.starts=[shared, scratch]",
-            )
-        return starts
+        return each_once(starts, get_args(Start), what="start", remedy="as in fedata.starts=[shared, scratch]")
 
     def top(self, experiment: Experiment) -> int:
         """Number of last blocks that the teacher is asked for: those the distillation target averages, else one."""

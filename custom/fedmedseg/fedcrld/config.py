@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedmedseg.core.config import Experiment, Positive, RelocalizationSection
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.schema import Misfit, Strict, refuse_unread
+from fedmedseg.core.schema import Misfit, Strict, each_once, refuse_unread
 from fedmedseg.fedcrld.losses import Form
 from fedmedseg.networks.factory import check_network
 from fedmedseg.segmentation.stages import check_stages, is_federated
@@ -85,13 +85,7 @@ class Section(Strict):
     @field_validator("starts")
     @classmethod
     def _once(cls, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-        if not starts or len(set(starts)) != len(starts):
-            raise Misfit(
-                got=list(starts),
-                expected=f"at least one of {', '.join(get_args(Start))}, and each start once",
-                remedy="as in fedcrld.starts=[personal, scratch]",
-            )
-        return starts
+        return each_once(starts, get_args(Start), what="start", remedy="as in fedcrld.starts=[personal, scratch]")
 
     @model_validator(mode="after")
     def _one_length(self) -> Section:
