@@ -86,6 +86,8 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(
         ),
         ({"network": {"name": "swin_unetr", "feature_size": 13}}, ["network.feature_size", "multiple of 12"]),
         ({"network": {"name": "swin_unetr", "depths": [2, 2, 2]}}, ["network.depths"]),
+        ({"network": {"name": "basic_unet", "features": [8, 8]}}, ["network.features"]),
+        ({"network": {"name": "basic_unet", "norm": "layer"}}, ["network.norm", "batch"]),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(
@@ -115,6 +117,11 @@ def test_a_wrong_study_is_refused_by_name(
         ({"modality": "pet"}, "data.modality"),
         ({"labelled_fraction": 0}, "data.labelled_fraction"),
         ({"labelled_fraction": 1.01}, "data.labelled_fraction"),
+        ({"labelled_patients": 0}, "data.labelled_patients"),
+        (
+            {"labelled_patients": 2, "labelled_fraction": 0.5},
+            "data.labelled_patients: got 2, and labelled_fraction 0.5",
+        ),
         ({"min_foreground": 1.0}, "data.min_foreground"),
         ({"phantom": {"family": "brain"}}, "data.phantom.family"),
     ],

@@ -28,6 +28,20 @@ def test_three_dimensional_volumes_are_turned_to_ras(codes: str) -> None:
     assert nib.aff2axcodes(oriented.affine) == ("R", "A", "S")
 
 
+def test_short_axis_stacks_are_brought_to_one_direction_whichever_part_of_their_axis_is_largest() -> None:
+    """Base to apex points left, anterior and inferior; each of the three is the largest once."""
+    for axis in ((-0.7, 0.5, -0.5), (-0.5, 0.7, -0.5), (-0.5, 0.5, -0.7)):
+        towards_apex = np.array(axis) / np.linalg.norm(axis)
+        first = np.cross(towards_apex, [0.0, 0.0, 1.0])
+        first /= np.linalg.norm(first)
+        columns = np.stack([first, np.cross(towards_apex, first), towards_apex], axis=1)
+        for direction, sign in ((1.0, -1), (-1.0, 1)):
+            affine = np.eye(4)
+            affine[:3, :3] = columns * [1.0, 1.0, 8.0 * direction]
+            # the first slice ends up at the apex: a stack stored from base to apex is turned round
+            assert geometry.canonical_orientation(affine, 2)[2].tolist() == [2, sign]
+
+
 def test_orientation_agrees_with_monai() -> None:
     from monai.data import MetaTensor
     from monai.transforms import Orientation

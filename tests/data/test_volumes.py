@@ -315,6 +315,9 @@ def test_choosing_patients_rounds_up_and_depends_on_the_seed() -> None:
     assert len(choose_patients(patients, 0.1, 1)) == 3
     assert len(choose_patients(patients, 0.101, 1)) == 4
     assert choose_patients(patients, 0.5, 1) == choose_patients(patients[::-1], 0.5, 1)
+    assert len(choose_patients(patients, 1.0, 1, 2)) == 2
+    assert choose_patients(patients, 1.0, 1, 2) < choose_patients(patients, 1.0, 1, 4)
+    assert choose_patients(patients, 1.0, 1, 99) == set(patients)
     assert choose_patients(patients, 0.5, 1) != choose_patients(patients, 0.5, 2)
 
 

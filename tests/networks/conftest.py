@@ -12,6 +12,8 @@ from fedmedseg.core.config import Experiment
 
 SWIN = {"name": "swin_unetr", "feature_size": 12, "window": 4, "depths": (1, 1, 1, 2)}
 UNETR = {"name": "unetr", "feature_size": 4, "hidden_size": 24, "mlp_dim": 48, "heads": 2}
+BASIC: dict[str, Any] = {"name": "basic_unet"}
+SMALL = {"swin_unetr": SWIN, "unetr": UNETR, "basic_unet": BASIC}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def study() -> Callable[..., Experiment]:
                     "labels": {1: "left", 2: "right"},
                     "crop": crop,
                 },
-                "network": {**(SWIN if name == "swin_unetr" else UNETR), **network},
+                "network": {**SMALL[name], **network},
                 "segmentation": {"steps": 1, "optimizer": {"learning_rate": 1e-3}},
                 "stages": {},
             }

@@ -100,6 +100,8 @@ class DataSection(Strict):
     """The least share of tissue in a pretraining crop."""
     labelled_fraction: Fraction = 1.0
     """Share of each site's labelled training patients that fine-tuning sees, rounded up to a patient."""
+    labelled_patients: Positive | None = None
+    """Instead of a share: at most so many of each site's labelled training patients."""
     phantom: PhantomSection | None = None
     alternatives: tuple[AlternativeSection, ...] = ()
     """Other data sets, with label maps of their own, that a site may take part with instead (``data.views``)."""
@@ -148,6 +150,13 @@ class DataSection(Strict):
                 got=self.intensity,
                 expected="foreground with modality ct, whose intensities follow data.window",
                 remedy="leave intensity out",
+            )
+        if self.labelled_patients is not None and self.labelled_fraction != 1.0:
+            raise Misfit(
+                "labelled_patients",
+                got=f"{self.labelled_patients}, and labelled_fraction {self.labelled_fraction:g}",
+                expected="one of the two",
+                remedy="leave labelled_fraction out to count patients, or labelled_patients to take a share",
             )
         if self.window[0] >= self.window[1]:
             raise Misfit("window", got=list(self.window), expected="(low, high) in HU with low < high")
@@ -273,8 +282,39 @@ class UNetSection(Strict):
         return self
 
 
+class BasicUNetSection(Strict):
+    """MONAI BasicUNet: two convolutions a level, max-pooling; the defaults are those of FCL's sibling code on ACDC."""
+
+    name: Literal["basic_unet"]
+    features: tuple[Positive, Positive, Positive, Positive, Positive] = (48, 96, 192, 384, 768)
+    """Channels of the encoder's four levels and its centre; the last level of the decoder has those of the first."""
+    norm: Literal["batch", "instance", "group"] = "batch"
+    """``group``: GroupNorm of 8 channels a group, which no batch leaks through."""
+    centre: Literal["plain", "norm"] = "plain"
+    """``plain``: convolution and ReLU without a norm, as in the sibling code; ``norm``: as on the levels above."""
+    pretrained: None = None
+    """No encoder file exists for this network."""
+
+    @property
+    def input_multiple(self) -> int:
+        """Every crop edge divides by this."""
+        return 16
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> BasicUNetSection:
+        if self.norm == "group" and any(width % 8 for width in self.features):
+            raise Misfit(
+                "features",
+                got=list(self.features),
+                expected="multiples of 8 with network.norm group, whose groups are 8 channels wide",
+                remedy="change network.features, or use batch or instance",
+            )
+        return self
+
+
 NetworkSection = Annotated[
-    SwinUNETRSection | UNETRSection | UNetSection | RelocalizationSection, Field(discriminator="name")
+    SwinUNETRSection | UNETRSection | UNetSection | BasicUNetSection | RelocalizationSection,
+    Field(discriminator="name"),
 ]
 
 

@@ -12,14 +12,30 @@ sigma 30 to 50 voxels, times alpha 0 to 1500), a turn of up to half a circle, a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, overload
 
 import numpy as np
 import torch
 
 INTENSITY_RANGE = 0.1
-ALPHA, SIGMA, SCALE = (0.0, 1500.0), (30.0, 50.0), (0.75, 1.25)
-"""Ranges of the elastic field's strength and smoothness (voxels), and of the scale."""
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """Ranges of the elastic field's strength and smoothness (voxels), of the scale, and the largest turn (radians)."""
+
+    alpha: tuple[float, float] = (0.0, 1500.0)
+    sigma: tuple[float, float] = (30.0, 50.0)
+    scale: tuple[float, float] = (0.75, 1.25)
+    turn: float = np.pi
+
+
+PUBLISHED = Elastic()
+"""Of FedCRLD's labelled crops."""
+VIEWS = Elastic(alpha=(100.0, 350.0), sigma=(14.0, 17.0), scale=(0.7, 1.3))
+"""Of the views that contrastive pretraining compares, as in positional contrastive learning's public code
+(https://github.com/dewenzeng/positional_cl)."""
 
 
 @overload
@@ -77,21 +93,33 @@ def augment(
     return changed, changed_label
 
 
+@overload
 def deform(
-    image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, *, turn: float = np.pi
-) -> tuple[torch.Tensor, torch.Tensor]:
+    image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, *, ranges: Elastic = ...
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def deform(
+    image: torch.Tensor, label: None, rng: np.random.Generator, *, ranges: Elastic = ...
+) -> tuple[torch.Tensor, None]: ...
+
+
+def deform(
+    image: torch.Tensor, label: torch.Tensor | None, rng: np.random.Generator, *, ranges: Elastic = PUBLISHED
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``image`` and ``label`` (1, X, Y) or (1, X, Y, Z), moved alike: a mirror image, then a deformation in-plane.
 
     Values between voxels are linear in the image and nearest in the label; from outside comes the image's darkest
-    value and background. ``turn`` is the largest angle in radians. The same number of draws is made for equal shapes.
+    value and background. The same number of draws is made for equal shapes.
     """
     from scipy.ndimage import gaussian_filter
     from torch.nn.functional import grid_sample
 
     axes = [axis + 1 for axis in range(image.ndim - 1) if rng.random() < 0.5]
     shape = (int(image.shape[1]), int(image.shape[2]))
-    alpha, sigma = rng.uniform(*ALPHA), rng.uniform(*SIGMA)
-    angle, scale = rng.uniform(-turn, turn), rng.uniform(*SCALE)
+    alpha, sigma = rng.uniform(*ranges.alpha), rng.uniform(*ranges.sigma)
+    angle, scale = rng.uniform(-ranges.turn, ranges.turn), rng.uniform(*ranges.scale)
     field = [alpha * gaussian_filter(rng.uniform(-1.0, 1.0, size=shape), sigma, mode="constant") for _ in range(2)]
     x, y = np.meshgrid(*(np.arange(edge) - (edge - 1) / 2 for edge in shape), indexing="ij")
     x, y = x + field[0], y + field[1]
@@ -111,7 +139,8 @@ def deform(
         return moved[0].permute(1, 2, 0).reshape(volume.shape).contiguous()
 
     darkest = float(image.min())
-    return sampled(image, "bilinear", darkest), sampled(label, "nearest", 0.0).round().to(label.dtype)
+    moved_label = None if label is None else sampled(label, "nearest", 0.0).round().to(label.dtype)
+    return sampled(image, "bilinear", darkest), moved_label
 
 
 def augmented(

@@ -61,11 +61,20 @@ def canonical_orientation(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
         turns,
         key=lambda turn: round(_in_plane_score(directions[:, turn[0]] * turn[2], directions[:, turn[1]] * turn[3]), 6),
     )
-    normal = directions[:, through]
     orientation = np.zeros((3, 2), dtype=np.int64)
     orientation[one], orientation[other] = (0, sign), (1, other_sign)
-    orientation[through] = (2, 1 if normal[np.argmax(np.abs(normal))] > 0 else -1)
+    orientation[through] = (2, 1 if _through_plane_score(directions[:, through]) > 0 else -1)
     return orientation
+
+
+def _through_plane_score(normal: np.ndarray) -> float:
+    """Above 0 where slices follow each other in the direction that all volumes are brought to.
+
+    Superior, right or anterior for planes along the body's axes. The heart's long axis runs from base to apex towards
+    left, anterior and inferior, its parts differing from patient to patient: whichever is largest, a short-axis stack
+    ends up with its first slice at the apex, as the anterior part weighs less than the other two.
+    """
+    return round(float(normal @ np.array([1.0, 0.25, 1.0])), 6)
 
 
 def _in_plane_score(one: np.ndarray, other: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from fedmedseg.data.checks import CaseRejected, open_nifti, read_voxels
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.geometry import Grid
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it when a preprocessed volume would change."""
 CLIP = 5.0
 """Standard deviations beyond which MR intensities are clipped."""

@@ -34,7 +34,7 @@ class Volumes:
 
     ``unlabeled`` holds the entries of that section and the images of ``training`` without their labels; a
     patient of validation or test is never among them. ``fraction`` keeps that share of the patients, rounded
-    up; a smaller fraction is a subset of a larger one.
+    up, ``patients`` at most so many of those; the fewer are a subset of the more.
 
     Raises:
         ConfigurationError: no such role or data list.
@@ -42,7 +42,15 @@ class Volumes:
             validation and test); reason DATA where every volume is smaller than the crop.
     """
 
-    def __init__(self, *, site: Site, experiment: Experiment, section: Section, fraction: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        site: Site,
+        experiment: Experiment,
+        section: Section,
+        fraction: float = 1.0,
+        patients: int | None = None,
+    ) -> None:
         self.site, self.experiment, self.section, self.fraction = site, experiment, section, fraction
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"fraction must lie in (0, 1], not {fraction}")
@@ -53,13 +61,13 @@ class Volumes:
         self.quarantined: dict[str, str] = dict(admission.quarantined)
         needed = site.min_cases if section in ("training", "unlabeled") else 1
         self._require(len(admission.valid), len(listed), needed)
-        chosen = choose_patients([case.patient for case in admission.valid], fraction, experiment.seed)
+        chosen = choose_patients([case.patient for case in admission.valid], fraction, experiment.seed, patients)
         self.cases: list[Case] = []
         self._digests: list[tuple[str, str]] = []
         self._meta: list[dict[str, Any]] = []
         self._points: list[list[list[int]]] = []
         fresh = self._prepare([case for case in admission.valid if case.patient in chosen], admission.sha256)
-        self._require(len(self.cases), len(listed), needed if fraction == 1.0 else 1)
+        self._require(len(self.cases), len(listed), needed if fraction == 1.0 and patients is None else 1)
         self.patients: list[str] = sorted({case.patient for case in self.cases})
         self._tell(len(listed), fresh)
 
@@ -216,13 +224,13 @@ class Volumes:
         )
 
 
-def choose_patients(patients: list[str], fraction: float, seed: int) -> set[str]:
-    """ceil(fraction x number) of the patients, in an order the seed fixes: fractions are nested."""
+def choose_patients(patients: list[str], fraction: float, seed: int, most: int | None = None) -> set[str]:
+    """ceil(fraction x number) of the patients, at most ``most``, in an order the seed fixes: fractions are nested."""
     known = sorted(set(patients))
     # 0.1 x 30 is a hair above 3 in binary numbers
     count = math.ceil(fraction * len(known) - 1e-9)
     order = generator(seed, "patients that count").permutation(len(known))
-    return {known[place] for place in order[:count]}
+    return {known[place] for place in order[: count if most is None else min(count, most)]}
 
 
 def _listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:

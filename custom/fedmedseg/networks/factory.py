@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
 from fedmedseg.core.config import (
+    BasicUNetSection,
+    DataSection,
     Experiment,
     RelocalizationSection,
     SwinUNETRSection,
@@ -20,6 +23,14 @@ from fedmedseg.networks import swin, vit
 
 ENCODERS = {"swin_unetr": "swinViT", "unetr": "vit", "relocalization": "globalnet"}
 """Where each network keeps its (shared) encoder; the first part of every encoder tensor's name."""
+
+ENCODER_LEVELS = ("conv_0", "down_1", "down_2", "down_3", "down_4")
+"""The submodules of a BasicUNet that are its encoder, in their order."""
+
+SLOPE = 0.01
+"""Of BasicUNet's leaky ReLU; its convolutions start from He's normal distribution for it, and without a bias."""
+GROUP_WIDTH = 8
+"""Channels of one group of GroupNorm."""
 
 READERS: dict[str, Any] = {"swin_unetr": swin, "unetr": vit}
 """What knows the inside of each encoder of tokens."""
@@ -56,6 +67,8 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
             # MONAI uses it where no gradient is recorded: the teacher, validation and inference
             use_flash_attention=True,
         )
+    if isinstance(network, BasicUNetSection):
+        return _basic_unet(data, network)
     if isinstance(network, UNetSection):
         return UNet(
             spatial_dims=data.spatial_dims,
@@ -87,8 +100,11 @@ def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:
 
     SwinUNETR: ``swinViT.*`` without the patch merging after the last stage. UNETR: ``vit.*`` without the norms of
     a cross-attention it does not have. Relocalization: ``globalnet.*``. Parameters only: integer buffers follow from
-    the settings.
+    the settings. BasicUNet: its first convolutions and the four levels below; the running statistics of batch norm
+    are among them, without which nobody else's weights mean what they meant.
     """
+    if isinstance(experiment.network, BasicUNetSection):
+        return list(partition(model, within=ENCODER_LEVELS, buffers=True).shared)
     kind, prefix = experiment.network.name, encoder_place(experiment)
     if kind not in READERS:
         return list(partition(model, within=(prefix,)).shared)
@@ -123,7 +139,7 @@ def check_network(experiment: Experiment) -> None:
     network, crop = experiment.network, experiment.data.crop
     if isinstance(network, UNETRSection):
         return
-    if isinstance(network, UNetSection):
+    if isinstance(network, UNetSection | BasicUNetSection):
         _check_deepest(experiment, network)
         return
     if isinstance(network, RelocalizationSection):
@@ -153,17 +169,55 @@ def check_network(experiment: Experiment) -> None:
         )
 
 
-def _check_deepest(experiment: Experiment, network: UNetSection) -> None:
+def _check_deepest(experiment: Experiment, network: UNetSection | BasicUNetSection) -> None:
     """Batch norm needs two values of a channel in a batch, instance norm two in an item."""
+    if isinstance(network, BasicUNetSection) and (network.centre == "plain" or network.norm == "group"):
+        return
     alone = network.norm != "batch" or experiment.segmentation.batch == 1
     if alone and all(edge == network.input_multiple for edge in experiment.data.crop):
         raise ConfigurationError(
             "data.crop",
             got=list(experiment.data.crop),
-            expected=f"at least one edge above {network.input_multiple} for unet with norm {network.norm} and batches "
-            f"of {experiment.segmentation.batch}",
+            expected=f"at least one edge above {network.input_multiple} for {network.name} with norm {network.norm} "
+            f"and batches of {experiment.segmentation.batch}",
             remedy=f"use {2 * network.input_multiple} on at least one axis",
         )
+
+
+def _basic_unet(data: DataSection, network: BasicUNetSection) -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    norm: Any = {
+        "batch": "batch",
+        "instance": ("instance", {"affine": True}),
+        "group": ("group", {"num_groups": 1}),
+    }[network.norm]
+    features = (*network.features, network.features[0])
+    model = BasicUNet(
+        spatial_dims=data.spatial_dims,
+        in_channels=1,
+        out_channels=data.classes,
+        features=features,
+        act=("LeakyReLU", {"negative_slope": SLOPE, "inplace": True}),
+        norm=norm,
+    )
+    if network.norm == "group":
+        _group_by_channels(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    if network.centre == "plain":
+        for convolution in model.down_4.convs.children():  # type: ignore[union-attr]
+            convolution.adn = nn.Sequential(OrderedDict(A=nn.ReLU(inplace=True)))
+    return model
+
+
+def _group_by_channels(model: nn.Module) -> None:
+    """MONAI gives every level equally many groups; here every group is equally wide."""
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = module.num_channels // GROUP_WIDTH
 
 
 def _norm(network: UNetSection) -> str | tuple[str, dict[str, bool]]:

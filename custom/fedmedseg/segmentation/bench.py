@@ -154,9 +154,15 @@ class Bench:
 
     @cached_property
     def training(self) -> Volumes:
-        """Labelled volumes, after ``data.labelled_fraction``."""
-        fraction = self.experiment.data.labelled_fraction
-        return Volumes(site=self.site, experiment=self.experiment, section="training", fraction=fraction)
+        """Labelled volumes, after ``data.labelled_fraction`` or ``data.labelled_patients``."""
+        data = self.experiment.data
+        return Volumes(
+            site=self.site,
+            experiment=self.experiment,
+            section="training",
+            fraction=data.labelled_fraction,
+            patients=data.labelled_patients,
+        )
 
     @cached_property
     def validation(self) -> Volumes | None:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import DataSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
@@ -49,13 +50,21 @@ def announced_training(bench: Bench) -> Volumes:
     """The labelled volumes, after a line that says how many there are."""
     training, validation = bench.training, bench.validation
     logger.info(
-        "fine-tuning on %d labelled volumes of %d patients (fraction %g), validation on %s",
+        "fine-tuning on %d labelled volumes of %d patients (%s), validation on %s",
         len(training),
         len(training.patients),
-        bench.experiment.data.labelled_fraction,
+        _limit(bench.experiment.data),
         "no volume: the last weights are kept" if validation is None else f"{len(validation)} volumes",
     )
     return training
+
+
+def _limit(data: DataSection) -> str:
+    return (
+        f"fraction {data.labelled_fraction:g}"
+        if data.labelled_patients is None
+        else f"at most {data.labelled_patients}"
+    )
 
 
 def fine_tune_from(

@@ -27,8 +27,9 @@ class PartialLabelBench(Bench):
 
     @cached_property
     def training(self) -> Volumes:
-        """Labelled volumes, after ``data.labelled_fraction``."""
-        return self._volumes("training", fraction=self.study.data.labelled_fraction)
+        """Labelled volumes, after ``data.labelled_fraction`` or ``data.labelled_patients``."""
+        data = self.study.data
+        return self._volumes("training", fraction=data.labelled_fraction, patients=data.labelled_patients)
 
     @cached_property
     def validation(self) -> Volumes | None:
@@ -45,6 +46,7 @@ class PartialLabelBench(Bench):
         """Volumes that are read once, at the end."""
         return self._volumes("test")
 
-    def _volumes(self, section: Section, *, fraction: float = 1.0) -> Volumes:
+    def _volumes(self, section: Section, *, fraction: float = 1.0, patients: int | None = None) -> Volumes:
         seen = windowed(self.study, self.organs)
-        return own_labels(Volumes(site=self.site, experiment=seen, section=section, fraction=fraction), self.organs)
+        volumes = Volumes(site=self.site, experiment=seen, section=section, fraction=fraction, patients=patients)
+        return own_labels(volumes, self.organs)

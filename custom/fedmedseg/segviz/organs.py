@@ -28,7 +28,9 @@ def organs_of(site: Site, experiment: Experiment) -> tuple[int, ...]:
     data = experiment.data
     listed = read_datalist(site.data_list(data.role), salt=site.salt)["training"]
     valid = admit(listed, data=data, budget_mb=site.volume_budget_mb, cache=Cache(folder=site.cache)).valid
-    chosen = choose_patients([case.patient for case in valid], data.labelled_fraction, experiment.seed)
+    chosen = choose_patients(
+        [case.patient for case in valid], data.labelled_fraction, experiment.seed, data.labelled_patients
+    )
     organs = marked((case for case in valid if case.patient in chosen), data.labels)
     if not organs:
         raise DataError(

@@ -1,0 +1,94 @@
+"""Slices of volumes for pretraining: one of every part of several volumes at a time, and views of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedmedseg.core.config import DataSection
+from fedmedseg.data.augmentation import VIEWS, augment, deform
+from fedmedseg.data.partitions import Rule, partition_of_slices
+from fedmedseg.data.sampling import ATTEMPTS, ImageSource, tissue_share
+
+DEFORMED = 0.67
+"""Share of views that are deformed; the others are crops without a deformation."""
+
+
+@dataclass(frozen=True)
+class SliceAt:
+    """Where a slice lies; volume and slice are the site's own and never leave it."""
+
+    volume: int
+    slice: int
+    part: int
+
+
+def all_slices(volumes: ImageSource, parts: int, rule: Rule = "even") -> list[SliceAt]:
+    """Every slice of every volume, in their order."""
+    found = []
+    for volume in range(len(volumes)):
+        of_slice = partition_of_slices(_depth(volumes, volume), parts, rule)
+        found += [SliceAt(volume=volume, slice=index, part=int(part)) for index, part in enumerate(of_slice)]
+    return found
+
+
+def draw_slices(
+    volumes: ImageSource, rng: np.random.Generator, *, volumes_per_step: int, parts: int, rule: Rule = "even"
+) -> list[SliceAt]:
+    """One random slice of every part that has any, of each of ``volumes_per_step`` volumes.
+
+    Volumes are drawn without replacement; where there are fewer, each comes once before any comes twice.
+    """
+    drawn: list[int] = []
+    while len(drawn) < volumes_per_step:
+        drawn += rng.permutation(len(volumes)).tolist()
+    found = []
+    for volume in drawn[:volumes_per_step]:
+        of_slice = partition_of_slices(_depth(volumes, volume), parts, rule)
+        for part in np.unique(of_slice):
+            candidates = np.flatnonzero(of_slice == part)
+            found.append(SliceAt(volume=volume, slice=int(candidates[rng.integers(candidates.size)]), part=int(part)))
+    return found
+
+
+def slice_crop(volumes: ImageSource, at: SliceAt, rng: np.random.Generator, data: DataSection) -> torch.Tensor:
+    """A random crop (1, *data.crop) of one slice, float32; of ten positions the first with enough tissue, else the one
+    with most.
+    """
+    image = volumes.image(at.volume)[0, :, :, at.slice]
+    best, most = image[: data.crop[0], : data.crop[1]], -1.0
+    for _ in range(ATTEMPTS):
+        x, y = (int(rng.integers(size - edge + 1)) for size, edge in zip(image.shape, data.crop, strict=True))
+        crop = image[x : x + data.crop[0], y : y + data.crop[1]]
+        share = tissue_share(crop, volumes.tissue(at.volume))
+        if share > most:
+            best, most = crop, share
+        if share >= data.min_foreground:
+            break
+    return torch.from_numpy(np.array(best, dtype=np.float32, order="C"))[None]
+
+
+def slice_view(volumes: ImageSource, at: SliceAt, rng: np.random.Generator, data: DataSection) -> torch.Tensor:
+    """One random view (1, *data.crop) of a slice: a crop, mirrored; two of three times turned, scaled and deformed.
+
+    Intensities of MR change a little, as in fine-tuning.
+    """
+    crop = slice_crop(volumes, at, rng, data)
+    if rng.random() < DEFORMED:
+        crop, _ = deform(crop, None, rng, ranges=VIEWS)
+    changed, _ = augment(crop, None, rng, modality=data.modality, flip=0.5, turn=0.0, intensity=0.5)
+    return changed
+
+
+def middle_crop(volumes: ImageSource, at: SliceAt, data: DataSection) -> torch.Tensor:
+    """The middle crop (1, *data.crop) of a slice, unchanged: for features that must not depend on chance."""
+    image = volumes.image(at.volume)[0, :, :, at.slice]
+    x, y = ((size - edge) // 2 for size, edge in zip(image.shape, data.crop, strict=True))
+    crop = image[x : x + data.crop[0], y : y + data.crop[1]]
+    return torch.from_numpy(np.array(crop, dtype=np.float32, order="C"))[None]
+
+
+def _depth(volumes: ImageSource, volume: int) -> int:
+    return int(volumes.slice_tissue(volume).shape[0])
