@@ -166,6 +166,26 @@ def check(
 
 
 @data_app.command()
+def folds(
+    sites: Annotated[Path, typer.Argument(help="Folder of site files (<site>.yaml), as an import writes it.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the folds.")],
+    number: Annotated[int, typer.Option("--folds", help="Number of folds.")] = 3,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the patients not tested that choices are made on.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the folds.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier call wrote to --out.")] = False,
+) -> None:
+    """Deal each site's labelled patients out into folds, so that every patient is tested once; no image is copied."""
+    from fedmedseg.data.folds import write_folds
+
+    with friendly_errors():
+        written = write_folds(sites, out=out, folds=number, validation=validation, seed=seed, force=force)
+    for folder in written:
+        console.print(str(folder), highlight=False, soft_wrap=True)
+
+
+@data_app.command()
 def phantoms(
     family: Annotated[str, typer.Argument(help="cine_mr, late_enhancement_mr, abdominal_ct or cardiac_ct.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
