@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.data.augmentation import augment, augmented, deform
+from fedmedseg.data.augmentation import VIEWS, augment, augmented, deform, smoothed
 
 
 def crop(*shape: int) -> torch.Tensor:
@@ -98,6 +98,23 @@ def test_a_deformation_moves_image_and_label_alike_and_all_slices_alike() -> Non
         assert 0.4 < float(label.sum()) / float(disc.sum()) < 2.5
         moved_somewhere += not torch.equal(label, disc.long())
     assert moved_somewhere == 8
+
+
+@pytest.mark.parametrize(("shape", "sigma"), [((40, 24), 15.3), ((64, 64), 3.0)])
+def test_smoothing_is_scipys(shape: tuple[int, int], sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    field = np.random.default_rng(2).uniform(-1.0, 1.0, size=shape)
+    np.testing.assert_allclose(smoothed(field, sigma), gaussian_filter(field, sigma, mode="constant"), atol=1e-12)
+
+
+def test_an_image_may_be_deformed_alone() -> None:
+    image = crop(32, 32)
+    alone, none = deform(image, None, np.random.default_rng(4), ranges=VIEWS)
+    both, _ = deform(image, image.long(), np.random.default_rng(4), ranges=VIEWS)
+    assert none is None
+    assert torch.equal(alone, both)
+    assert not torch.equal(alone, deform(image, None, np.random.default_rng(4))[0])
 
 
 def test_from_outside_comes_the_darkest_value_and_background() -> None:

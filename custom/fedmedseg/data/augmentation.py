@@ -113,14 +113,13 @@ def deform(
     Values between voxels are linear in the image and nearest in the label; from outside comes the image's darkest
     value and background. The same number of draws is made for equal shapes.
     """
-    from scipy.ndimage import gaussian_filter
     from torch.nn.functional import grid_sample
 
     axes = [axis + 1 for axis in range(image.ndim - 1) if rng.random() < 0.5]
     shape = (int(image.shape[1]), int(image.shape[2]))
     alpha, sigma = rng.uniform(*ranges.alpha), rng.uniform(*ranges.sigma)
     angle, scale = rng.uniform(-ranges.turn, ranges.turn), rng.uniform(*ranges.scale)
-    field = [alpha * gaussian_filter(rng.uniform(-1.0, 1.0, size=shape), sigma, mode="constant") for _ in range(2)]
+    field = [alpha * smoothed(rng.uniform(-1.0, 1.0, size=shape), sigma) for _ in range(2)]
     x, y = np.meshgrid(*(np.arange(edge) - (edge - 1) / 2 for edge in shape), indexing="ij")
     x, y = x + field[0], y + field[1]
     # where each voxel of the result comes from, in voxels from the centre
@@ -141,6 +140,24 @@ def deform(
     darkest = float(image.min())
     moved_label = None if label is None else sampled(label, "nearest", 0.0).round().to(label.dtype)
     return sampled(image, "bilinear", darkest), moved_label
+
+
+def smoothed(field: np.ndarray, sigma: float) -> np.ndarray:
+    """A field (X, Y) under a Gaussian of ``sigma`` voxels, with zeros around it and the kernel cut at 4 sigma.
+
+    As ``scipy.ndimage.gaussian_filter(mode="constant")`` does it, by two matrix products: where the kernel is wider
+    than the field, as here, they take a small part of its time.
+    """
+    first, second = (_kernel(edge, sigma) for edge in field.shape)
+    return np.asarray(first @ field @ second)
+
+
+def _kernel(edge: int, sigma: float) -> np.ndarray:
+    """What each of ``edge`` voxels gets of every other, (edge, edge)."""
+    radius = int(4.0 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    distance = np.abs(np.subtract.outer(np.arange(edge), np.arange(edge)))
+    return np.where(distance <= radius, np.exp(-0.5 * (distance / sigma) ** 2), 0.0) / weights.sum()
 
 
 def augmented(
