@@ -130,14 +130,15 @@ class Cell(AnyCell):
         rate = study["rates"][self.method] if self.trial is None else self.trial
         pretraining = merged(study[self.system], {"optimizer": {"learning_rate": rate}})
         settings = merged(study["settings"], {self.system: pretraining, "stages": study["stages"]})
+        if self.method != BASELINE:
+            settings = merged(settings, {"segmentation": study["encoder"]})
         own: dict[str, Any] = {"study": f"contrastive-worth-{self.study}", "seed": self.seed}
         if self.labelled == TRANSFER:
             own |= study["transfer"]
         else:
             own["data"] = {"labelled_patients": int(self.labelled)}
-        return job_settings(
-            self.system, {"preset": study["preset"], "settings": settings}, METHODS[self.method][1], [own]
-        )
+        data = {"preset": study["preset"], "settings": settings}
+        return job_settings(self.system, data, METHODS[self.method][1], [own])
 
     @property
     def key(self) -> str:
@@ -362,16 +363,8 @@ def table(study: str, methods: Iterable[str]) -> str:
             moved = f"{statistics.fmean(one['megabytes'] for one in found):.1f}"
             against = difference(found, runs.get(BASELINE, []))
             rows.append([NAMES[name], *site_cells(found, sites), f"{far:.1f}", moved, against, str(len(found))])
-        header = [
-            "method",
-            *sites,
-            "mean Dice",
-            "worst site",
-            "HD95 (mm)",
-            "MB a site",
-            f"against {NAMES[BASELINE]}",
-            "seeds",
-        ]
+        figures = ["mean Dice", "worst site", "HD95 (mm)", "MB a site", f"against {NAMES[BASELINE]}", "seeds"]
+        header = ["method", *sites, *figures]
         lines += ["", f"**{count}**", "", *markdown(header, rows)]
         for main in ("fcl", "fclopt"):
             if main in runs:
