@@ -316,7 +316,7 @@ LATE = {"role": "lge", "labels": {1: "left", 2: "muscle", 3: "scar", 4: "core"}}
 
 
 def test_simulated_sites_get_the_phantoms_of_their_own_data_set(kit: Kit) -> None:
-    late = {**LATE, "labels": {**LATE["labels"], 5: "right"}, "phantom": {**SMALL, "family": "late_enhancement_mr"}}
+    late = {**LATE, "phantom": {**SMALL, "family": "late_enhancement_mr"}}
     data = {
         "phantom": {**SMALL, "family": "cine_mr"},
         "labels": {1: "left", 2: "muscle", 3: "right"},

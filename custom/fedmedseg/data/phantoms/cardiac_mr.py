@@ -78,7 +78,7 @@ def draw_cine(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, in
 
 
 def draw_late_enhancement(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
-    """Late enhancement: labels of cine, and inside the wall 4 infarct and 5 no-reflow."""
+    """Late enhancement: 1 left-ventricular cavity, 2 normal myocardium, 3 infarct, 4 no-reflow, as EMIDEC marks them."""
     return _draw(rng, style, size, late=True)
 
 
@@ -91,7 +91,7 @@ def _draw(rng: np.random.Generator, style: SiteStyle, size: tuple[int, int, int]
     image = np.zeros(points[0].shape, dtype=np.float32)
     paint_thorax(image, points, rng, value, soft)
     paint_heart(image, s, heart, rng, value, soft)
-    label = heart_label(s)
+    label = heart_label(s, right=not late)
     scar = draw_scar(s, heart, rng) if late else None
     if scar is not None:
         paint_scar(image, s, scar, value, soft)

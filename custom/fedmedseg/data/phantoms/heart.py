@@ -11,7 +11,10 @@ from fedmedseg.data.phantoms.style import SiteStyle
 
 SUBSLICES = 3
 """Samples inside a slice; odd, so that the middle one gives the label."""
-CAVITY, MYOCARDIUM, RIGHT, INFARCT, NO_REFLOW = 1, 2, 3, 4, 5
+CAVITY, MYOCARDIUM, RIGHT = 1, 2, 3
+"""Labels of cine."""
+INFARCT, NO_REFLOW = 3, 4
+"""Labels of late enhancement after cavity and myocardium, as in EMIDEC, whose readers leave out the right ventricle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +144,16 @@ def surfaces(points: Points, heart: Heart, rng: np.random.Generator) -> Surfaces
     )
 
 
-def heart_label(s: Surfaces) -> np.ndarray:
-    """Label volume (X, Y, Z) from the middle sample of each slice; papillary muscles belong to the cavity."""
+def heart_label(s: Surfaces, *, right: bool = True) -> np.ndarray:
+    """Label volume (X, Y, Z) from the middle sample of each slice; papillary muscles belong to the cavity.
+
+    Without ``right`` the right ventricle is background.
+    """
     middle = slice(SUBSLICES // 2, None, SUBSLICES)
     below = s.above_base[..., middle] <= 0
     label = np.zeros(below.shape, dtype=np.uint8)
-    label[(s.right[..., middle] <= 0) & below] = RIGHT
+    if right:
+        label[(s.right[..., middle] <= 0) & below] = RIGHT
     label[(s.epicardium[..., middle] <= 0) & below] = MYOCARDIUM
     label[(s.cavity[..., middle] <= 0) & below] = CAVITY
     return label
@@ -181,7 +188,7 @@ def draw_scar(s: Surfaces, heart: Heart, rng: np.random.Generator) -> Scar | Non
 
 
 def label_scar(label: np.ndarray, scar: Scar) -> None:
-    """Put infarct and no-reflow into the myocardium of a label volume, in place."""
+    """Put infarct and no-reflow into the myocardium of a label volume without right ventricle, in place."""
     middle = slice(SUBSLICES // 2, None, SUBSLICES)
     muscle = label == MYOCARDIUM
     label[muscle & (scar.infarct[..., middle] <= 0)] = INFARCT

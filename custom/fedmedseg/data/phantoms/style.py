@@ -15,9 +15,8 @@ LABELS: dict[str, dict[int, str]] = {
     "late_enhancement_mr": {
         1: "left_ventricle",
         2: "myocardium",
-        3: "right_ventricle",
-        4: "infarct",
-        5: "no_reflow",
+        3: "infarct",
+        4: "no_reflow",
     },
     "abdominal_ct": {1: "liver", 2: "spleen", 3: "pancreas", 4: "kidneys"},
     "cardiac_ct": {1: "calcification"},
