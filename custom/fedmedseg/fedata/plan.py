@@ -10,7 +10,13 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.wire import Part, StageContract
 from fedmedseg.fedata.teacher import TEACHER, to_wire
-from fedmedseg.segmentation.stages import FINE_TUNED, fine_tuned_tensors, segmentation_stages, segmentation_work
+from fedmedseg.segmentation.stages import (
+    FINE_TUNED,
+    fine_tuned_tensors,
+    segmentation_copies,
+    segmentation_stages,
+    segmentation_work,
+)
 
 PRETRAINING_METRICS = (
     "loss",
@@ -93,6 +99,16 @@ def _trimmed(contract: StageContract, *, alone: bool) -> StageContract:
 def work(experiment: Experiment) -> dict[str, int]:
     """Steps one site does in one round of each stage, for the share of a run that is done."""
     return {"pretraining": experiment.wing.local_steps, **segmentation_work(experiment)}
+
+
+def copies(experiment: Experiment) -> dict[str, int]:
+    """Copies of the encoder and of the whole network that a site's state holds at once, for preflight's estimate.
+
+    Of the encoder what an unfinished round needs (student, teacher, two moments, what mixing learns) and what the last
+    one left (student, teacher, what mixing learned).
+    """
+    encoder = 8 if experiment.stages["pretraining"].rounds else 0
+    return {"encoder": encoder, "network": segmentation_copies(experiment)}
 
 
 def crops(experiment: Experiment) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.wire import Part, StageContract
 from fedmedseg.fedcrld.config import STAGE
-from fedmedseg.segmentation.stages import segmentation_stages, segmentation_work
+from fedmedseg.segmentation.stages import segmentation_copies, segmentation_stages, segmentation_work
 
 METRICS = (
     "loss",
@@ -66,6 +66,17 @@ def work(experiment: Experiment) -> dict[str, int]:
     section, phantom = experiment.wing, experiment.data.phantom
     epoch = phantom.training if phantom is not None else 1
     return {STAGE: section.local_steps or section.local_epochs * epoch, **segmentation_work(experiment)}
+
+
+def copies(experiment: Experiment) -> dict[str, int]:
+    """Copies of the network that a site's state holds at once, for preflight's estimate.
+
+    An unfinished round needs weights and two moments, and what the last one left are weights: of the client, and of
+    the bank where there is one.
+    """
+    networks = 2 if experiment.wing.loss.needs_bank else 1
+    own = 4 * networks if experiment.stages[STAGE].rounds else 0
+    return {"network": own + segmentation_copies(experiment)}
 
 
 def crops(experiment: Experiment) -> dict[str, int]:

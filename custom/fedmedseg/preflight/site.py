@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.encryption_keys import load_cipher
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, failed, passed, run_checks
@@ -20,11 +21,6 @@ from fedmedseg.preflight.memory import Need
 
 GENERATIONS = 2
 """Of each checkpoint: the newest and the one before it."""
-UNFINISHED = 4
-"""Copies of a network in the checkpoint of an unfinished training: weights, two moments, the best weights or a
-teacher."""
-REMEMBERED = 3
-"""Copies of an encoder that a site may remember between rounds: its own, a teacher, what mixing needs."""
 
 Tick = Callable[[str, int, int], None]
 
@@ -132,15 +128,23 @@ def encryption(kit: Kit, experiment: Experiment, site: SiteSettings | None) -> l
 def needs_of_disk(
     site: SiteSettings, *, experiment: Experiment | None, wanted: list[Need], cached: int
 ) -> dict[Path, dict[str, int]]:
-    """Bytes a study writes at this site, by folder: preprocessed volumes, state between rounds, models."""
-    whole = max((4 * need.parameters for need in wanted), default=0)
-    encoder = max((4 * need.parameters for need in wanted if need.frozen), default=0)
-    starts = len(getattr(experiment.wing, "starts", ())) if experiment is not None else 0
+    """Bytes a study writes at this site at most, by folder: preprocessed volumes, state between rounds, models.
+
+    How many copies of its networks a site remembers is its system's to say (``copies`` of its plan).
+    """
+    sizes = {
+        "network": max((4 * need.parameters for need in wanted), default=0),
+        "encoder": max((4 * need.parameters for need in wanted if need.frozen), default=0),
+    }
+    starts, copies = 0, {}
+    if experiment is not None:
+        plan: Any = system_module(experiment.system, "plan")
+        starts, copies = len(experiment.wing.starts), plan.copies(experiment)
     planned: dict[Path, dict[str, int]] = {}
     for folder, name, size in (
         (site.cache, "cache", cached),
-        (site.state, "state", GENERATIONS * (UNFINISHED * whole + REMEMBERED * encoder)),
-        (site.models, "models", starts * whole),
+        (site.state, "state", GENERATIONS * sum(number * sizes[part] for part, number in copies.items())),
+        (site.models, "models", GENERATIONS * starts * sizes["network"]),
     ):
         planned.setdefault(folder, {})[name] = size
     return planned

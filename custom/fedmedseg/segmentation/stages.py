@@ -84,6 +84,15 @@ def segmentation_work(experiment: Experiment) -> dict[str, int]:
     }
 
 
+def segmentation_copies(experiment: Experiment) -> int:
+    """Copies of the whole network that a site's state holds at once for these stages, for preflight's estimate."""
+    if is_federated(experiment):
+        # of every start its unfinished training, weights and two moments, and the best round
+        return 4 * len(experiment.wing.starts)
+    # start after start: weights, two moments, the best weights
+    return 4 if tuned_starts(experiment) else 0
+
+
 def check_stages(experiment: Experiment) -> None:
     """Refuse rounds and starts that these stages cannot run, and rates of an encoder that no start has.
 

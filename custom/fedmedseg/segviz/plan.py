@@ -40,7 +40,7 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             sends=sends, returns="metrics", metrics=(*TUNING_METRICS, "loss"), counts=COUNTS, sent=trunk
         ),
         "evaluation": StageContract(sends=sends, returns="metrics", metrics=TEST_METRICS, counts=COUNTS, sent=trunk),
-        "publication": StageContract(sends="shared", returns="shared", sent=private, returned=private),
+        "publication": StageContract(sends="shared", returns="shared", sent=private, returned=private, collects=True),
     }
 
 
@@ -72,3 +72,13 @@ def work(experiment: Experiment) -> dict[str, int]:
         "publication": 1,
         "evaluation": models * (phantom.test if phantom is not None else 1),
     }
+
+
+def copies(experiment: Experiment) -> dict[str, int]:
+    """Copies of the network that a site's state holds at once, for preflight's estimate.
+
+    Of every model an unfinished round (weights and two moments), as much of each of two rounds before it (of the shared
+    model the private tensors alone, beside the moments of all), and the best round. Tuning the head adds the weights.
+    """
+    wing = experiment.wing
+    return {"network": (3 + 2 * 3 + 1) * len(wing.starts) + bool(wing.head_steps)}
