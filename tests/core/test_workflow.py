@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections.abc import Callable
@@ -362,6 +363,43 @@ def test_when_every_site_declines_the_job_says_why(
     assert stage.panics[0].count("NO_CASES: unlabeled") == 3
 
 
+def collecting(stage: Federation) -> Federation:
+    stage.flow.contract = dataclasses.replace(stage.flow.contract, collects=True)
+    return stage
+
+
+@pytest.mark.parametrize("quorum", ["all", 2, 0.5])
+def test_a_stage_of_gifts_may_be_declined_by_every_site(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    quorum: object,
+) -> None:
+    stage = collecting(federation(quorum=quorum, no_progress_rounds=1))
+    stage.round(monkeypatch, site_1=[denied], site_2=[denied], site_3=[denied])
+    assert stage.asked == [SITES], "nobody is asked again"
+    finish(stage, context("server"), moved=False)
+    assert stage.panics == []
+
+
+def test_a_stage_of_gifts_stops_where_a_site_that_wants_to_give_cannot(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = collecting(federation())
+    stage.round(monkeypatch, site_1=[denied], site_2=[denied], site_3=[nan])
+    assert stage.asked == [SITES, ["site-3"]]
+    assert "0 of 1 needed replies" in stage.panics[0]
+
+
+def test_a_stage_of_gifts_without_any_site_stops(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = collecting(federation())
+    stage.flow._engine.get_clients.return_value = []
+    stage.round(monkeypatch)
+    assert "0 of 1 needed replies" in stage.panics[0]
+
+
 def test_an_error_without_words_is_told_by_its_code(
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +491,20 @@ def test_a_stage_of_metrics_makes_no_progress_by_nature(
     stage.round(monkeypatch)
     finish(stage, context("server"), moved=False)
     assert stage.panics == []
+
+
+@pytest.mark.parametrize("gifts", [True, False])
+def test_a_stage_of_gifts_makes_no_progress_by_nature(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    gifts: bool,
+) -> None:
+    stage = federation(no_progress_rounds=1)
+    stage = collecting(stage) if gifts else stage
+    stage.round(monkeypatch)
+    finish(stage, context("server"), moved=False)
+    assert len(stage.panics) == (0 if gifts else 1)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

@@ -11,7 +11,7 @@ import torch
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.memory import recall
@@ -61,10 +61,22 @@ def ready(federation: InProcessFederation, *, publish: tuple[str, ...]) -> InPro
     return federation
 
 
-def test_a_site_whose_people_did_not_agree_publishes_nothing(federate: Callable[..., InProcessFederation]) -> None:
-    federation = ready(federate(**ONCE), publish=("site-1",))
-    with pytest.raises(FedMedSegError, match=r"DENIED|publication"):
-        federation.run_stage("publication")
+@pytest.mark.parametrize("agreeing", [("site-1",), ()])
+def test_a_site_whose_people_did_not_agree_publishes_nothing(
+    federate: Callable[..., InProcessFederation], agreeing: tuple[str, ...]
+) -> None:
+    """Not even where nobody agrees: the study then ends as any other."""
+    federation = ready(federate(**ONCE), publish=agreeing)
+    before = content_sha256(federation.shared)
+    with pytest.raises(FedMedSegError, match="publish: false in the site file") as caught:
+        federation.learner("site-2", "publication").run(
+            federation._task("site-2", "publication", 0, 1, "ba5e"), federation.shared
+        )
+    assert caught.value.reason == Reason.DENIED
+    (figures,) = federation.run_stage("publication")
+    assert tuple(figures) == agreeing
+    assert set(federation.declined["publication"]) == {"site-1", "site-2"} - set(agreeing)
+    assert content_sha256(federation.shared) == before
 
 
 def test_published_models_are_the_sites_own_on_the_shared_trunk(

@@ -34,7 +34,7 @@ from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.sealing import refuse_simulation
 from fedmedseg.core.state import SiteState
-from fedmedseg.core.wire import Schema, StageContract
+from fedmedseg.core.wire import DECLINING, Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class InProcessFederation:
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""
         self.declined: dict[str, dict[str, str]] = {}
-        """Per stage: the sites that take no part in it, with their reasons."""
+        """Per stage: the sites that decline it (``wire.DECLINING``), with their reasons."""
         self._client = json.loads((job / CONFIG / "config_fed_client.json").read_text(encoding="utf-8"))
         self._server = json.loads((job / CONFIG / "config_fed_server.json").read_text(encoding="utf-8"))
         self._executors: dict[str, Any] = {}
@@ -119,7 +119,7 @@ class InProcessFederation:
                     self._task(site, stage, number, rounds, current.base_of(site)), current.given_to(site)
                 )
             except FedMedSegError as error:
-                if error.reason != Reason.NO_CASES:
+                if error.reason not in DECLINING:
                     raise
                 self.declined.setdefault(stage, {})[site] = error.public
                 logger.warning("%s takes no part in %s: %s", site, stage, error.public)
@@ -144,6 +144,8 @@ class InProcessFederation:
 
     def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:
         asked = len(self.sites) - len(self.declined.get(stage, {}))
+        if self.contracts[stage].collects and not asked:
+            return
         needed = max(1, self.experiment.federation.needed(asked))
         if len(metrics) < needed:
             raise FedMedSegError(

@@ -105,6 +105,9 @@ class StageContract:
     """Whether a site for which the server keeps tensors of its own is sent those, and the rule may make new ones."""
     weighting: Literal["cases", "equal"] = "cases"
     """What a site weighs in the aggregate: its cases, or as much as every other that counts any."""
+    collects: bool = False
+    """Whether what comes back is kept by site and changes no shared tensor. It is a gift: a round that every site
+    declines is no failure, and one that changes nothing no lack of progress."""
 
     def sent_in(self, number: int) -> Part:
         """Which of the shared tensors go to a site in round ``number`` (from 0)."""

@@ -56,7 +56,8 @@ class QuorumScatterAndGather(ScatterAndGather):
 
     A site that declines (no cases, or its own people's word) leaves the quorum: it says that it takes no part. One
     that cannot take part as it is installed (``wire.LASTING``) is asked no more in this stage either, but counts as
-    failed: with quorum ``all`` the study stops and names it instead of going on without it.
+    failed: with quorum ``all`` the study stops and names it instead of going on without it. Where every site declines
+    the job ends with their reasons, unless the stage collects gifts (``StageContract.collects``).
 
     With ``federation.encryption`` the stage adds replies up without reading them (``core.sealing``). It starts only
     with an aggregator whose rule is a weighted mean, in a kit that holds the server's context and no secret key.
@@ -367,7 +368,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         digest = self._round_facts["shared"]
         if self.contract.returns == "shared":
             digest = self._digest()
-            self._unchanged = self._unchanged + 1 if digest == self._round_facts["shared"] else 0
+            stands = digest == self._round_facts["shared"] and not self.contract.collects
+            self._unchanged = self._unchanged + 1 if stands else 0
         try:
             record = self._write_record(digest)
             self._keep_personal()
@@ -503,6 +505,8 @@ class QuorumScatterAndGather(ScatterAndGather):
 
     def _needed(self, counted: list[str]) -> int:
         taking_part = sum(site not in self._declined for site in counted)
+        if self.contract.collects and counted and not taking_part:
+            return 0
         return max(1, self.experiment.federation.needed(taking_part))
 
     @staticmethod

@@ -38,7 +38,8 @@ class PublishedModels(GuardedAggregator):
         return {name: torch.zeros_like(tensor) for name, tensor in shared.items()}
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
-        """Write a file per site into the run folder, where there is one."""
+        """Write a file per site into the run folder, where there is one; none where every site declined."""
+        self.published = {}
         made = super().aggregate(fl_ctx)
         if fl_ctx.get_engine() is not None:
             folder = place_of(fl_ctx).run / "models" / KIND
