@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.data.augmentation import VIEWS, augment, augmented, deform, smoothed
+from fedmedseg.data.augmentation import VIEWS, augment, augmented, deform, smoothed, tilt
 
 
 def crop(*shape: int) -> torch.Tensor:
@@ -123,10 +123,70 @@ def test_from_outside_comes_the_darkest_value_and_background() -> None:
     assert set(label.unique().tolist()) <= {0, 1}
 
 
+def test_a_tilt_moves_image_and_label_alike() -> None:
+    """A ball whose mask is its label: the moved image, cut at a half of what it then is, is the moved label."""
+    places = np.stack(np.meshgrid(*(np.arange(edge) - (edge - 1) / 2 for edge in (40, 32, 24)), indexing="ij"))
+    ball = torch.from_numpy(((places - np.reshape([6, -4, 2], (3, 1, 1, 1))) ** 2).sum(0) < 36)[None]
+    areas = []
+    for seed in range(12):
+        image, label = tilt(ball.float(), ball.long(), np.random.default_rng(seed))
+        assert image.shape == label.shape == ball.shape
+        assert label.dtype == torch.int64
+        middle = (float(image.min()) + float(image.max())) / 2
+        assert ((image > middle).long() != label).float().mean() < 0.005
+        areas.append(float(label.sum()) / float(ball.sum()))
+    # scales are 0.9 to 1.1 per axis
+    assert min(areas) > 0.7
+    assert max(areas) < 1.4
+    assert len(set(areas)) > 6
+
+
+def test_a_tilts_turn_scales_and_intensities_stay_in_their_ranges() -> None:
+    """Of a ramp along each axis, a + b x, the moved values say by how much: they are linear in the interior."""
+    size, middle = 17, (slice(6, 11),) * 3
+    places = np.stack(np.meshgrid(*(np.arange(size) - 8.0,) * 3, indexing="ij"))
+    empty = torch.zeros(1, size, size, size, dtype=torch.long)
+    angles, scales, factors, offsets = [], [], [], []
+    for seed in range(40):
+        columns = []
+        for axis in range(3):
+            ramp = torch.from_numpy(places[axis : axis + 1].astype(np.float32))
+            moved, _ = tilt(ramp, empty, np.random.default_rng(seed))
+            values = moved[0].numpy()[middle]
+            design = np.stack([*(places[a][middle].ravel() for a in range(3)), np.ones(values.size)], axis=1)
+            columns.append(np.linalg.lstsq(design, values.ravel(), rcond=None)[0])
+        one, _ = tilt(torch.ones(1, size, size, size), empty, np.random.default_rng(seed))
+        offset = float(np.mean([column[3] for column in columns]))
+        factor = float(one.mean()) - offset
+        matrix = np.array(columns)[:, :3] / factor
+        angles.append(np.arctan2(matrix[1, 0], matrix[0, 0]))
+        scales += [*np.linalg.norm(matrix, axis=0)]
+        factors.append(factor)
+        offsets.append(offset)
+        assert np.abs(matrix[2, :2]).max() < 1e-3, "the turn is about z"
+    for found, low, high in (
+        (angles, -np.pi / 15, np.pi / 15),
+        (scales, 0.9, 1.1),
+        (factors, 0.9, 1.1),
+        (offsets, -0.1, 0.1),
+    ):
+        assert min(found) >= low - 1e-3
+        assert max(found) <= high + 1e-3
+        assert max(found) - min(found) > 0.7 * (high - low), "all of the range is used"
+
+
+def test_a_tilt_changes_slices_too() -> None:
+    image, label = tilt(crop(16, 12), (crop(16, 12) > 90).long(), np.random.default_rng(2))
+    assert image.shape == label.shape == (1, 16, 12)
+    assert not torch.equal(image, crop(16, 12))
+
+
 def test_the_setting_chooses_how_crops_are_changed() -> None:
     image, label = crop(16, 16, 2), (crop(16, 16, 2) > 200).long()
     flips = augmented(image, label, np.random.default_rng(5), kind="flips", modality="mr")
     elastic = augmented(image, label, np.random.default_rng(5), kind="elastic", modality="mr")
     assert torch.equal(flips[0], augment(image, label, np.random.default_rng(5), modality="mr")[0])
     assert torch.equal(elastic[0], deform(image, label, np.random.default_rng(5))[0])
-    assert not torch.equal(flips[0], elastic[0])
+    affine = augmented(image, label, np.random.default_rng(5), kind="affine", modality="ct")
+    assert torch.equal(affine[0], tilt(image, label, np.random.default_rng(5))[0])
+    assert len({one[0].numpy().tobytes() for one in (flips, elastic, affine)}) == 3

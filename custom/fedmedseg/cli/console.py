@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fedmedseg.core.errors import FedMedSegError
@@ -43,6 +44,12 @@ def friendly_errors() -> Iterator[None]:
         yield
     except FedMedSegError as error:
         fail(error)
+
+
+def progress_bar() -> Progress:
+    """A progress display that is silent where nobody watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def show_findings(title: str, findings: Sequence[Finding], *, names: bool = False) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, friendly_errors, progress_bar
 from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import presets_for_role
@@ -77,7 +74,7 @@ def import_set(
     with friendly_errors():
         wanted, shares = parse_sites(sites or []), parse_split(split)
         _apart(source, out)
-        with _bar() as bar:
+        with progress_bar() as bar:
             reader = create(importer, myocardium=myocardium, channel=channel, label_map=label_map)
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
@@ -138,7 +135,7 @@ def check(
     """
     from fedmedseg.data.survey import lists_in, survey
 
-    with friendly_errors(), _bar() as bar:
+    with friendly_errors(), progress_bar() as bar:
         found = []
         for role, list_, budget_mb in lists_in(path, job=job):
             task = bar.add_task(f"checking {role}")
@@ -209,7 +206,7 @@ def phantoms(
         claim(out, force=force)
         names = [f"site-{index + 1}" for index in range(sites)]
         serves = role or ROLES.get(family, family)
-        with _bar() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("writing", total=sites)
             for index, name in enumerate(names):
                 partial, final = out / f".{name}.partial", out / name
@@ -226,14 +223,6 @@ def phantoms(
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
     per_site = ", ".join(f"{number} {section}" for section, number in counts.items())
     console.print(f"{sites} sites of {family}, each {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress display that is silent where nobody watches."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield bar
 
 
 def _apart(source: Path, out: Path) -> None:

@@ -349,9 +349,10 @@ class SegmentationSection(Strict):
     foreground_share: float = Field(0.67, ge=0.0, le=1.0)
     """Share of crops centred on a labelled voxel."""
     augment: bool = True
-    augmentation: Literal["flips", "elastic"] = "flips"
+    augmentation: Literal["flips", "elastic", "affine"] = "flips"
     """``flips``: mirror images, quarter turns, small changes of intensity; ``elastic``: mirror images, and one random
-    turn, scale and elastic deformation in-plane, the same in all slices (``data.augmentation``)."""
+    turn, scale and elastic deformation in-plane, the same in all slices; ``affine``: small turns about z, scales and
+    changes of intensity of every crop, CT's too (``data.augmentation``)."""
     test_untrained: bool = True
     """Test the untrained network too, the floor that any training must clear; a study of many runs can do without."""
 

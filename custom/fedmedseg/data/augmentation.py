@@ -1,4 +1,4 @@
-"""Random flips, quarter turns and small intensity changes of labelled crops; or turns, scales and deformations.
+"""Random flips, quarter turns and small intensity changes of labelled crops; deformations; or small turns and scales.
 
 Probabilities and ranges follow the fine-tuning example of Swin UNETR for multi-organ segmentation in MONAI's
 research contributions (SwinUNETR/BTCV: flips 0.2 per axis, quarter turns 0.2, intensity scale and shift 0.1
@@ -8,6 +8,10 @@ callers pass the study's modality.
 ``deform`` follows the published code of FedCRLD (https://github.com/JerryQseu/FedCRLD, data_utilize2.py): a mirror
 image at random, then one in-plane transform shared by all slices: elastic (a random field smoothed by a Gaussian of
 sigma 30 to 50 voxels, times alpha 0 to 1500), a turn of up to half a circle, a scale of 0.75 to 1.25.
+
+``tilt`` follows the published notebooks of SegViz (https://github.com/UM2ii/SegViz), which change every crop: intensity
+times 0.9 to 1.1, then plus up to 0.1 (of the window that is mapped to 0..1), a turn about z of up to 12 degrees and a
+scale of 0.9 to 1.1 per axis. Reconstruction: what lies outside the crop is its mirror image, MONAI's default.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import numpy as np
 import torch
 
 INTENSITY_RANGE = 0.1
+TILT = np.pi / 15
+"""Largest turn of ``tilt``, radians."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +166,33 @@ def _kernel(edge: int, sigma: float) -> np.ndarray:
     return np.where(distance <= radius, np.exp(-0.5 * (distance / sigma) ** 2), 0.0) / weights.sum()
 
 
+def tilt(image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """``image`` and ``label`` (1, X, Y) or (1, X, Y, Z), turned and scaled alike; intensities of the image changed.
+
+    Values between voxels are linear in the image and nearest in the label.
+    """
+    from monai.transforms import Affine
+
+    factor, offset = rng.uniform(-INTENSITY_RANGE, INTENSITY_RANGE, size=2)
+    angle, scales = rng.uniform(-TILT, TILT), 1.0 + rng.uniform(-0.1, 0.1, size=image.ndim - 1)
+    flat = image.ndim == 3
+    move = Affine(
+        rotate_params=float(angle) if flat else (0.0, 0.0, float(angle)),
+        scale_params=[float(scale) for scale in scales],
+        padding_mode="reflection",
+        image_only=True,
+    )
+    moved = move(image.float() * (1.0 + float(factor)) + float(offset), mode="bilinear").as_tensor()
+    changed = move(label.float(), mode="nearest").as_tensor().round().to(label.dtype)
+    return moved.contiguous(), changed.contiguous()
+
+
 def augmented(
     image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, *, kind: str, modality: Literal["mr", "ct"]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A labelled crop changed in the way that ``segmentation.augmentation`` names."""
-    return deform(image, label, rng) if kind == "elastic" else augment(image, label, rng, modality=modality)
+    if kind == "elastic":
+        return deform(image, label, rng)
+    if kind == "affine":
+        return tilt(image, label, rng)
+    return augment(image, label, rng, modality=modality)

@@ -6,6 +6,7 @@ FUNAvg (Cardio-AI/FUNAvg), whose heads are weighted by mean p(1 - p) + mean p^2 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -117,6 +118,26 @@ def fused_prediction(
     """
     maps = [organ_probabilities(expert, image, device=device) for expert in experts]
     return fuse(maps, labels, how=how, threshold=threshold)
+
+
+def write_label_map(path: Path, labels: np.ndarray, image: Path) -> None:
+    """Write ``labels`` (X, Y, Z) uint8 as NIfTI in the geometry of ``image``, whole or not at all.
+
+    Raises:
+        ConfigurationError: the folder is full or cannot be written.
+    """
+    import nibabel as nib
+
+    written = nib.Nifti1Image(labels, nib.load(image).affine)
+    written.header.set_xyzt_units("mm")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        nib.save(written, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigurationError("label map", got=type(error).__name__, expected="a file that can be written") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def score_fused(

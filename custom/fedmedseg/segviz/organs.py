@@ -66,15 +66,14 @@ def window_of(experiment: Experiment, organs: Sequence[int]) -> tuple[float, flo
 
 def windowed(experiment: Experiment, organs: Sequence[int]) -> Experiment:
     """The study with the window that a model of ``organs`` sees, and its labels as they are."""
-    data = experiment.data.model_copy(update={"window": window_of(experiment, organs)})
-    return experiment.model_copy(update={"data": data})
+    return experiment.with_data(experiment.data.model_copy(update={"window": window_of(experiment, organs)}))
 
 
 def own_study(experiment: Experiment, organs: Sequence[int]) -> Experiment:
     """The study as a model of ``organs`` sees it: they are its labels 1, 2, ..., in their order."""
     seen = windowed(experiment, organs)
     labels = {number: experiment.data.labels[organ] for number, organ in enumerate(organs, start=1)}
-    return seen.model_copy(update={"data": seen.data.model_copy(update={"labels": labels})})
+    return seen.with_data(seen.data.model_copy(update={"labels": labels}))
 
 
 class OwnLabels:

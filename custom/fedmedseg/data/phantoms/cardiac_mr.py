@@ -78,7 +78,7 @@ def draw_cine(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, in
 
 
 def draw_late_enhancement(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
-    """Late enhancement: 1 left-ventricular cavity, 2 normal myocardium, 3 infarct, 4 no-reflow, as EMIDEC marks them."""
+    """Late enhancement, marked as in EMIDEC: 1 left-ventricular cavity, 2 normal myocardium, 3 infarct, 4 no-reflow."""
     return _draw(rng, style, size, late=True)
 
 

@@ -1,0 +1,214 @@
+"""`fedmedseg fuse`: the models of sites that mark different organs as one, for a volume or a site that took no part."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich import box
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors, progress_bar
+from fedmedseg.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedmedseg.core.config import Experiment
+    from fedmedseg.reporting.metrics import CaseScore
+    from fedmedseg.reporting.paired import Paired
+    from fedmedseg.segmentation.models import InferenceModel
+
+fuse_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+SYSTEM = "segviz"
+Models = Annotated[
+    list[Path],
+    typer.Option(
+        "--models", help="A site's model file, or a run's folder `models` with what sites published; may be repeated."
+    ),
+]
+Study = Annotated[str, typer.Option("--experiment", help="The study: its experiment.yaml, or a job by name or folder.")]
+HowOption = Annotated[
+    Literal["probability", "uncertainty"],
+    typer.Option("--how", help="How several models of one organ are joined: by their mean, or by how sure each is."),
+]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")]
+
+
+@fuse_app.command()
+def predict(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A NIfTI volume.")],
+    models: Models,
+    out: Annotated[Path, typer.Option("--out", help="The label map to write (NIfTI), on the volume's own grid.")],
+    experiment: Study = SYSTEM,
+    how: HowOption = "probability",
+    device: Device = "cpu",
+    force: Force = False,
+) -> None:
+    """Write one label map of a volume, each organ from the models that know it."""
+    from fedmedseg.data.checks import CaseRejected
+    from fedmedseg.segviz.fusion import fused_prediction, write_label_map
+
+    with friendly_errors():
+        _new_file(out, force=force, endings=(".nii.gz", ".nii"))
+        study = _study(experiment)
+        experts = _experts(models, study)
+        if not image.is_file():
+            raise ConfigurationError("IMAGE", got=f"no file at {image}", expected="a NIfTI volume")
+        try:
+            found = fused_prediction(experts, image, labels=study.data.labels, how=how, device=device)
+        except CaseRejected as rejected:
+            raise ConfigurationError("IMAGE", got=rejected.reason, expected="a volume the models can take") from None
+        write_label_map(out, found, image)
+    voxels = ", ".join(f"{name} {int((found == number).sum())}" for number, name in study.data.labels.items())
+    console.print(f"written: {out} (voxels: {voxels})", highlight=False, soft_wrap=True)
+
+
+@fuse_app.command()
+def score(
+    datalist: Annotated[Path, typer.Argument(metavar="LIST", help="The data list of a site that took no part.")],
+    models: Models,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", help="Other models (single organs, pooled) on the same patients; may be repeated."),
+    ] = None,
+    experiment: Study = SYSTEM,
+    how: HowOption = "probability",
+    device: Device = "cpu",
+    budget_mb: Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")] = 2048,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A JSON file with the figures of each patient, who is not named.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Dice and HD95 of fused models on every labelled volume of a list, in its own space; paired with --against.
+
+    The list's label numbers are the study's. Nothing is trained and nothing is chosen on these volumes.
+    """
+    from fedmedseg.segviz.external import compare, evaluate, labelled_cases
+
+    with friendly_errors(), progress_bar() as bar:
+        if out is not None:
+            _new_file(out, force=force, endings=(".json",))
+        study = _study(experiment)
+        labels = study.data.labels
+        sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
+        cases, aside = labelled_cases(datalist, data=study.data, budget_mb=budget_mb)
+        found = {}
+        for name, experts in sets.items():
+            task = bar.add_task(name, total=len(cases))
+            found[name] = evaluate(
+                experts,
+                cases,
+                labels=labels,
+                how=how,
+                device=device,
+                tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
+            )
+        scores = {name: one.patients for name, one in found.items()}
+        pairs = compare(scores["models"], scores["against"], list(labels.values())) if against else {}
+        if out is not None:
+            _write(out, scores, pairs, study)
+    console.print(_table(scores, pairs, list(labels.values()), datalist))
+    for reason, number in (aside | found["models"].set_aside).items():
+        console.print(f"[yellow]set aside:[/yellow] {number} x {reason}", highlight=False)
+
+
+def _study(name: str) -> Experiment:
+    """The study that gives the label map.
+
+    Raises:
+        ConfigurationError: none there, or of another system.
+    """
+    from fedmedseg.preflight.run import find_experiment
+
+    study = find_experiment(name)
+    if study.system != SYSTEM:
+        raise ConfigurationError(
+            "--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}, whose sites' models are fused"
+        )
+    return study
+
+
+def _experts(paths: list[Path], study: Experiment) -> list[InferenceModel]:
+    from fedmedseg.segviz.external import experts_at
+
+    return experts_at(paths, experiment=study)
+
+
+def _new_file(out: Path, *, force: bool, endings: tuple[str, ...]) -> None:
+    if not out.name.endswith(endings):
+        raise ConfigurationError("--out", got=out.name, expected=f"a file that ends with {' or '.join(endings)}")
+    if out.exists() and not (force and out.is_file()):
+        raise ConfigurationError(
+            "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
+        )
+    if not out.parent.is_dir():
+        raise ConfigurationError("--out", got=f"no folder {out.parent}", expected="a file in a folder that is there")
+
+
+def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structures: list[str], source: Path) -> Table:
+    from fedmedseg.reporting.metrics import mean_dice, summarise
+
+    patients = len(scores["models"])
+    table = Table("structure", title=f"{source}: {patients} patients", box=box.SIMPLE_HEAD)
+    for name in scores:
+        for column in ("patients", "Dice", "HD95 (mm)"):
+            table.add_column(f"{name}: {column}", justify="right")
+    if pairs:
+        table.add_column("difference of Dice (paired, Wilcoxon)")
+    rows = {(row.model, row.structure): row for row in summarise(scores)}
+    for structure in structures:
+        cells = []
+        for name in scores:
+            row = rows.get((name, structure))
+            cells += [str(row.n), _figure(row.dice), _figure(row.hd95, 1)] if row else ["0", "-", "-"]
+        table.add_row(structure, *cells, *_told(pairs, structure))
+    means = [cell for name in scores for cell in (str(patients), _figure(mean_dice(scores[name])), "")]
+    table.add_row("mean", *means, *_told(pairs, "mean"))
+    return table
+
+
+def _told(pairs: dict[str, Paired], name: str) -> list[str]:
+    if not pairs:
+        return []
+    one = pairs[name]
+    return [f"{one.difference:+.3f}, p {one.p:.2g} ({one.n} patients)" if one.n else "no patient"]
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _write(out: Path, scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], study: Experiment) -> None:
+    from fedmedseg.core.checkpoint import write_atomic
+    from fedmedseg.core.records import installed_versions
+
+    content: dict[str, Any] = {
+        "study": study.study,
+        "experiment_sha256": study.digest,
+        "patients": {name: [_plain(one) for one in found] for name, found in scores.items()},
+        "paired": {
+            name: {"n": one.n, "difference": _number(one.difference), "p": _number(one.p)}
+            for name, one in pairs.items()
+        },
+        "versions": installed_versions(),
+    }
+    try:
+        write_atomic(out, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise ConfigurationError("--out", got=type(error).__name__, expected="a file that can be written") from None
+
+
+def _plain(score: CaseScore) -> dict[str, dict[str, float | int | None]]:
+    return {
+        name: {"dice": _number(one.dice), "hd95_mm": _number(one.hd95), "failures": one.failures}
+        for name, one in score.structures.items()
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)
