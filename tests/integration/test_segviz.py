@@ -13,8 +13,8 @@ import pytest
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
+from fedmedseg.data.phantoms import write_site
 from fedmedseg.reporting.floor import floor, overall
-from fedmedseg.segviz.fusion import fused_prediction
 from fedmedseg.segviz.publication import published_models
 
 ROOT = Path(__file__).parents[2]
@@ -94,8 +94,21 @@ def test_with_four_sites_each_marks_one_organ_and_what_they_publish_is_fused(tmp
         {1: "pancreas"},
         {1: "kidneys"},
     ]
-    image = next((tmp_path / "w.fedmedseg" / "site-1").glob("data/*/images/*.nii.gz"))
-    assert fused_prediction(list(models.values()), image, labels=study.data.labels).shape == (32, 32, 24)
+    outside = write_site(
+        "abdominal_ct", site_index=9, out=tmp_path / "x", seed=2, counts={"test": 2}, size=(32, 32, 24)
+    )
+    run = tmp_path / "w" / "server" / "simulate_job"
+    command = [sys.executable, "-m", "fedmedseg", "fuse", "score", str(outside), "--models", str(run / "models")]
+    command += [
+        "--experiment",
+        str(run / "app_server" / "config" / "experiment.yaml"),
+        "--out",
+        str(tmp_path / "s.json"),
+    ]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    patients = json.loads((tmp_path / "s.json").read_text())["patients"]["models"]
+    assert [set(one) for one in patients] == [{"liver", "spleen", "pancreas", "kidneys"}] * 2
     evaluation = next(entry for entry in record["rounds"] if entry["stage"] == "evaluation")["sites"]
     scored = [
         {name.split("/")[-1] for name in one["metrics"] if name.startswith("failures/")}

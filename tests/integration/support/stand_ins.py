@@ -29,7 +29,7 @@ from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.wire import Header
 
-SUPPORT = {"stand_ins.", "listening.", "malice.", "overhearing."}
+SUPPORT = {"stand_ins.", "listening.", "malice.", "overhearing.", "receiving."}
 
 
 def _problems_but_for_tests(resources: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,176 @@
+"""FedCRLD and SegViz among real processes with mutual TLS: what every site receives is equal, what is private is not.
+
+Two hospitals do both systems' smallest studies one after the other, in kits as they are made but for an ear at each
+site. The public scripts of both papers never exchange a weight; this is the test they would fail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hospitals import Ended, Hospitals, allow
+from receiving import RECEIVED
+
+from fedmedseg.core import checkpoint
+from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
+from fedmedseg.data.site import write_phantoms
+from fedmedseg.data.views import phantom_view
+
+SITES = ("site-1", "site-2")
+SMALLEST = "sites: {sites}, unlabeled: 0, training: 1, validation: 1, test: 1"
+CARDIAC = f"{SMALLEST.format(sites=1)}, size: [48, 48, 4]"
+LATE = "{1: left ventricle, 2: myocardium, 3: infarct, 4: no-reflow}"
+FEDCRLD = (
+    "stages.relocalization.rounds=2",
+    "stages.fine_tuning.rounds=0",
+    "fedcrld.starts=[personal]",
+    "fedcrld.local_steps=2",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.crop=[48, 48, 4]",
+    f"data.phantom={{family: cine_mr, {CARDIAC}}}",
+    f"data.alternatives=[{{role: lge, labels: {LATE}, phantom: {{family: late_enhancement_mr, {CARDIAC}}}}}]",
+)
+SEGVIZ = (
+    "stages.training.rounds=2",
+    "stages.publication.rounds=1",
+    "network.channels=[4, 8, 16]",
+    "segviz.local_baseline=false",
+    "segmentation.steps=4",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.spacing=[8, 8, 8]",
+    "data.crop=[16, 16, 16]",
+    f"data.phantom={{family: abdominal_ct, annotation: shared_out, {SMALLEST.format(sites=2)}, size: [32, 32, 24]}}",
+)
+STUDIES = {"fedcrld": FEDCRLD, "segviz": SEGVIZ}
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def job(system: str, out: Path) -> Path:
+    """The system's job at its smallest, with an ear at every site."""
+    settings, _ = read_settings(find_job(system), [setting(change) for change in STUDIES[system]])
+    made = write_job(find_job(system), settings, out, meta={"name": f"{system}-smallest", "min_clients": 2})
+    file = made / "app" / "config" / "config_fed_client.json"
+    content = json.loads(file.read_text())
+    content["components"].append({"id": "receiving", "path": "receiving.Receiving"})
+    file.write_text(json.dumps(content))
+    return made
+
+
+def place_volumes(hospitals: Hospitals) -> None:
+    """Phantoms for both studies at every site, and the site file that names them."""
+    lists: dict[str, dict[str, Any]] = {site: {} for site in SITES}
+    for system, changes in STUDIES.items():
+        experiment = read_settings(find_job(system), [setting(change) for change in changes])[1]
+        for index, site in enumerate(SITES):
+            data = phantom_view(experiment, index).data
+            home = hospitals.folder / "volumes" / site
+            listed = write_phantoms(data.phantom, seed=experiment.seed, name=site, home=home)
+            lists[site][data.role] = {"list": str(listed)}
+    for site in SITES:
+        hospitals.write_site_file(site, {"datasets": lists[site], "privacy": {"min_count": 0}})
+
+
+class Study:
+    """One finished job, and what each site received and remembers."""
+
+    def __init__(self, system: str, ended: Ended, hospitals: Hospitals) -> None:
+        self.ended, self.hospitals = ended, hospitals
+        self.system = system
+
+    def received(self, site: str, stage: str, number: int) -> dict[str, torch.Tensor]:
+        """The tensors that came with one task."""
+        folder = self.hospitals.kits / site / self.ended.job_id
+        (file,) = folder.rglob(f"{RECEIVED}/{stage}-{number}.safetensors")
+        return dict(checkpoint.load(file)["tensors"])
+
+    def remembered(self, site: str, name: str) -> Any:
+        """What a site keeps between rounds."""
+        state = self.hospitals.kits / site / "fedmedseg" / "state" / self.ended.record["study"]
+        (file,) = state.rglob(f"{name}.safetensors")
+        return checkpoint.load(file)["tree"]
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Study]]:
+    """Both studies, in one federation."""
+    folder = tmp_path_factory.mktemp("secure")
+    with Hospitals(folder / "federation", sites=SITES, stand_ins=False) as hospitals:
+        for name in ("localhost", *SITES):
+            allow(hospitals.kits / name, "receiving.")
+        place_volumes(hospitals)
+        hospitals.up()
+        yield {
+            system: Study(system, hospitals.run(job(system, folder / "jobs" / system), timeout=400), hospitals)
+            for system in STUDIES
+        }
+
+
+STAGE = {"fedcrld": "relocalization", "segviz": "training"}
+
+
+@pytest.mark.parametrize("system", STUDIES)
+def test_the_study_finishes_with_every_site_in_every_round(studies: dict[str, Study], system: str) -> None:
+    ended = studies[system].ended
+    assert ended.status == "FINISHED:COMPLETED"
+    assert ended.record["outcome"] == "finished", ended.record["reason"]
+    assert [one["accepted"] for one in ended.rounds(STAGE[system])] == [list(SITES)] * 2
+    assert [one["accepted"] for one in ended.rounds("evaluation")] == [list(SITES)]
+
+
+@pytest.mark.parametrize("system", STUDIES)
+def test_the_shared_tensors_that_the_sites_receive_are_bit_equal_and_move(
+    studies: dict[str, Study], system: str
+) -> None:
+    study = studies[system]
+    first, later = ([study.received(site, STAGE[system], number) for site in SITES] for number in (0, 1))
+    for ones, others in ((first[0], first[1]), (later[0], later[1])):
+        assert ones.keys() == others.keys()
+        assert ones
+        assert all(torch.equal(ones[name], others[name]) for name in ones)
+    assert [name for name in first[0] if not torch.equal(first[0][name], later[0][name])] == list(first[0])
+    if system == "fedcrld":
+        assert len(later[0]) == 32
+        assert {name.partition(".")[0] for name in later[0]} == {"globalnet"}
+        (digest,) = {checkpoint.content_sha256(tensors) for tensors in later}
+        assert digest == study.ended.rounds(STAGE[system])[0]["shared_sha256"]
+    else:
+        assert not [name for name in later[0] if ".adn.N" in name or name.startswith("model.2")]
+
+
+def test_what_is_private_under_fedcrld_differs_from_site_to_site(studies: dict[str, Study]) -> None:
+    cine, late = (studies["fedcrld"].remembered(site, "client") for site in SITES)
+    assert cine["tensors"].keys() == late["tensors"].keys()
+    assert not [name for name in cine["tensors"] if name.startswith("globalnet")]
+    assert len(cine["tensors"]["output.weight"]) == 4
+    assert len(late["tensors"]["output.weight"]) == 5
+    for ones, others in ((cine["tensors"], late["tensors"]), (cine["bank"], late["bank"])):
+        assert not [
+            name for name in ones if ones[name].shape == others[name].shape and torch.equal(ones[name], others[name])
+        ]
+
+
+def test_what_is_private_under_segviz_differs_from_site_to_site(studies: dict[str, Study]) -> None:
+    ones, others = (studies["segviz"].remembered(site, "personal")["rounds"][-1]["tree"]["private"] for site in SITES)
+    assert ones.keys() == others.keys()
+    assert [name for name in ones if name.startswith("model.2")]
+    assert [name for name in ones if name.endswith("running_mean")]
+    floating = [name for name in ones if ones[name].is_floating_point()]
+    assert not [name for name in floating if torch.equal(ones[name], others[name])]
+
+
+def test_where_nobodys_people_agree_nothing_is_published_and_the_study_is_finished(studies: dict[str, Study]) -> None:
+    """The kits' site files say nothing of it, which is no."""
+    ended = studies["segviz"].ended
+    (publication,) = ended.rounds("publication")
+    assert publication["accepted"] == []
+    assert {site: one["declined"] for site, one in publication["sites"].items()} == dict.fromkeys(SITES, True)
+    assert publication["shared_sha256"] == ended.rounds("training")[-1]["shared_sha256"]
+    assert not (ended.folder / "models" / "published").exists()
