@@ -93,8 +93,8 @@ class Study:
 
     def remembered(self, site: str, name: str) -> Any:
         """What a site keeps between rounds."""
-        state = self.hospitals.kits / site / "fedmedseg" / "state" / self.ended.record["study"]
-        (file,) = state.rglob(f"{name}.safetensors")
+        state = self.hospitals.kits / site / "fedmedseg" / "state"
+        (file,) = state.rglob(f"{self.ended.record['study']}/*/{site}/{name}.safetensors")
         return checkpoint.load(file)["tree"]
 
 
