@@ -182,8 +182,16 @@ def test_the_real_sunnybrook_set_becomes_four_sites(tmp_path: Path) -> None:
     assert "b 21" in text
 
 
+def test_late_enhancement_phantoms_serve_the_role_of_late_enhancement(tmp_path: Path) -> None:
+    """Their label 3 is an infarct, where that of cine, whose role is another, is the right ventricle."""
+    counts = ["--training", 1, "--validation", 0, "--test", 0, "--unlabeled", 0]
+    run("phantoms", "late_enhancement_mr", "--out", tmp_path / "o", "--sites", 1, "--size", "48,48,4", *counts)
+    content = yaml.safe_load((tmp_path / "o" / "sites" / "site-1.yaml").read_text())
+    assert list(content["datasets"]) == ["lge"]
+
+
 def test_a_list_is_checked_against_the_labels_of_its_own_role(tmp_path: Path) -> None:
-    """Late enhancement has five structures where cine has three: each list is judged by its own data set."""
+    """Late enhancement has four structures where cine has three: each list is judged by its own data set."""
     datasets = {}
     for role, family in (("cmr", "cine_mr"), ("lge", "late_enhancement_mr")):
         counts = {"unlabeled": 0, "training": 1, "validation": 0, "test": 1}

@@ -305,6 +305,20 @@ def test_interrupted_phantoms_leave_no_data_list(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.rglob("datalist.json"))
 
 
+def test_phantoms_that_another_version_marked_otherwise_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmedseg.data.phantoms.style import LABELS
+
+    section = PhantomSection(family="cine_mr", size=(48, 48, 4), unlabeled=0, training=1, validation=0, test=0)
+    first = module.write_phantoms(section, seed=1, name="site-1", home=tmp_path)
+    assert module.write_phantoms(section, seed=1, name="site-1", home=tmp_path) == first
+    monkeypatch.setitem(LABELS, "cine_mr", {1: "left_ventricle", 2: "right_ventricle", 3: "myocardium"})
+    second = module.write_phantoms(section, seed=1, name="site-1", home=tmp_path)
+    assert second != first
+    assert json.loads(first.read_text())["description"] != json.loads(second.read_text())["description"]
+
+
 def test_phantom_styles_follow_the_sites_number() -> None:
     assert [phantom_index(name) for name in ("site-1", "site-2", "hospital12", "site-0")] == [0, 1, 11, 0]
     assert phantom_index("charite") == phantom_index("charite")

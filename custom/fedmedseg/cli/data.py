@@ -20,7 +20,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_excep
 
 ROLES = {
     "cine_mr": "cmr",
-    "late_enhancement_mr": "cmr",
+    "late_enhancement_mr": "lge",
     "abdominal_ct": "abdominal_ct",
     "cardiac_ct": "cardiac_ct",
 }

@@ -293,7 +293,11 @@ def annotation(section: PhantomSection, index: int) -> tuple[int, ...] | None:
 
 def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path) -> Path:
     """The data list of this simulated site's phantoms, written once per setting under ``home/data``."""
-    content = json.dumps([section.model_dump(mode="json"), seed, phantom_index(name)], sort_keys=True)
+    from fedmedseg.data.phantoms.style import LABELS
+
+    # with the labels, so that volumes which another version marked otherwise are not taken for this one's
+    marks = {str(number): label for number, label in LABELS[section.family].items()}
+    content = json.dumps([section.model_dump(mode="json"), seed, phantom_index(name), marks], sort_keys=True)
     folder = home / "data" / hashlib.sha256(content.encode()).hexdigest()[:12]
     if not (folder / "datalist.json").is_file():
         from fedmedseg.data.phantoms import write_site

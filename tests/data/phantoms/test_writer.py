@@ -110,6 +110,25 @@ def test_ct_is_in_hounsfield_units(tmp_path):
     assert abs(np.median(image[label == 1]) - site_style("abdominal_ct", 0).tissue["liver"]) < 25
 
 
+def test_late_enhancement_marks_what_emidec_marks_and_sees_what_cine_would_mark(tmp_path):
+    """The same heart with and without the right ventricle, which is drawn and, in late enhancement, not marked."""
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.data.importers.emidec import LABELS as EMIDEC
+    from fedmedseg.data.phantoms.geometry import grid
+    from fedmedseg.data.phantoms.heart import RIGHT, SUBSLICES, draw_heart, heart_label, surfaces
+
+    assert LABELS["late_enhancement_mr"] == EMIDEC
+    (late,) = read_settings(find_job("fedcrld"), [])[1].data.alternatives
+    assert {number: name.replace(" ", "_").replace("-", "_") for number, name in late.labels.items()} == EMIDEC
+    style, rng = site_style("late_enhancement_mr", 0), np.random.default_rng(1)
+    size = (64, 64, 6)
+    heart = draw_heart(rng, style, size[2] * style.spacing[2], late=True)
+    s = surfaces(grid(size, style.spacing, subslices=SUBSLICES), heart, rng)
+    marked, unmarked = heart_label(s), heart_label(s, right=False)
+    assert (marked == RIGHT).sum() > 50
+    np.testing.assert_array_equal(unmarked, np.where(marked == RIGHT, 0, marked))
+
+
 def test_scar_lies_inside_the_wall(tmp_path):
     from scipy.ndimage import binary_fill_holes
 

@@ -190,8 +190,8 @@ def _drawer(family: str) -> Draw:
 def _identity(
     style: SiteStyle, family: str, seed: int, counts: Mapping[str, int], size: tuple[int, int, int], full: bool
 ) -> str:
-    """What a list was written from, with a digest over the settings of its style."""
-    digest = hashlib.sha256(repr(style).encode()).hexdigest()[:16]
+    """What a list was written from, with a digest over the settings of its style and the numbers of its structures."""
+    digest = hashlib.sha256(repr((style, LABELS[family])).encode()).hexdigest()[:16]
     amounts = ", ".join(f"{name} {counts[name]}" for name in SECTIONS)
     voxels = "x".join(map(str, size))
     annotation = "full" if full else "style"
