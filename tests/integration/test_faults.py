@@ -96,6 +96,7 @@ def test_bad_replies_leave_the_shared_model_as_if_the_site_had_reported_an_error
         assert "patient-of-site-1" not in run.log
 
 
+@pytest.mark.slow
 def test_numpy_from_every_site_ends_the_job_in_round_0_with_the_reason(start: Any, tmp_path: Path) -> None:
     """Fault rows 35 and 9: no accepted reply, asked again once, stopped; the shared model stays the initial one."""
     run = start(tmp_path, faults=[fault("numpy", None, None)])
@@ -149,6 +150,7 @@ def test_a_site_that_dies_in_a_round_costs_the_round_no_more_than_its_patience(s
     assert run.rounds()[1]["wall_seconds"] < 25 + 3 + 5
 
 
+@pytest.mark.slow
 def test_a_quorum_above_the_sites_stops_the_study_with_the_numbers(start: Any, tmp_path: Path) -> None:
     run = start(tmp_path, federation={"quorum": 3})
     assert run.outcome == "stopped"
@@ -210,6 +212,7 @@ def test_a_site_without_cases_takes_no_part_and_the_quorum_counts_the_others(sta
     assert run.rounds("fine_tuning")[0]["accepted"] == ["site-1", "site-2", "site-3"]
 
 
+@pytest.mark.slow
 def test_a_site_of_another_version_stops_a_study_that_wants_all_sites_and_is_named(start: Any, tmp_path: Path) -> None:
     run = start(tmp_path, faults=[fault("version", None, "site-2")])
     assert run.outcome == "stopped"
@@ -232,35 +235,38 @@ def test_a_quorum_goes_on_without_a_site_of_another_version(start: Any, tmp_path
     assert [len(record["refusals"]) for record in run.rounds()] == [1, 0, 0], "asked once"
 
 
-@pytest.mark.parametrize("verdict", ["approved", "denied"])
-def test_a_site_whose_people_decide_waits_for_them_and_keeps_to_what_they_say(
-    start: Any, clean: Any, tmp_path: Path, verdict: Any
+def test_sites_whose_people_decide_wait_for_them_and_keep_to_what_they_say(
+    start: Any, clean: Any, tmp_path: Path
 ) -> None:
-    state = tmp_path / "workspace.fedmedseg" / "site-2" / "state"
-    said: list[str] = []
+    """One agrees and one does not: the study is that of the two others, to the same bytes."""
+    verdicts: dict[str, Any] = {"site-2": "approved", "site-3": "denied"}
+    states = {site: tmp_path / "workspace.fedmedseg" / site / "state" for site in verdicts}
 
-    def person() -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not said:
-            said.extend(matter.request.wish.id for matter in matters(state))
+    def person(site: str) -> None:
+        end, asked = time.monotonic() + 120, []
+        while time.monotonic() < end and not asked:
+            asked = [matter.request.wish.id for matter in matters(states[site])]
             time.sleep(0.2)
-        decide(state, said[0], verdict, reason="" if verdict == "approved" else "no ethics vote")
+        decide(states[site], asked[0], verdicts[site], reason="" if site == "site-2" else "no ethics vote")
 
-    somebody = threading.Thread(target=person)
-    somebody.start()
-    run = start(tmp_path, faults=[fault("ask", None, "site-2")], stages={"pretraining": {"rounds": 4}})
-    somebody.join(timeout=10)
+    people = [threading.Thread(target=person, args=(site,)) for site in verdicts]
+    for one in people:
+        one.start()
+    asked = [fault("ask", None, site) for site in verdicts]
+    run = start(tmp_path, sites=3, faults=asked, stages={"pretraining": {"rounds": 4}})
+    for one in people:
+        one.join(timeout=10)
     assert run.outcome == "finished", run.reason
-    (matter,) = matters(state)
-    assert matter.status == verdict
-    if verdict == "approved":
-        assert run.shared == clean.shared
-        return
-    assert [record["accepted"] for record in run.rounds()] == [["site-1"]] * 4
-    site = run.rounds()[0]["sites"]["site-2"]
+    assert {site: [matter.status for matter in matters(state)] for site, state in states.items()} == {
+        "site-2": ["approved"],
+        "site-3": ["denied"],
+    }
+    assert run.shared == clean.shared
+    assert [record["accepted"] for record in run.rounds()] == [["site-1", "site-2"]] * 4
+    site = run.rounds()[0]["sites"]["site-3"]
     assert (site["declined"], site["reason"]) == (True, "DENIED: by a person at this site: no ethics vote")
     for stage in ("fine_tuning", "evaluation"):
-        assert run.rounds(stage)[0]["accepted"] == ["site-1"]
+        assert run.rounds(stage)[0]["accepted"] == ["site-1", "site-2"]
 
 
 @pytest.mark.slow

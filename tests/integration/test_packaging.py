@@ -70,7 +70,7 @@ def test_the_wheel_brings_the_files_that_kits_are_made_from(python: Path) -> Non
 
 def test_a_one_round_study_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(python), "-m", "fedmedseg", "simulate", "fedata", "-w", str(tmp_path / "w"), "-n", "2"]
+    command = [str(python), "-m", "fedmedseg", "simulate", "fedata", "-w", str(tmp_path / "w"), "-n", "2", "-t", "2"]
     for change in (
         "stages.pretraining.rounds=1",
         "fedata.local_steps=2",
