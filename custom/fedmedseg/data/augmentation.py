@@ -17,7 +17,7 @@ scale of 0.9 to 1.1 per axis. Reconstruction: what lies outside the crop is its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 import numpy as np
 import torch
@@ -171,6 +171,7 @@ def tilt(image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator) -> 
 
     Values between voxels are linear in the image and nearest in the label.
     """
+    from monai.data.meta_tensor import MetaTensor
     from monai.transforms import Affine
 
     factor, offset = rng.uniform(-INTENSITY_RANGE, INTENSITY_RANGE, size=2)
@@ -182,9 +183,13 @@ def tilt(image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator) -> 
         padding_mode="reflection",
         image_only=True,
     )
-    moved = move(image.float() * (1.0 + float(factor)) + float(offset), mode="bilinear").as_tensor()
-    changed = move(label.float(), mode="nearest").as_tensor().round().to(label.dtype)
-    return moved.contiguous(), changed.contiguous()
+
+    def moved(volume: torch.Tensor, mode: str) -> torch.Tensor:
+        # image_only: one tensor comes back, of MONAI's own kind
+        return cast(MetaTensor, move(volume.float(), mode=mode)).as_tensor().contiguous()
+
+    changed = image * (1.0 + float(factor)) + float(offset)
+    return moved(changed, "bilinear"), moved(label, "nearest").round().to(label.dtype)
 
 
 def augmented(

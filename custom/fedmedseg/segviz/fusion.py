@@ -128,7 +128,7 @@ def write_label_map(path: Path, labels: np.ndarray, image: Path) -> None:
     """
     import nibabel as nib
 
-    written = nib.Nifti1Image(labels, nib.load(image).affine)
+    written = nib.Nifti1Image(labels, native_grid(image).affine)
     written.header.set_xyzt_units("mm")
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
