@@ -46,7 +46,7 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             sent=encoder,
             sent_later=NOTHING if alone else None,
             returned=encoder,
-            exchange=exchange_of(experiment) if experiment.wing.exchange else None,
+            exchange=exchange_of(experiment) if experiment.wing.exchange and not alone else None,
         ),
         **{name: _trimmed(contract, alone=alone) for name, contract in segmentation_stages(experiment).items()},
     }
