@@ -71,7 +71,7 @@ class ContrastiveObjective:
 
         The main encoder is the server's, or under ``aggregation: none`` the site's own. The momentum encoder is a copy
         of it, or with ``key_sync: keep`` the site's own. The bank is filled by one pass without gradients, unless what
-        it holds is of this very momentum encoder. Without a memory after round 0, the figure ``memory_missing`` says so.
+        it holds is of this very momentum encoder. Without a memory after round 0, ``memory_missing`` says so.
 
         Raises:
             Aborted: the federation asked to stop.
