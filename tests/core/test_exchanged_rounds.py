@@ -16,6 +16,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 
+from fedmedseg.cli.approval import _leaving
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
@@ -28,6 +29,7 @@ from fedmedseg.core.replies import encode
 from fedmedseg.core.rounds import round_record
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header, Schema, StageContract
+from fedmedseg.core.wishes import make_wish
 
 Tensors = dict[str, torch.Tensor]
 EXCHANGE = Exchange(width=3, most_rows=4, parts=2)
@@ -170,6 +172,17 @@ def test_the_record_counts_rows_and_bytes_each_way(opened: Any, answer: Any) -> 
 def test_messages_may_be_as_much_larger_as_an_upload_is(shared: Tensors) -> None:
     schema = Schema(shared)
     assert most_bytes(schema, encrypted=False, features=EXCHANGE.most_bytes) == 2 * (24 + 4 * ROW) + SPARE
+
+
+def test_whoever_agrees_to_a_job_is_told_how_many_features_may_leave(
+    study: Callable[..., Any], contract: StageContract, shared: Tensors
+) -> None:
+    wish = make_wish(
+        study(), contracts={"training": contract}, schema=Schema(shared), run="a1", submitter=None, scope="",
+        components=b"",
+    )  # fmt: skip
+    assert wish.stages["training"].features == 4
+    assert "up to 4 feature vectors of single slices" in _leaving(wish.stages["training"])
 
 
 def test_a_killed_server_sends_the_same_features_again(

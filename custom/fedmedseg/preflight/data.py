@@ -281,10 +281,7 @@ def _stacks(role: str, volumes: list[Volume]) -> Finding:
     if not stacks:
         return passed(check, "no volume to look at")
     figures = stack_figures(stacks)
-    text = (
-        f"median of {figures[SLICES]:g} slices over {figures[COVERAGE]:g} mm; {figures[DIRECTION]:.0%} of the volumes run "
-        "one way"
-    )
+    text = f"{figures[SLICES]:g} slices over {figures[COVERAGE]:g} mm (medians); {figures[DIRECTION]:.0%} run one way"
     if figures[DIRECTION] < LEAST_SHARE:
         mend = "export the others with their geometry again; studies that compare parts of stacks mix them up else"
         return warned(check, text, mend)
