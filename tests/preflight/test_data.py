@@ -44,6 +44,7 @@ def test_a_healthy_list_passes_every_check(site: Any, study: Callable[..., Any])
     assert bad(found) == {}
     assert set(found) == {
         "list", "files", "patients", "readable", "spacing and orientation", "alignment", "labels", "size", "duplicates",
+        "slice order",
     }  # fmt: skip
     assert found["list"].found == "training 3 of 3 patients, validation 1 of 1 patients, test 1 of 1 patients"
     assert found["spacing and orientation"].found == "1.5..1.5 x 1.5..1.5 x 8..8 mm; RAS 5"
