@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,19 @@ def sent_once(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     training = StageContract(sends="shared", returns="metrics", metrics=("loss",), sent_later=Part(within=()))
     others = {name: contract for name, contract in TOY["plan"].stages(None).items() if name != "training"}
     monkeypatch.setattr(TOY["plan"], "stages", lambda experiment: {"training": training, **others})
+
+
+@pytest.fixture
+def with_contract(toy: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StageContract]:
+    """with_contract("training", exchange=...): the toy system with that stage's contract changed; returns it."""
+
+    def make(stage: str, **changes: Any) -> StageContract:
+        stages = TOY["plan"].stages(None)
+        made = replace(stages[stage], **changes)
+        monkeypatch.setattr(TOY["plan"], "stages", lambda experiment: {**stages, stage: made})
+        return made
+
+    return make
 
 
 @pytest.fixture

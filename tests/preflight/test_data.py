@@ -44,6 +44,7 @@ def test_a_healthy_list_passes_every_check(site: Any, study: Callable[..., Any])
     assert bad(found) == {}
     assert set(found) == {
         "list", "files", "patients", "readable", "spacing and orientation", "alignment", "labels", "size", "duplicates",
+        "slice order",
     }  # fmt: skip
     assert found["list"].found == "training 3 of 3 patients, validation 1 of 1 patients, test 1 of 1 patients"
     assert found["spacing and orientation"].found == "1.5..1.5 x 1.5..1.5 x 8..8 mm; RAS 5"
@@ -280,3 +281,26 @@ def test_a_number_that_means_another_structure_in_the_list_is_a_warning(
     found = label_names(file, role="cmr", data=data)
     assert [one.found for one in found] == told
     assert all(one.level is Level.WARN for one in found)
+
+
+def test_stacks_that_run_both_ways_are_warned_of_in_a_study_of_slices(site: Any) -> None:
+    from fedmedseg.data.stacks import Stack
+    from fedmedseg.preflight.data import Volume, _stacks
+
+    def volumes(*directions: float) -> list[Volume]:
+        stacks = [Stack(slices=9, thickness=8.0, normal=(0.0, 0.0, sign)) for sign in directions]
+        case: Any = None
+        return [Volume(case=case, section="training", reason=None, stack=stack) for stack in stacks]
+
+    alike = _stacks("cmr", volumes(1.0, 1.0))
+    assert (alike.level, alike.found) == (Level.PASS, "9 slices over 70 mm (medians); 100% run one way")
+    assert _stacks("cmr", volumes(1.0, 1.0, -1.0)).level is Level.WARN
+    assert _stacks("cmr", []).level is Level.PASS
+
+
+def test_a_study_of_slices_looks_at_their_order(site: Any, study: Callable[..., Any]) -> None:
+    data = study().data.model_copy(update={"spatial_dims": 2, "crop": (32, 32)})
+    found = check_list(site.datalist(site.healthy()), role="cmr", data=data, salt=SALT)
+    told = next(one for one in found.findings if one.check == "data cmr: slice order")
+    assert told.level is Level.PASS
+    assert "6 slices over 50 mm" in told.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from nvflare.private.privacy_manager import PrivacyService
 from fedmedseg.core import config
 from fedmedseg.core.aggregator import Round
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.exchange import Exchange
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.scopes import privacy_policy
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract
@@ -160,6 +162,16 @@ def made_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.dtype], None]:
     def change(dtype: torch.dtype) -> None:
         for name, tensor in SHARED.items():
             monkeypatch.setitem(SHARED, name, tensor.to(dtype))
+
+    return change
+
+
+@pytest.fixture
+def exchanging(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exchange], None]:
+    """exchanging(exchange): the toy system's training exchanges features."""
+
+    def change(exchange: Exchange) -> None:
+        monkeypatch.setitem(STAGES, "training", dataclasses.replace(STAGES["training"], exchange=exchange))
 
     return change
 

@@ -102,6 +102,7 @@ def test_every_hospital_gets_volumes_of_its_own_and_a_file_that_names_them(out: 
         lists[site] = file.datasets["cmr"].list
         assert file.privacy is not None
         assert file.privacy.min_count == 0, "otherwise so few patients would withhold every figure"
+        assert file.privacy.features, "otherwise every hospital would decline what fcl's sites exchange"
         assert lists[site].is_relative_to(out / "data" / site)
         assert len(read_datalist(lists[site], salt="x")["training"]) == 1
         assert all(finding.level < Level.FAIL for finding in check_kit(kits / site))

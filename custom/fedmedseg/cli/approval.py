@@ -105,4 +105,5 @@ def _leaving(stage: StageWish) -> str:
     figures = ", ".join(stage.figures) or "no figures"
     if stage.returns == "metrics":
         return f"{stage.rounds} x {figures}"
-    return f"{stage.rounds} x {stage.tensors} tensors ({stage.nbytes / 2**20:.1f} MiB), {figures}"
+    features = f", up to {stage.features} feature vectors of single slices" if stage.features else ""
+    return f"{stage.rounds} x {stage.tensors} tensors ({stage.nbytes / 2**20:.1f} MiB){features}, {figures}"

@@ -23,7 +23,9 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.ckks import SHARES, whole_shares
 from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.personal import Payload, Personal, payloads
+from fedmedseg.core.exchange import Pool, canonical
+from fedmedseg.core.exchange import split as split_features
+from fedmedseg.core.personal import Payload, Personal, joined, payloads
 from fedmedseg.core.sealing import Sealing
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
@@ -65,9 +67,13 @@ class Round:
         schema: Schema,
         shared: Mapping[str, torch.Tensor],
         personal: Personal,
+        exchanged: Personal | None = None,
         sealing: Sealing | None = None,
     ) -> Round:
-        """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors."""
+        """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
+
+        ``exchanged`` is what each site gets of the others' features, where the stage exchanges any.
+        """
         part = contract.sent_in(number)
         sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
         return cls(
@@ -80,7 +86,7 @@ class Round:
             schema=schema.part(contract.returned),
             shared=contract.returned.of(shared),
             sent=sent,
-            personal=payloads(sent, personal, part) if contract.personal else {},
+            personal=payloads(sent, joined(personal if contract.personal else {}, exchanged or {}), part),
             sealing=sealing,
         )
 
@@ -112,11 +118,13 @@ class Contribution:
     steps: int
     train_seconds: float
     metrics: Mapping[str, float]
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """What the site gave to the exchange, as it came; empty where the stage has none."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors that came."""
-        return tensor_bytes(self.differences)
+        return tensor_bytes(self.differences) + tensor_bytes(self.features)
 
 
 class GuardedAggregator(Aggregator):
@@ -138,13 +146,15 @@ class GuardedAggregator(Aggregator):
         self.notes: dict[str, Any] = {}
         self.personal: Personal = {}
         """New tensors of single sites, from the round that was aggregated last."""
+        self.exchanged: Pool = {}
+        """What each site that was heard in that round gave to the exchange."""
 
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
-            self.personal = {}
+            self.personal, self.exchanged = {}, {}
 
     def renew(self, nonce: str) -> None:
         """Ask again within the same round: what was accepted stays, earlier rejections may be made good."""
@@ -200,6 +210,7 @@ class GuardedAggregator(Aggregator):
                     differences = self.combine(self.round.shared, counted, weights)
                     if self.round.contract.personal:
                         self.personal = self.personalise(self.round.shared, counted)
+                self.exchanged = {site: canonical(c.features) for site, c in counted.items() if c.features}
                 self.round.schema.require(differences, sender="the aggregation rule")
                 if self.round.contract.personal:
                     for tensors in self.personal.values():
@@ -219,7 +230,7 @@ class GuardedAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Let go of the round's tensors."""
         with self._lock:
-            self.contributions, self.personal = {}, {}
+            self.contributions, self.personal, self.exchanged = {}, {}, {}
 
     def combine(
         self,
@@ -264,18 +275,23 @@ class GuardedAggregator(Aggregator):
         if not isinstance(metrics, dict):
             raise _rejected(Reason.SCHEMA, "metrics that are no mapping")
         current.contract.check_metrics(metrics)
+        features: Mapping[str, torch.Tensor] = {}
         if current.contract.returns == "shared":
             if dxo.data_kind != DataKind.WEIGHT_DIFF:
                 raise _rejected(Reason.SCHEMA, "weights instead of differences")
+            differences = dxo.data
+            if (exchange := current.contract.exchange) is not None and isinstance(differences, Mapping):
+                differences, features = split_features(differences)
+                if (found := exchange.problem(features)) is not None:
+                    raise _rejected(*found)
             judge = current.schema if current.sealing is None else current.sealing
-            found = judge.problem(dxo.data)
+            found = judge.problem(differences)
             if found is not None:
                 raise _rejected(*found)
-            for name, tensor in dxo.data.items() if current.sealing is None else ():
+            for name, tensor in differences.items() if current.sealing is None else ():
                 # a finite reply whose squares overflow would make every rule that takes norms return NaN
                 if not math.isfinite(torch.linalg.vector_norm(tensor, dtype=torch.float32)):
                     raise _rejected(Reason.NOT_FINITE, f"the norm of {name} overflows")
-            differences = dxo.data
         else:
             if dxo.data:
                 raise _rejected(Reason.UNKNOWN_TENSORS, "tensors in a stage that returns metrics")
@@ -287,6 +303,7 @@ class GuardedAggregator(Aggregator):
             steps=_count(dxo.get_meta_prop(Meta.STEPS), "number of steps") or 0,
             train_seconds=_number(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0), "training time"),
             metrics=metrics,
+            features=features,
         )
 
 

@@ -16,6 +16,8 @@ CLASS_ALLOW_LIST = (
     "fedmedseg.core.persistor.SharedModelPersistor",
     "fedmedseg.core.records.RunRecord",
     "fedmedseg.core.workflow.QuorumScatterAndGather",
+    "fedmedseg.fcl.aggregator.ContrastiveAggregator",
+    "fedmedseg.fcl.executor.ContrastiveExecutor",
     "fedmedseg.fedata.aggregator.AttentionAggregator",
     "fedmedseg.fedata.executor.MaskedDistillationExecutor",
     "fedmedseg.fedcrld.executor.RelocalizationExecutor",

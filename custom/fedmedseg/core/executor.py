@@ -32,6 +32,8 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.exchange import Features
+from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.memory import TaskCollector
@@ -121,20 +123,27 @@ class TrainingExecutor(Executor):
         if ready.learner.needs_approval:
             ready.await_approval(task_name, shareable, abort_signal, job=fl_ctx.get_job_id())
         shared: dict[str, torch.Tensor] = {}
+        received: Features | None = None
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
             sent = contract.sent_in(_whole(shareable, Header.ROUND))
             plain, sealed = split(dxo.data) if ready.encrypted else (dxo.data, {})
+            features: dict[str, torch.Tensor] = {}
+            if contract.exchange is not None:
+                plain, features = split_features(plain)
             try:
                 ready.schema.part(sent).require(plain, sender="the server")
+                if contract.exchange is not None and features:
+                    contract.exchange.require(features, sender="the server", uploads=None)
+                    received = contract.exchange.decode(features)
             except FedMedSegError as error:
                 # the same reasons may be this site's own fault elsewhere, and are no refusal there
                 note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.REFUSED, reason=error.public)
                 raise
-            if content_sha256({**plain, **sealed}) != shareable.get_header(Header.BASE):
+            if content_sha256({**plain, **sealed, **features}) != shareable.get_header(Header.BASE):
                 raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)
             shared = ready.unsealed(plain, sealed, shareable, stage=task_name) if ready.encrypted else plain
-        task = ready.task(task_name, shareable, abort_signal)
+        task = ready.task(task_name, shareable, abort_signal, received=received)
         began = time.monotonic()
         reply = ready.learner.run(task, shared)
         answer = encode(
@@ -273,7 +282,7 @@ class _Ready:
             components=(self.place.config / CLIENT_FILE).read_bytes(),
         )
 
-    def task(self, stage: str, request: Shareable, abort_signal: Signal) -> Task:
+    def task(self, stage: str, request: Shareable, abort_signal: Signal, *, received: Features | None = None) -> Task:
         """The learner's view of ``request``."""
         experiment, site = self.experiment, self.place.name
         state = SiteState(
@@ -293,6 +302,7 @@ class _Ready:
             base=_text(request, Header.BASE),
             state=state,
             progress=Progress(site=site, stage=stage, round=number, rounds=rounds, file=self.place.run / PROGRESS_FILE),
+            received=received,
             aborted=lambda: bool(abort_signal.triggered),
             checkpoint_seconds=experiment.compute.checkpoint_seconds,
         )

@@ -26,6 +26,7 @@ from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.exchange import Features, Pool, of_others, split
 from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
@@ -66,6 +67,8 @@ class InProcessFederation:
         self.schema = Schema(self.shared)
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""
+        self.exchanged: Pool = {}
+        """Features that sites gave in the last round of a stage that exchanges them."""
         self.declined: dict[str, dict[str, str]] = {}
         """Per stage: the sites that decline it (``wire.DECLINING``), with their reasons."""
         self._client = json.loads((job / CONFIG / "config_fed_client.json").read_text(encoding="utf-8"))
@@ -107,6 +110,7 @@ class InProcessFederation:
             schema=self.schema,
             shared=self.shared,
             personal=self.personal,
+            exchanged=of_others(self.exchanged, self.sites) if contract.exchange else {},
         )
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
@@ -114,10 +118,11 @@ class InProcessFederation:
             if site in self.declined.get(stage, {}):
                 continue
             began = time.monotonic()
+            given, features = split(current.given_to(site))
+            received = contract.exchange.decode(features) if contract.exchange and features else None
+            task = self._task(site, stage, number, rounds, current.base_of(site), received)
             try:
-                reply = self.learner(site, stage).run(
-                    self._task(site, stage, number, rounds, current.base_of(site)), current.given_to(site)
-                )
+                reply = self.learner(site, stage).run(task, given)
             except FedMedSegError as error:
                 if error.reason not in DECLINING:
                     raise
@@ -127,7 +132,7 @@ class InProcessFederation:
             seconds = time.monotonic() - began
             answer = encode(
                 reply,
-                given=current.given_to(site),
+                given=given,
                 schema=self.schema,
                 contract=contract,
                 request=_request(current, site),
@@ -140,6 +145,7 @@ class InProcessFederation:
         for name, difference in from_shareable(aggregator.aggregate(FLContext())).data.items():
             self.shared[name] = self.shared[name] + difference
         self.personal |= aggregator.personal
+        self.exchanged = aggregator.exchanged
         return metrics
 
     def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -152,7 +158,7 @@ class InProcessFederation:
                 f"{stage}: sites", got=len(metrics), expected=f"at least {needed}", reason=Reason.NO_CASES
             )
 
-    def _task(self, site: str, stage: str, number: int, rounds: int, base: str) -> Task:
+    def _task(self, site: str, stage: str, number: int, rounds: int, base: str, received: Features | None) -> Task:
         return Task(
             site=site,
             stage=stage,
@@ -160,6 +166,7 @@ class InProcessFederation:
             rounds=rounds,
             seed=self.experiment.seed,
             base=base,
+            received=received,
             state=self.state(site, stage),
             progress=Progress(
                 site=site, stage=stage, round=number, rounds=rounds, file=self._place(site).run / PROGRESS_FILE

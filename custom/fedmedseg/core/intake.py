@@ -41,13 +41,14 @@ SPARE = 2 * 2**20
 """Bytes for all that is no tensor: 4096 metrics of 200 characters, headers, FLARE's own words."""
 
 
-def most_bytes(schema: Schema, *, encrypted: bool) -> int:
+def most_bytes(schema: Schema, *, encrypted: bool, features: int = 0) -> int:
     """Bytes of the largest message of a study whose shared tensors are those of ``schema``.
 
-    A reply holds each of them once, in its own type or encrypted; twice that leaves room for how FLARE packs them.
+    A reply holds each of them once, in its own type or encrypted, and at most ``features`` bytes that it exchanges;
+    twice that leaves room for how FLARE packs them.
     """
     tensors = math.prod(packed_shape(numbers_in(schema))) if encrypted else schema.nbytes
-    return 2 * tensors + SPARE
+    return 2 * (tensors + features) + SPARE
 
 
 class Intake:

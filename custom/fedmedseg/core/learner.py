@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from fedmedseg.core.exchange import Features
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.state import SiteState
 
@@ -26,6 +27,8 @@ class Task:
     """SHA-256 of the shared tensors that came with the task."""
     state: SiteState
     progress: Progress
+    received: Features | None = None
+    """The other sites' features, where the stage exchanges any and this site was sent some."""
     aborted: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = 30.0
 
@@ -41,6 +44,8 @@ class Reply:
     """Number of cases this reply stands on; its weight in the aggregate."""
     steps: int = 0
     """Optimiser steps done."""
+    features: Features | None = None
+    """This site's features, where the stage exchanges any; their order is lost on the way."""
 
 
 class Learner(Protocol):

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fedmedseg.core.config import OptimizerSection
+
+
+class Schedule(Protocol):
+    """What ``learning_rate`` reads of an optimiser's section."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest rate."""
+        ...
+
+    @property
+    def warmup_fraction(self) -> float:
+        """Share of the steps in which the rate rises to it."""
+        ...
 
 
 def build_optimizer(groups: Iterable[dict[str, object]], section: OptimizerSection) -> torch.optim.AdamW:
@@ -21,7 +35,7 @@ def build_optimizer(groups: Iterable[dict[str, object]], section: OptimizerSecti
     )
 
 
-def learning_rate(section: OptimizerSection, step: int, total: int) -> float:
+def learning_rate(section: Schedule, step: int, total: int) -> float:
     """Learning rate at global step ``step`` (0-based) of ``total``: linear warm-up, then cosine to zero."""
     warmup = math.ceil(section.warmup_fraction * total)
     if step < warmup:

@@ -48,6 +48,8 @@ class SharedModelPersistor(ModelPersistor):
         self.run = ""
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Tensors of single sites, which replace the shared ones of these names in what that site alone is sent."""
+        self.exchanged: dict[str, Mapping[str, torch.Tensor]] = {}
+        """Features that sites gave in the last round of a stage that exchanges them (``core.exchange``)."""
         self.rounds_done: dict[str, int] = {}
         self.history: list[dict[str, Any]] = []
         self.resumed_sha256: str | None = None
@@ -79,6 +81,7 @@ class SharedModelPersistor(ModelPersistor):
             for tensors in saved.get("personal", {}).values():
                 self.schema.require({**self._shared, **tensors}, sender="this server's checkpoint")
             self.personal = dict(saved.get("personal", {}))
+            self.exchanged = dict(saved.get("exchanged", {}))
             self.rounds_done = dict(saved["rounds_done"])
             self.history = list(saved["history"])
             self.resumed_sha256 = checkpoint.content_sha256(self._shared)
@@ -97,8 +100,8 @@ class SharedModelPersistor(ModelPersistor):
     def finish_round(self, stage: str, number: int, record: dict[str, Any]) -> None:
         """Write all tensors, position and record of a finished round as one checkpoint.
 
-        Tensors of single sites lie in it, too, so that they and the shared ones are always of the same round. They
-        never enter the run folder, which is what is handed out.
+        Tensors and features of single sites lie in it, too, so that they and the shared ones are always of the same
+        round. They never enter the run folder, which is what is handed out.
 
         Raises:
             OSError: the disk is full; the checkpoint before it stays whole.
@@ -109,6 +112,7 @@ class SharedModelPersistor(ModelPersistor):
         tree = {
             "tensors": dict(self._shared),
             "personal": self.personal,
+            "exchanged": self.exchanged,
             "rounds_done": self.rounds_done,
             "history": self.history,
         }

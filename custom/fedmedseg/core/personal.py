@@ -20,6 +20,7 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.shareable import Shareable
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.exchange import split
 from fedmedseg.core.wire import Header, Part
 
 Personal = Mapping[str, Mapping[str, torch.Tensor]]
@@ -35,12 +36,21 @@ class Payload:
 
 
 def payloads(sent: Mapping[str, torch.Tensor], personal: Personal, part: Part) -> dict[str, Payload]:
-    """Per site with tensors of its own: those of ``sent``, replaced by its own where it has them in ``part``."""
+    """Per site with tensors of its own: those of ``sent``, replaced by its own where it has them in ``part``.
+
+    What it gets of others' features has no name among the shared tensors and stands beside them.
+    """
     found = {}
     for site in sorted(personal):
-        tensors = {**sent, **part.of(personal[site])}
+        own, features = split(personal[site])
+        tensors = {**sent, **part.of(own), **features}
         found[site] = Payload(base=content_sha256(tensors), tensors=tensors)
     return found
+
+
+def joined(personal: Personal, exchanged: Personal) -> Personal:
+    """Per site its own tensors and what it gets of others' features; every site that has either."""
+    return {site: {**personal.get(site, {}), **exchanged.get(site, {})} for site in {*personal, *exchanged}}
 
 
 def personalise(data: Shareable, payload: Payload) -> None:

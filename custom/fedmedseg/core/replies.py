@@ -8,6 +8,7 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.shareable import Shareable
 
+from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Reply
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, differences_to
 
@@ -27,11 +28,16 @@ def encode(
     """The reply to ``request``, whose tensors were ``given``; ``schema`` is that of all shared tensors.
 
     Raises:
-        FedMedSegError: a metric that the contract does not declare, or a difference that is not finite.
+        FedMedSegError: a metric that the contract does not declare, a difference that is not finite, or features that
+            are not those it declares.
     """
     contract.check_metrics(reply.metrics)
     returned = schema.part(contract.returned)
     differences = differences_to(given, reply.tensors, returned) if contract.returns == "shared" else {}
+    if contract.exchange is not None:
+        if reply.features is None:
+            raise FedMedSegError("features", expected="those that the stage exchanges", reason=Reason.EMPTY)
+        differences |= contract.exchange.encode(reply.features)
     meta = {
         Meta.EXAMPLES: reply.examples,
         Meta.STEPS: reply.steps,

@@ -8,7 +8,10 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
+
 from fedmedseg.core.aggregator import GuardedAggregator
+from fedmedseg.core.exchange import rows_in, split
 from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.wire import tensor_bytes
 
@@ -49,6 +52,9 @@ def round_record(
             # of the tensors this site alone was sent; None where it was sent the shared ones
             "personal_sha256": own.base if own else None,
             "bytes_up": contribution.nbytes if contribution else 0,
+            # of those bytes, and how many rows they are; None where the stage exchanges no features
+            "features_down": _features(split(own.tensors)[1] if own else {}, aggregator),
+            "features_up": _features(contribution.features if contribution else {}, aggregator),
             "train_seconds": round(seconds, 3),
             # the rest of the time between sending and receiving: transport, polling, waiting for a turn
             "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),
@@ -72,6 +78,13 @@ def round_record(
         "notes": aggregator.notes,
         "guards_off": list(GUARDS_OFF) if _sealed(aggregator) else [],
     }
+
+
+def _features(entries: Mapping[str, torch.Tensor], aggregator: GuardedAggregator) -> dict[str, int] | None:
+    """Rows and bytes of what one site gave to the exchange or got of it."""
+    if aggregator.round is None or aggregator.round.contract.exchange is None:
+        return None
+    return {"rows": rows_in(entries), "bytes": tensor_bytes(entries)}
 
 
 def _sealed(aggregator: GuardedAggregator) -> bool:

@@ -84,6 +84,12 @@ def check_encryption(experiment: Experiment, contracts: Contracts) -> None:
         raise _refused("a study of whose stages none returns tensors: there would be nothing to encrypt")
     if any(contract.personal for contract in returning):
         raise _refused("a stage that makes personal tensors, for which the server must read the replies")
+    if any(contract.exchange is not None for contract in returning):
+        raise _refused(
+            "a stage in which sites exchange features: the server must read them to check them and to give every site "
+            "the others', so that they would leave in plain",
+            remedy="set federation.encryption to none, or turn the exchange off",
+        )
 
 
 def refuse_simulation(experiment: Experiment) -> None:

@@ -6,6 +6,8 @@
 | server -> one site | workflow | the same with that site's own tensors for shared ones, where the contract says so |
 | server -> site | workflow | under encryption: the plain tensors of the start, and encrypted sums to be added to them |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
+| server -> one site | workflow | where the stage's contract declares an exchange: the other sites' features |
+| site -> server | executor | the same: this site's features with their part ids, in no order (``core.exchange``) |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
@@ -24,6 +26,7 @@ from typing import Literal
 import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.exchange import Exchange
 
 DECLINING = frozenset({Reason.NO_CASES, Reason.DENIED})
 """Reasons with which a site declares that it takes no part in a stage: the quorum then counts the others."""
@@ -108,6 +111,12 @@ class StageContract:
     collects: bool = False
     """Whether what comes back is kept by site and changes no shared tensor. It is a gift: a round that every site
     declines is no failure, and one that changes nothing no lack of progress."""
+    exchange: Exchange | None = None
+    """Features that come back beside the differences, and the others' that go to each site."""
+
+    def __post_init__(self) -> None:
+        if self.exchange is not None and (self.sends != "shared" or self.returns != "shared"):
+            raise ValueError("features are exchanged in a stage that sends and returns shared tensors")
 
     def sent_in(self, number: int) -> Part:
         """Which of the shared tensors go to a site in round ``number`` (from 0)."""

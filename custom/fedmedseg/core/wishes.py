@@ -37,6 +37,8 @@ class StageWish(Strict):
     """How many tensors leave in each round."""
     nbytes: int
     """Bytes of them."""
+    features: int = 0
+    """How many feature vectors of single slices leave in each round, at most; the other sites receive them."""
     figures: tuple[str, ...]
     """Patterns of the figures that may leave; the site's own privacy section may hold back more."""
 
@@ -97,6 +99,7 @@ def make_wish(
             returns=contract.returns,
             tensors=len(leaving.specs),
             nbytes=leaving.nbytes,
+            features=contract.exchange.most_rows if contract.exchange else 0,
             figures=contract.metrics,
         )
     return Wish(

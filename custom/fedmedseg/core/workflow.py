@@ -31,6 +31,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.exchange import of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
 from fedmedseg.core.memory import set_lasting_objects_aside
@@ -143,7 +144,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.record = record
         if not place_of(fl_ctx).simulated:
             follow_returns(self._engine)
-            most = most_bytes(self.persistor.schema, encrypted=self.experiment.federation.encryption != "none")
+            most = most_bytes(
+                self.persistor.schema,
+                encrypted=self.experiment.federation.encryption != "none",
+                features=self.contract.exchange.most_bytes if self.contract.exchange else 0,
+            )
             if not bound_messages(self._engine.get_cell(), most, self._refuse_unread):
                 self.system_panic("FLARE's receivers of messages were not found: a reply could be of any size", fl_ctx)
                 return
@@ -226,6 +231,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             schema=self.persistor.schema,
             shared=shared,
             personal=self.persistor.personal,
+            exchanged=of_others(self.persistor.exchanged, self._connected()) if self.contract.exchange else {},
             sealing=self._sealing(kept),
         )
         self._folder = place_of(fl_ctx).run / "report"
@@ -388,7 +394,11 @@ class QuorumScatterAndGather(ScatterAndGather):
             self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)
 
     def _keep_personal(self) -> None:
-        """A site that was not heard in this round keeps what it had; what no stage sends any more is let go."""
+        """A site that was not heard in this round keeps what it had; what no stage sends any more is let go.
+
+        Of features those of this round alone are kept: older ones are of an encoder that no site has any more.
+        """
+        self.persistor.exchanged = dict(self.aggregator.exchanged)
         if self.contract.personal:
             self.persistor.personal |= self.aggregator.personal
         elif not self._personal_ahead:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.schema import Strict
 
 Finite = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -34,9 +35,35 @@ class PrivacySection(Strict):
     noise: NoiseSection | None = None
     encryption: Literal["optional", "required"] = "optional"
     """``required``: differences leave encrypted or not at all; figures leave in plain always."""
+    features: bool = False
+    """Whether feature vectors of single slices may leave, where a study exchanges them; other sites receive them."""
 
     @model_validator(mode="after")
     def _noise_needs_a_bound(self) -> PrivacySection:
         if self.noise is not None and self.clip_norm is None:
             raise ValueError("privacy.clip_norm together with privacy.noise, whose guarantee rests on it")
         return self
+
+
+def require_features(privacy: PrivacySection | None, *, reason: Reason) -> None:
+    """Refuse to give features away where the site's own file does not say that they may leave.
+
+    Raises:
+        FedMedSegError: ``reason``, naming the setting that forbids it.
+    """
+    if privacy is None or not privacy.features:
+        raise FedMedSegError(
+            "features of single slices, which this site keeps",
+            got="no privacy.features: true in the site file",
+            expected="privacy.features: true, the word of this site's people",
+            remedy="set it in the site file, or take no part in stages that exchange features",
+            reason=reason,
+        )
+    if privacy.noise is not None:
+        raise FedMedSegError(
+            "features of single slices, which the noise of this site does not cover",
+            got="privacy.noise beside privacy.features: true",
+            expected="one of the two: the guarantee of the noise is of everything that leaves, but for figures",
+            remedy="set privacy.features to false, or privacy.noise to null",
+            reason=reason,
+        )

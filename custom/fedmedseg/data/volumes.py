@@ -23,6 +23,7 @@ from fedmedseg.data.datalist import Case, read_datalist
 from fedmedseg.data.geometry import spacing_of
 from fedmedseg.data.preprocessing import Prepared, back_to_native, entry_digest, prepare_image, prepare_label
 from fedmedseg.data.site import Site
+from fedmedseg.data.stacks import Stack, stack_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,11 @@ class Volumes:
         """mm per voxel of the preprocessed grid."""
         x, y, z = self._meta[index]["spacing"]
         return x, y, z
+
+    def stack(self, index: int) -> Stack:
+        """The volume's slices as a stack: how many, how thick, which way."""
+        meta = self._meta[index]
+        return stack_of(np.array(meta["target_affine"]), int(meta["target_shape"][2]))
 
     def native_label(self, index: int) -> np.ndarray:
         """Label map on the file's own grid, uint8.

@@ -20,6 +20,7 @@ from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import CaseRejected, admit, read_header, read_voxels
 from fedmedseg.data.datalist import Case, absent_files, case_key, leaks, listed_cases
 from fedmedseg.data.geometry import canonical_orientation, oriented_grid, padding, target_grid
+from fedmedseg.data.stacks import COVERAGE, DIRECTION, LEAST_SHARE, SLICES, Stack, stack_figures, stack_of
 
 MOST_CLASSES = 255
 """Classes a label map can have at all."""
@@ -58,6 +59,8 @@ class Volume:
     affine: np.ndarray | None = None
     prepared: tuple[int, int, int] | None = None
     """Voxels on the study's grid."""
+    stack: Stack | None = None
+    """Its slices as a study of slices takes them."""
     content: str = ""
     """Digest of the voxel values, the same for a copy under any name, compression or number type."""
 
@@ -102,6 +105,8 @@ def check_list(
         unknown = kind == LABELS and data is None and not names
         findings.append(_kind(role, kind, volumes, short=short, unknown=unknown))
     findings.append(_duplicates(role, volumes))
+    if data is not None and data.spatial_dims == 2:
+        findings.append(_stacks(role, volumes))
     return ListReport(
         findings=findings,
         cache_bytes=cache_bytes(volumes, settings.classes) if data is not None else 0,
@@ -166,6 +171,7 @@ def _volume(case: Case, section: str, *, data: DataSection, budget_mb: int, fit:
         reason="smaller than the crop" if widths is None else None,
         affine=grid.affine,
         prepared=None if widths is None else _padded(target.shape, widths),
+        stack=stack_of(target.affine, target.shape[2]) if fit and data.spatial_dims == 2 else None,
         content=content.hexdigest(),
     )
 
@@ -264,6 +270,21 @@ def _geometry(check: str, volumes: list[Volume]) -> Finding:
     if odd:
         text = f"{len(odd)} with a spacing {OUTLIER:g} times off the list's median; {text}"
         return warned(check, text, MENDS[GEOMETRY], **_who([volume.case for volume in odd]))
+    return passed(check, text)
+
+
+def _stacks(role: str, volumes: list[Volume]) -> Finding:
+    """Whether the list's stacks run one way and cover about as much: parts of them then correspond, within the site."""
+    check = _check(role, "slice order")
+    good = [volume for volume in volumes if volume.stack is not None and volume.reason is None]
+    stacks = [volume.stack for volume in good if volume.stack is not None]
+    if not stacks:
+        return passed(check, "no volume to look at")
+    figures = stack_figures(stacks)
+    text = f"{figures[SLICES]:g} slices over {figures[COVERAGE]:g} mm (medians); {figures[DIRECTION]:.0%} run one way"
+    if figures[DIRECTION] < LEAST_SHARE:
+        mend = "export the others with their geometry again; studies that compare parts of stacks mix them up else"
+        return warned(check, text, mend)
     return passed(check, text)
 
 

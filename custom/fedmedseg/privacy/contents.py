@@ -14,6 +14,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.exchange import PREFIX, split
 from fedmedseg.core.wire import Header, Meta
 
 TOKENS = (Header.RUN, Header.BASE, Header.NONCE, Header.SCHEMA)
@@ -33,11 +34,14 @@ class Contents:
     round: int
     tokens: Mapping[str, str]
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    """The differences, without what is exchanged."""
     metrics: Mapping[str, Any]
     examples: int | None
     """Cases behind the reply; None once the site withholds it."""
     steps: int
     train_seconds: float
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """What the site gives to an exchange of features; empty in a stage without one."""
 
 
 def blocked(what: str) -> FedMedSegError:
@@ -50,7 +54,8 @@ def read(reply: Shareable, *, stage: str) -> Contents:
 
     Raises:
         FedMedSegError: reason PRIVACY, where the reply holds anything but one set of differences as torch tensors,
-            the four declared fields and the task's own headers, each of its type.
+            features beside them by their own names, the four declared fields and the task's own headers, each of its
+            type.
     """
     headers = reply.get(ReservedHeaderKey.HEADERS)
     body = reply.get("DXO")
@@ -75,10 +80,14 @@ def read(reply: Shareable, *, stage: str) -> Contents:
             raise blocked(f"header {name.removeprefix('fedmedseg.')}")
     tensors, meta = body["data"], body["meta"]
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) and value.is_floating_point()
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        # what a stage's exchange declares is judged by DeclaredContents, which blocks all of it in any other stage
+        and (value.is_floating_point() or name.startswith(PREFIX))
         for name, value in tensors.items()
     ):
         raise blocked("something else than floating-point tensors by name")
+    tensors, features = split(tensors)
     if not isinstance(meta, dict) or set(meta) != FIELDS or not isinstance(meta[Meta.METRICS], dict):
         raise blocked("undeclared or missing fields")
     examples, steps, seconds = meta[Meta.EXAMPLES], meta[Meta.STEPS], meta[Meta.TRAIN_SECONDS]
@@ -95,6 +104,7 @@ def read(reply: Shareable, *, stage: str) -> Contents:
         examples=examples,
         steps=steps,
         train_seconds=float(seconds),
+        features=features,
     )
 
 
@@ -106,7 +116,8 @@ def write(contents: Contents) -> Shareable:
         Meta.TRAIN_SECONDS: contents.train_seconds,
         Meta.METRICS: dict(contents.metrics),
     }
-    reply = DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(contents.tensors), meta=meta).to_shareable()
+    data = {**contents.tensors, **contents.features}
+    reply = DXO(data_kind=DataKind.WEIGHT_DIFF, data=data, meta=meta).to_shareable()
     for name, value in {**contents.tokens, Header.STAGE: contents.stage, Header.ROUND: contents.round}.items():
         reply.set_header(name, value)
     return reply

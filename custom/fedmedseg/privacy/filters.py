@@ -26,7 +26,7 @@ from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.place import place_of
 from fedmedseg.core.sealing import seal, sealed_name
 from fedmedseg.core.wire import Header, Schema, StageContract
-from fedmedseg.data.leaving import PrivacySection
+from fedmedseg.data.leaving import PrivacySection, require_features
 from fedmedseg.data.site import open_site
 from fedmedseg.privacy import contents
 from fedmedseg.privacy.clipping import bounded, clipping_factor, l2_norm
@@ -138,6 +138,8 @@ class SiteFilter(Filter):
 class DeclaredContents(SiteFilter):
     """Lets exactly the tensors that the stage's contract declares pass, in name, shape and type, and its metrics.
 
+    Features pass where the contract declares an exchange and the site file says ``privacy.features: true``.
+
     The declaration is that of the package installed here, for the job's settings. A metric that is not declared
     blocks the reply; one that the site does not want to tell is left out.
 
@@ -163,8 +165,20 @@ class DeclaredContents(SiteFilter):
             raise blocked("tensors, which the scope keeps here")
         else:
             returned.require(reply.tensors, sender="this site")
+        self._check_features(reply, setting)
         told = {name: float(value) for name, value in reply.metrics.items() if matches(name, setting.privacy.metrics)}
         return dataclasses.replace(reply, metrics=told)
+
+    @staticmethod
+    def _check_features(reply: Contents, setting: Setting) -> None:
+        """Refuse features that the stage does not declare, or that this site keeps."""
+        exchange = setting.contract.exchange
+        if exchange is None:
+            if reply.features:
+                raise blocked("features in a stage that exchanges none")
+            return
+        require_features(setting.privacy, reason=Reason.PRIVACY)
+        exchange.require(reply.features, sender="this site")
 
 
 class SmallCounts(SiteFilter):

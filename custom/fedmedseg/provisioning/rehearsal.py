@@ -153,7 +153,9 @@ def place_phantoms(
             # what each hospital marks follows from how many there are
             section = section.model_copy(update={"sites": len(sites)})
         listed = write_phantoms(section, seed=experiment.seed, name=site, home=out / DATA / site)
-        content = {"datasets": {data.role: {"list": str(listed)}}, "privacy": {"min_count": 0}}
+        # phantoms have no patients to protect
+        privacy = {"min_count": 0, "features": True}
+        content = {"datasets": {data.role: {"list": str(listed)}}, "privacy": privacy}
         text = _HEAD + yaml.safe_dump(content, sort_keys=False)
         write_atomic(kits / site / "local" / SITE_FILE, text.encode())
         on_site(site)

@@ -60,6 +60,7 @@ def figures(record: Record) -> dict[str, str]:
         "hd95": draw_hd95,
         "loss": draw_loss,
         "teacher": draw_teacher,
+        "features": draw_features,
         "participation": draw_participation,
         "weights": draw_weights,
         "attention": draw_attention,
@@ -92,7 +93,16 @@ def draw_loss(record: Record) -> Figure | None:
 
 def draw_teacher(record: Record) -> Figure | None:
     """Spread of the teacher's targets over tokens per round and site; a ring marks an alarm."""
-    figure = _lines(record, "teacher_std", "teacher's spread")
+    return _spread(record, "teacher_std", "teacher's spread")
+
+
+def draw_features(record: Record) -> Figure | None:
+    """Spread of the sites' features per round; a ring marks an alarm."""
+    return _spread(record, "feature_std", "spread of features")
+
+
+def _spread(record: Record, metric: str, name: str) -> Figure | None:
+    figure = _lines(record, metric, name)
     if figure is None:
         return None
     axes = figure.axes[0]
@@ -101,7 +111,7 @@ def draw_teacher(record: Record) -> Figure | None:
     alarms = [
         (place, value)
         for site in sites_of(record)
-        for place, value, metrics in _series(record, "teacher_std", site)
+        for place, value, metrics in _series(record, metric, site)
         if number(metrics.get("collapse_alarm"))
     ]
     if alarms:

@@ -96,6 +96,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "tiles": _tiles(rows),
         "score": _scores(record, rows),
         "alarms": _alarms(record),
+        "mismatches": _mismatches(record),
         "encryption": encryption_of(record),
         "refusals": _refusals(record),
         "movement": _movement(record),
@@ -221,19 +222,35 @@ def _movement(record: Record) -> list[dict[str, str]]:
             key: math.fsum(number(answer.get(key)) or 0.0 for answer in answers)
             for key in ("bytes_down", "bytes_up", "train_seconds", "move_seconds")
         }
+        features = {
+            key: math.fsum(number((answer.get(key) or {}).get("bytes")) or 0.0 for answer in answers)
+            for key in ("features_down", "features_up")
+            if any(answer.get(key) for answer in answers)
+        }
         examples = [int(value) for answer in answers if (value := number(answer.get("examples"))) is not None]
         lines.append(
             {
                 "site": site,
                 "replies": f"{sum(bool(answer.get('accepted')) for answer in answers)} of {len(answers)}",
                 "examples": str(max(examples)) if examples else "-",
-                "down": size(total["bytes_down"]),
-                "up": size(total["bytes_up"]),
+                "down": size(total["bytes_down"]) + _of_which(features.get("features_down")),
+                "up": size(total["bytes_up"]) + _of_which(features.get("features_up")),
                 "train": duration(total["train_seconds"]),
                 "move": duration(total["move_seconds"]),
             }
         )
     return lines
+
+
+def _of_which(features: float | None) -> str:
+    """How much of a site's traffic was features, in a study that exchanges any."""
+    return "" if features is None else f", of which features {size(features)}"
+
+
+def _mismatches(record: Record) -> list[str]:
+    """What was said of sites whose parts cannot correspond, each sentence once."""
+    said = [line for one in rounds_of(record) for line in (one.get("notes") or {}).get("correspondence") or ()]
+    return list(dict.fromkeys(map(str, said)))
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

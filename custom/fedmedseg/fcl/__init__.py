@@ -1,0 +1,1 @@
+"""FCL: federated contrastive learning with feature exchange (Wu et al. 2021, 2022)."""

@@ -1,0 +1,24 @@
+"""FLARE executor of FCL's contrastive pretraining: binds its learner."""
+
+from __future__ import annotations
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.executor import TrainingExecutor
+from fedmedseg.core.learner import Learner
+from fedmedseg.core.place import Place
+from fedmedseg.data.site import open_site
+from fedmedseg.data.views import site_view
+
+
+class ContrastiveExecutor(TrainingExecutor):
+    """Runs `pretraining` tasks (Wu et al. 2021, FCL)."""
+
+    def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+        """The learner at this site."""
+        from fedmedseg.fcl.learner import ContrastiveLearner
+
+        site = open_site(
+            experiment, name=place.name, local=place.local, workspace=place.workspace, simulated=place.simulated
+        )
+        view = site_view(experiment, site.datasets, preferred=site.prefers)
+        return ContrastiveLearner(experiment=view, site=site)

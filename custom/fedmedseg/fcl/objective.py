@@ -1,0 +1,210 @@
+"""One site's contrastive pretraining: views of slices, main and momentum encoder, bank, and all a round remembers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.exchange import Features
+from fedmedseg.core.optimizer import learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.training import Aborted, require_finite
+from fedmedseg.data.sampling import ImageSource
+from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_view
+from fedmedseg.fcl.bank import FeatureBank, capacity_of, received_rows, sampled
+from fedmedseg.fcl.losses import SLICES, Rows, contrastive_losses
+from fedmedseg.fcl.sharing import ContrastiveNetwork, follow, momentum_network
+
+SEEDS = 2**62
+
+
+class ContrastiveObjective:
+    """The pretext of one site, step by step; implements ``core.training.Objective``.
+
+    A round is ``begin`` and then either ``initialise`` or, where it continues after a kill, ``restore``.
+    """
+
+    def __init__(self, *, experiment: Experiment, volumes: ImageSource, device: torch.device) -> None:
+        self.experiment, self.volumes, self.device = experiment, volumes, device
+        self.section = section = experiment.wing
+        self.network = ContrastiveNetwork(experiment=experiment).to(device)
+        self.key = momentum_network(self.network)
+        self.slices = all_slices(volumes, section.parts, section.partition)
+        capacity = capacity_of(size=section.bank.size, share=section.bank.share, slices=len(self.slices))
+        self.bank = FeatureBank(capacity=capacity, width=section.projector.out, device=device)
+        self.begin(round=0, rounds=1, received=None)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round here."""
+        if self.section.local_steps is not None:
+            return int(self.section.local_steps)
+        batch = self.section.volumes_per_step * self.section.parts
+        return int(self.section.local_epochs) * math.ceil(len(self.slices) / batch)
+
+    def begin(self, *, round: int, rounds: int, received: Features | None) -> None:
+        """Place a round in the schedule, with the others' features as they stay for the whole of it."""
+        self.first_step, self.total = round * self.steps, rounds * self.steps
+        self.structural = self.section.structural and round >= self.section.warmup_rounds
+        self.received = received_rows(received, width=self.section.projector.out, device=self.device)
+        self.bank.clear()
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=self.section.optimizer.learning_rate,
+            momentum=self.section.optimizer.momentum,
+            weight_decay=self.section.optimizer.weight_decay,
+        )
+        self.figures: dict[str, float] = {}
+
+    def initialise(
+        self,
+        shared: Mapping[str, torch.Tensor],
+        personal: Mapping[str, Any] | None,
+        *,
+        aborted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Both encoders, optimiser and bank of a round, from the server's tensors and what the site remembers.
+
+        The main encoder is the server's, or under ``aggregation: none`` the site's own. The momentum encoder is a copy
+        of it, or with ``key_sync: keep`` the site's own. The bank is filled by one pass without gradients, unless what
+        it holds is of this very momentum encoder. Without a memory after round 0, ``memory_missing`` says so.
+
+        Raises:
+            Aborted: the federation asked to stop.
+        """
+        alone = self.section.aggregation == "none"
+        self.network.load_shared(personal["tensors"] if personal is not None and alone else shared)
+        if personal is not None:
+            restore_optimizer(self.optimizer, personal["optimizer"])
+        elif self.first_step:
+            self.figures["memory_missing"] = 1.0
+        if personal is not None and self.section.key_sync == "keep":
+            self.key.load_shared(personal["key"])
+            self.bank.restore(personal["bank"])
+        else:
+            self.key.load_shared(self.network.tensors())
+            self.refill(aborted=aborted)
+
+    def refill(self, *, aborted: Callable[[], bool] = lambda: False) -> None:
+        """One pass over as many of the site's slices as the bank holds, drawn at random.
+
+        Raises:
+            Aborted: the federation asked to stop.
+        """
+        self.bank.clear()
+        order = torch.randperm(len(self.slices))[: self.bank.capacity].tolist()
+        self.bank.push(self.encoded([self.slices[place] for place in order], aborted=aborted))
+
+    @torch.no_grad()
+    def encoded(self, slices: Sequence[SliceAt], *, aborted: Callable[[], bool] = lambda: False) -> Rows:
+        """The momentum encoder's features of the middle crops of ``slices``, without chance but for the batches.
+
+        Raises:
+            Aborted: the federation asked to stop.
+        """
+        size, found = self.section.volumes_per_step * self.section.parts, []
+        for first in range(0, len(slices), size):
+            if aborted():
+                raise Aborted
+            crops = [middle_crop(self.volumes, at, self.experiment.data) for at in slices[first : first + size]]
+            found.append(self._features(self.key, torch.stack(crops)))
+        return self._rows(torch.cat(found), slices)
+
+    def step(self, index: int) -> Mapping[str, float]:
+        """One optimiser step on two views each of a batch of slices; returns ``loss`` and its terms.
+
+        Raises:
+            FedMedSegError: loss or gradient are not finite (reason LOCAL_DIVERGED); encoders and bank are untouched.
+        """
+        section = self.section
+        set_learning_rate(self.optimizer, learning_rate(section.optimizer, self.first_step + index, self.total))
+        rng = np.random.default_rng(int(torch.randint(SEEDS, (1,))))
+        batch = draw_slices(
+            self.volumes,
+            rng,
+            volumes_per_step=section.volumes_per_step,
+            parts=section.parts,
+            rule=section.partition,
+        )
+        views = [torch.stack([self._view(at, rng) for at in batch]) for _ in range(2)]
+        with torch.no_grad():
+            keys = self._rows(self._features(self.key, views[1]), batch)
+        queries = self._rows(self._features(self.network, views[0]), batch)
+        count = section.bank.samples or len(self.bank)
+        local, remote = contrastive_losses(
+            queries,
+            keys,
+            sampled(self.bank.rows, self.received, count=count),
+            temperature=section.temperature,
+            denominator=section.denominator,
+            positives=section.positives,
+            structural=self.structural,
+        )
+        loss = local + remote
+        require_finite("loss", float(loss.detach()))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = math.inf if section.optimizer.clip_norm is None else section.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        require_finite("gradient norm", float(norm))
+        self.optimizer.step()
+        follow(self.key, self.network, section.momentum)
+        self.bank.push(keys)
+        return {
+            "loss": float(loss.detach()),
+            "loss/local": float(local.detach()),
+            "loss/remote": float(remote.detach()),
+        }
+
+    def leaving(self, *, aborted: Callable[[], bool] = lambda: False) -> Features:
+        """The features that the site gives to the exchange as a round ends; ``upload`` says which.
+
+        Raises:
+            Aborted: the federation asked to stop.
+        """
+        if self.section.upload == "recompute":
+            self.refill(aborted=aborted)
+        return self.bank.features()
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """The main encoder and projector, copied to the CPU."""
+        return self.network.shared()
+
+    def memory(self) -> dict[str, Any]:
+        """What the site keeps for its next round: both encoders, optimiser and bank."""
+        return {
+            "tensors": self.network.shared(),
+            "key": self.key.shared(),
+            "optimizer": self.optimizer.state_dict(),
+            "bank": self.bank.state(),
+        }
+
+    def state(self) -> Any:
+        """All that a killed round needs to go on."""
+        return {**self.memory(), "figures": self.figures}
+
+    def restore(self, tree: Any) -> None:
+        """Go on from ``state``."""
+        self.network.load_shared(tree["tensors"])
+        self.key.load_shared(tree["key"])
+        restore_optimizer(self.optimizer, tree["optimizer"])
+        self.bank.restore(tree["bank"])
+        self.figures = dict(tree["figures"])
+
+    def _features(self, network: ContrastiveNetwork, images: torch.Tensor) -> torch.Tensor:
+        # both encoders in training mode: features that are compared must be normalised alike
+        return network.train()(images.to(self.device))
+
+    def _view(self, at: SliceAt, rng: np.random.Generator) -> torch.Tensor:
+        return slice_view(self.volumes, at, rng, self.experiment.data)
+
+    def _rows(self, vectors: torch.Tensor, slices: Sequence[SliceAt]) -> Rows:
+        return Rows(
+            vectors=vectors,
+            parts=torch.tensor([at.part for at in slices], dtype=torch.uint8, device=self.device),
+            slices=torch.tensor([at.volume * SLICES + at.slice for at in slices], device=self.device),
+        )
