@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.ckks import SHARES, whole_shares
 from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.personal import Payload, Personal, payloads
+from fedmedseg.core.personal import Payload, Personal, extended, payloads
 from fedmedseg.core.sealing import Sealing
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
@@ -50,6 +50,8 @@ class Round:
     """The tensors that every site without tensors of its own is sent."""
     personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     """Per site that was sent tensors of its own: what it was sent."""
+    whole: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """All shared tensors as they were before the round, also those that are neither sent nor returned."""
     sealing: Sealing | None = field(default=None, repr=False)
     """Where replies come encrypted: what they are added to. ``shared`` is then the start alone."""
 
@@ -66,10 +68,17 @@ class Round:
         shared: Mapping[str, torch.Tensor],
         personal: Personal,
         sealing: Sealing | None = None,
+        behind: Collection[str] = (),
     ) -> Round:
-        """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors."""
-        part = contract.sent_in(number)
+        """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
+
+        Sites that are ``behind`` are sent the contract's ``extra`` tensors besides.
+        """
+        part, returned = contract.sent_in(number), contract.returned_in(number)
         sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
+        own = payloads(sent, personal, part) if contract.personal else {}
+        if contract.extra is not None and behind:
+            own = extended(own, sent, contract.extra.of(shared), behind)
         return cls(
             run=run,
             stage=stage,
@@ -77,10 +86,11 @@ class Round:
             base=content_sha256(sent),
             nonce=nonce,
             contract=contract,
-            schema=schema.part(contract.returned),
-            shared=contract.returned.of(shared),
+            schema=schema.part(returned),
+            shared=returned.of(shared),
             sent=sent,
-            personal=payloads(sent, personal, part) if contract.personal else {},
+            personal=own,
+            whole=dict(shared),
             sealing=sealing,
         )
 
@@ -98,7 +108,8 @@ class Round:
         """The tensors, named as ``shared``, that the differences of ``site`` are differences to."""
         if site not in self.personal:
             return self.shared
-        return {name: self.personal[site].tensors[name] for name in self.shared}
+        given = self.personal[site].tensors
+        return {name: given.get(name, tensor) for name, tensor in self.shared.items()}
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ class Contribution:
     steps: int
     train_seconds: float
     metrics: Mapping[str, float]
+    held: str = ""
+    """SHA-256 of what the site worked out instead of being sent it, where the contract asks for it."""
 
     @property
     def nbytes(self) -> int:
@@ -138,13 +151,25 @@ class GuardedAggregator(Aggregator):
         self.notes: dict[str, Any] = {}
         self.personal: Personal = {}
         """New tensors of single sites, from the round that was aggregated last."""
+        self.replaced: Mapping[str, torch.Tensor] = {}
+        """Shared tensors that ``combine`` gives as they are to be, bit for bit, not as differences to what was."""
 
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
-            self.personal = {}
+            self.personal, self.replaced = {}, {}
+
+    def behind(
+        self, history: Sequence[Mapping[str, Any]], *, stage: str, number: int, sites: Collection[str]
+    ) -> Collection[str]:
+        """Those of ``sites`` that are sent the contract's ``extra`` tensors before round ``number`` of ``stage``.
+
+        ``history`` holds the records of the rounds so far, with this rule's ``notes`` in them, also those of a run
+        that is resumed.
+        """
+        return ()
 
     def renew(self, nonce: str) -> None:
         """Ask again within the same round: what was accepted stays, earlier rejections may be made good."""
@@ -204,7 +229,16 @@ class GuardedAggregator(Aggregator):
                 if self.round.contract.personal:
                     for tensors in self.personal.values():
                         self.round.schema.require({**self.round.shared, **tensors}, sender="the aggregation rule")
+                if self.replaced:
+                    return self._replace(self.round, differences)
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
+
+    def _replace(self, current: Round, differences: Mapping[str, torch.Tensor]) -> Shareable:
+        """All shared tensors as they are to be: a sum with a difference would not give ``replaced`` bit for bit."""
+        added = {name: current.whole[name] + difference for name, difference in differences.items()}
+        kept = {**current.whole, **added, **self.replaced}
+        Schema(current.whole).require(kept, sender="the aggregation rule")
+        return DXO(data_kind=DataKind.WEIGHTS, data=kept).to_shareable()
 
     def _add_sealed(self, sealing: Sealing, counted: Mapping[str, Contribution]) -> Shareable:
         """The weighted mean of encrypted replies, added to what the server keeps; the rule is asked for nothing."""
@@ -219,7 +253,7 @@ class GuardedAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Let go of the round's tensors."""
         with self._lock:
-            self.contributions, self.personal = {}, {}
+            self.contributions, self.personal, self.replaced = {}, {}, {}
 
     def combine(
         self,
@@ -230,7 +264,7 @@ class GuardedAggregator(Aggregator):
         """The system's server rule: new differences to ``shared`` from the sites' differences.
 
         ``contributions`` come in sorted site order and ``weights`` sum to 1. Figures worth recording go to
-        ``self.notes``.
+        ``self.notes``. Tensors that must be exact go to ``self.replaced``, whatever the differences of their names.
         """
         raise TypeError(f"{type(self).__name__} judges metrics only; a stage that returns tensors needs a rule")
 
@@ -287,6 +321,7 @@ class GuardedAggregator(Aggregator):
             steps=_count(dxo.get_meta_prop(Meta.STEPS), "number of steps") or 0,
             train_seconds=_number(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0), "training time"),
             metrics=metrics,
+            held=_held(shareable) if current.contract.held else "",
         )
 
 
@@ -371,6 +406,13 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_CASES:
         raise _rejected(Reason.SCHEMA, f"{name} {str(value)[:20]}")
     return float(value)
+
+
+def _held(shareable: Shareable) -> str:
+    value = shareable.get_header(Header.HELD)
+    if not isinstance(value, str) or not value.isalnum() or not value.isascii() or len(value) > 64:
+        raise _rejected(Reason.SCHEMA, "no digest of what the site holds")
+    return value
 
 
 def _rejected(reason: Reason, what: str) -> FedMedSegError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.dxo import from_shareable
+from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -66,6 +66,8 @@ class InProcessFederation:
         self.schema = Schema(self.shared)
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""
+        self.history: list[dict[str, Any]] = []
+        """Per round what a rule may read of it later: ``stage``, ``round`` and its ``notes``."""
         self.declined: dict[str, dict[str, str]] = {}
         """Per stage: the sites that take no part in it, with their reasons."""
         self._client = json.loads((job / CONFIG / "config_fed_client.json").read_text(encoding="utf-8"))
@@ -107,6 +109,7 @@ class InProcessFederation:
             schema=self.schema,
             shared=self.shared,
             personal=self.personal,
+            behind=aggregator.behind(self.history, stage=stage, number=number, sites=self.sites),
         )
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
@@ -137,9 +140,14 @@ class InProcessFederation:
                 raise FedMedSegError(f"{stage}: {site}", got=aggregator.rejections[site], expected="an accepted reply")
             metrics[site] = {**reply.metrics, "seconds": seconds}
         self._require_quorum(stage, metrics)
-        for name, difference in from_shareable(aggregator.aggregate(FLContext())).data.items():
-            self.shared[name] = self.shared[name] + difference
+        result = from_shareable(aggregator.aggregate(FLContext()))
+        if result.data_kind == DataKind.WEIGHTS:
+            self.shared = dict(result.data)
+        else:
+            for name, difference in result.data.items():
+                self.shared[name] = self.shared[name] + difference
         self.personal |= aggregator.personal
+        self.history.append({"stage": stage, "round": number, "notes": aggregator.notes})
         return metrics
 
     def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:

@@ -26,12 +26,15 @@ def encode(
 ) -> Shareable:
     """The reply to ``request``, whose tensors were ``given``; ``schema`` is that of all shared tensors.
 
+    What a site knows without being sent it (``Reply.known``) is what differences of such tensors are to.
+
     Raises:
         FedMedSegError: a metric that the contract does not declare, or a difference that is not finite.
     """
     contract.check_metrics(reply.metrics)
-    returned = schema.part(contract.returned)
-    differences = differences_to(given, reply.tensors, returned) if contract.returns == "shared" else {}
+    returned = schema.part(contract.returned_in(request.get_header(Header.ROUND)))
+    base = {**reply.known, **given}
+    differences = differences_to(base, reply.tensors, returned) if contract.returns == "shared" else {}
     meta = {
         Meta.EXAMPLES: reply.examples,
         Meta.STEPS: reply.steps,
@@ -42,4 +45,6 @@ def encode(
     for header in ECHOED:
         answer.set_header(header, request.get_header(header))
     answer.set_header(Header.SCHEMA, returned.digest)
+    if contract.held:
+        answer.set_header(Header.HELD, reply.held)
     return answer

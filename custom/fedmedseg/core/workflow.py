@@ -226,6 +226,9 @@ class QuorumScatterAndGather(ScatterAndGather):
             shared=shared,
             personal=self.persistor.personal,
             sealing=self._sealing(kept),
+            behind=self.aggregator.behind(
+                self.persistor.history, stage=self.stage, number=self._current_round, sites=self._connected()
+            ),
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
