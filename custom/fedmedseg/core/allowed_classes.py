@@ -18,6 +18,8 @@ CLASS_ALLOW_LIST = (
     "fedmedseg.core.workflow.QuorumScatterAndGather",
     "fedmedseg.fedata.aggregator.AttentionAggregator",
     "fedmedseg.fedata.executor.MaskedDistillationExecutor",
+    "fedmedseg.fclopt.aggregator.TargetPredictionAggregator",
+    "fedmedseg.fclopt.executor.BootstrapExecutor",
     "fedmedseg.fedcrld.executor.RelocalizationExecutor",
     "fedmedseg.reporting.report.HTMLReporter",
     "fedmedseg.segmentation.executor.CMRFineTuningExecutor",

@@ -54,7 +54,10 @@ def personalise(data: Shareable, payload: Payload) -> None:
 
 
 def extended(
-    given: Mapping[str, Payload], sent: Mapping[str, torch.Tensor], extra: Mapping[str, torch.Tensor], sites: Collection[str]
+    given: Mapping[str, Payload],
+    sent: Mapping[str, torch.Tensor],
+    extra: Mapping[str, torch.Tensor],
+    sites: Collection[str],
 ) -> dict[str, Payload]:
     """``given``, and for each of ``sites`` what it is sent (``sent`` where it has none of its own) with ``extra``."""
     found = dict(given)
