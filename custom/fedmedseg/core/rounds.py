@@ -10,6 +10,7 @@ from typing import Any
 
 from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.sealing import GUARDS_OFF
+from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.wire import tensor_bytes
 
 NO_REPLY = "no reply in time"
@@ -28,6 +29,7 @@ def round_record(
     aggregator: GuardedAggregator,
     bytes_down: int,
     shared_sha256: str | None,
+    traffic: Traffic | None = None,
 ) -> dict[str, Any]:
     """One round as JSON: who was asked, who was accepted or why not, bytes each way, seconds, weights, metrics.
 
@@ -49,6 +51,9 @@ def round_record(
             # of the tensors this site alone was sent; None where it was sent the shared ones
             "personal_sha256": own.base if own else None,
             "bytes_up": contribution.nbytes if contribution else 0,
+            # tasks and replies as they were encoded, names, headers and figures included; also those that did not count
+            "payload_down": traffic.down.get(site, 0) if traffic else None,
+            "payload_up": traffic.up.get(site, 0) if traffic else None,
             "train_seconds": round(seconds, 3),
             # the rest of the time between sending and receiving: transport, polling, waiting for a turn
             "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),

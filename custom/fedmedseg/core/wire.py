@@ -7,7 +7,7 @@
 | server -> one site | workflow | the contract's extra tensors besides, where that site fell behind |
 | server -> site | workflow | under encryption: the plain tensors of the start, and encrypted sums to be added to them |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
-| site -> server | executor | where the contract says so: the SHA-256 of what the site worked out without being sent it |
+| site -> server | executor | where the contract says so: SHA-256 of what the site worked out without being sent it |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |

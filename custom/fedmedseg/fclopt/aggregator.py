@@ -12,7 +12,7 @@ from fedmedseg.core.config import load_experiment
 from fedmedseg.fclopt.distance_prediction import corrected, gaps, noted, ratios
 from fedmedseg.fclopt.network import TARGET, from_wire, to_wire
 from fedmedseg.fclopt.recursion import ANCHORS, DISTANCES, PREDICTION, chosen_scales, digest_of, open_loop
-from fedmedseg.fclopt.target_prediction import Arrays, narrowed, wide
+from fedmedseg.fclopt.target_prediction import Arrays, narrowed, predict, wide
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -23,7 +23,8 @@ class TargetPredictionAggregator(GuardedAggregator):
     Where targets are predicted, the server works the next one out as every site will, bit for bit, and names in its
     notes the sites that held the right one in this round (``target``: ``held``): any other is sent it whole before its
     next round. Notes also tell the mean scale of the correction (``scale``) and, where sites returned targets, how far
-    the prediction lies from their mean as a share of how far that moved (``error``).
+    the prediction lies from their mean as a share of how far that moved: by the naive formula (``naive_error``), before
+    the correction (``error``) and after it (``corrected_error``).
 
     Args:
         experiment_file: path of experiment.yaml; its `fclopt` section chooses the mode.
@@ -85,6 +86,15 @@ class TargetPredictionAggregator(GuardedAggregator):
             total = sum(weights[site] for site in usable)
             true = _moved(target, usable, {site: weights[site] / total for site in usable})
             correction = self._measured(predicted, true, after, correction)
+            crude = predict(
+                target,
+                whole,
+                after,
+                formula="naive",
+                momentum=self._section.momentum,
+                steps=self._section.local_steps,
+            )
+            self.notes["target"]["naive_error"] = _error(crude, true, target)
             self.notes["target"]["error"] = _error(predicted, true, target)
         elif self._section.mode == "ptnu":
             # no distance is known: the prediction stands as it is
