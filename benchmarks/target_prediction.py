@@ -57,7 +57,7 @@ SMALL: dict[str, Any] = {
         "crop": [48, 48],
         "phantom": {"family": "cine_mr", "sites": 2, "unlabeled": 6, "training": 4, "validation": 2, "test": 4},
     },
-    "network": {"features": [8, 16, 32, 32, 32]},
+    "network": {"features": [8, 16, 32, 64, 64]},
     "fclopt": {"hidden": 32, "projection": 32, "volumes_per_step": 3, "parts": 2, "momentum": 0.99},
     "segmentation": {"steps": 80, "validate_every": 40, "test_untrained": False},
 }

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
 
+from fedmedseg.core import executor
 from fedmedseg.core.aggregator import Contribution, Round, SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
-from fedmedseg.core.learner import Reply
+from fedmedseg.core.executor import TrainingExecutor
+from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.personal import Payload, extended, personalise
+from fedmedseg.core.place import Place
 from fedmedseg.core.replies import encode
 from fedmedseg.core.sealing import check_encryption
+from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Either, Header, Part, Schema, StageContract
 
 A, B, BOTH = Part(within=("a",)), Part(within=("b",)), Part()
@@ -206,3 +214,68 @@ def test_encryption_is_refused_where_the_server_must_read(changes: dict[str, Any
     experiment = study(federation={"encryption": "ckks"})
     with pytest.raises(ConfigurationError, match="the server must read"):
         check_encryption(experiment, {"training": contract})
+
+
+class Asked:
+    """A learner that notes what it was given."""
+
+    needs_approval = False
+
+    def __init__(self, root: Path) -> None:
+        self.state_root, self.given = root, {}
+
+    def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        self.given = dict(shared)
+        return Reply(tensors=shared, known=shared, held="e" * 64, examples=1)
+
+
+@pytest.mark.parametrize(
+    ("names", "extra", "accepted"),
+    [
+        (("a",), None, True),
+        (("a", "b"), True, True),
+        (("a", "b"), None, False),
+        (("a",), True, False),
+        (("a", "b"), "yes", False),
+    ],
+)
+def test_a_site_takes_extra_tensors_only_in_a_task_that_declares_them(
+    names: tuple[str, ...],
+    extra: object,
+    accepted: bool,
+    shared: dict[str, torch.Tensor],
+    study: Any,
+    experiment_file: Path,
+    context: Callable[..., FLContext],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    learner = Asked(tmp_path / "state")
+
+    class Toy(TrainingExecutor):
+        def make_learner(self, experiment: Experiment, place: Place) -> Learner:
+            return learner
+
+    plan = executor.system_module("toy", "plan")
+    others = plan.stages(None)
+    monkeypatch.setattr(plan, "stages", lambda experiment: {**others, "training": CONTRACT})
+    experiment = study()
+    given = {name: shared[name] for name in names}
+    request = DXO(DataKind.WEIGHTS, data=given).to_shareable()
+    for header, value in (
+        (Header.RUN, "a1b2"),
+        (Header.STAGE, "training"),
+        (Header.ROUND, 0),
+        (Header.ROUNDS, 2),
+        (Header.BASE, content_sha256(given)),
+        (Header.NONCE, "c3d4"),
+        (Header.SCHEMA, Schema(shared).digest),
+        (Header.EXPERIMENT, experiment.digest),
+        (Header.VERSIONS, own_versions()),
+        (Header.EXTRA, extra),
+    ):
+        if value is not None:
+            request.set_header(header, value)
+    answer = Toy().execute("training", request, context("site-1"), Signal())
+    assert (answer.get_return_code() == ReturnCode.OK) is accepted, answer.get_header(Header.REASON)
+    assert set(learner.given) == (set(names) if accepted else set())
