@@ -161,8 +161,22 @@ def test_exact_tensors_replace_and_the_others_are_added(
     assert result.data_kind == DataKind.WEIGHTS
     assert torch.equal(result.data["a"], shared["a"] + 1.0)
     assert torch.equal(result.data["b"], torch.full((2, 2), 0.1))
+    assert not aggregator.still
     aggregator.reset(context("server"))
     assert aggregator.replaced == {}
+
+
+def test_replies_of_nothing_new_are_told_though_exact_tensors_move(
+    shared: dict[str, torch.Tensor], reply_to: Any, context: Callable[..., FLContext]
+) -> None:
+    aggregator, current = Exact(), begin(shared, 0)
+    aggregator.open_round(current)
+    nothing = reply_to(current, {"a": torch.zeros(2)}, headers={Header.HELD: "e" * 64})
+    assert aggregator.accept(nothing, context("server", peer="site-1"))
+    aggregator.aggregate(context("server"))
+    assert aggregator.still, "the workflow counts rounds without progress by it"
+    aggregator.open_round(current)
+    assert not aggregator.still
 
 
 def test_an_exact_tensor_that_is_not_declared_is_refused(

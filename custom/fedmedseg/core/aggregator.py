@@ -153,13 +153,15 @@ class GuardedAggregator(Aggregator):
         """New tensors of single sites, from the round that was aggregated last."""
         self.replaced: Mapping[str, torch.Tensor] = {}
         """Shared tensors that ``combine`` gives as they are to be, bit for bit, not as differences to what was."""
+        self.still = False
+        """Whether all differences were 0, where ``replaced`` may have moved all the same."""
 
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
-            self.personal, self.replaced = {}, {}
+            self.personal, self.replaced, self.still = {}, {}, False
 
     def behind(
         self, history: Sequence[Mapping[str, Any]], *, stage: str, number: int, sites: Collection[str]
@@ -235,6 +237,7 @@ class GuardedAggregator(Aggregator):
 
     def _replace(self, current: Round, differences: Mapping[str, torch.Tensor]) -> Shareable:
         """All shared tensors as they are to be: a sum with a difference would not give ``replaced`` bit for bit."""
+        self.still = not any(bool(difference.any()) for difference in differences.values())
         added = {name: current.whole[name] + difference for name, difference in differences.items()}
         kept = {**current.whole, **added, **self.replaced}
         Schema(current.whole).require(kept, sender="the aggregation rule")

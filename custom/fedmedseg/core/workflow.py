@@ -378,7 +378,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         digest = self._round_facts["shared"]
         if self.contract.returns == "shared":
             digest = self._digest()
-            self._unchanged = self._unchanged + 1 if digest == self._round_facts["shared"] else 0
+            still = digest == self._round_facts["shared"] or self.aggregator.still
+            self._unchanged = self._unchanged + 1 if still else 0
         try:
             record = self._write_record(digest)
             self._keep_personal()
