@@ -11,9 +11,9 @@ the bytes of tasks and replies as FLARE encodes them. ``dice`` runs ``both`` and
 fine-tuning and the test of the same study, under three seeds.
 
 All of it on phantoms of cine cardiac MR at two sites, in one process (`fedmedseg.core.in_process`): each message is
-encoded with FLARE's own encoder and its length taken (`fedmedseg.core.traffic`), none is sent. A finished cell is a JSON
-file under benchmarks/results/target_prediction/; a call continues with those that are missing or whose settings have
-changed, and starts none after --minutes. --table prints the tables of what there is.
+encoded with FLARE's own encoder and its length taken (`fedmedseg.core.traffic`), none is sent. A finished cell is a
+JSON file under benchmarks/results/target_prediction/; a call continues with those that are missing or whose settings
+have changed, and starts none after --minutes. --table prints the tables of what there is.
 """
 
 from __future__ import annotations
