@@ -26,8 +26,14 @@ PREDICTING = [
     {"mode": "closed_form"},
     {"mode": "naive"},
 ]
+SLOW = pytest.mark.slow
 FEW = [PREDICTING[0], PREDICTING[4], {"mode": "closed_form"}, {"mode": "both"}, {"mode": "keep_local"}]
 ALL = [*PREDICTING, {"mode": "both"}, {"mode": "keep_local"}, {"mode": "online"}]
+
+
+def rest_slow(settings: list[dict[str, Any]], *fast: int) -> list[Any]:
+    """Those at the places ``fast`` in every run, the others nightly: each is some seconds of processor time."""
+    return [one if place in fast else pytest.param(one, marks=SLOW) for place, one in enumerate(settings)]
 
 
 def targets(tensors: dict[str, torch.Tensor]) -> set[str]:
@@ -38,7 +44,7 @@ def extras(tensors: dict[str, torch.Tensor]) -> set[str]:
     return {name for name in tensors if name.startswith((TARGET, PREDICTION))}
 
 
-@pytest.mark.parametrize("settings", PREDICTING, ids=str)
+@pytest.mark.parametrize("settings", rest_slow(PREDICTING, 0, 2), ids=str)
 def test_server_and_sites_predict_the_same_bits_after_transport(
     settings: dict[str, Any], federation: Callable[..., Any]
 ) -> None:
@@ -58,7 +64,7 @@ def test_server_and_sites_predict_the_same_bits_after_transport(
         assert study.behind == [] or study.behind == ()
 
 
-@pytest.mark.parametrize("settings", ALL, ids=str)
+@pytest.mark.parametrize("settings", rest_slow(ALL, 2, 7), ids=str)
 def test_what_travels_in_which_round(settings: dict[str, Any], federation: Callable[..., Any]) -> None:
     study = federation(5, **settings)
     mode, distance = settings["mode"], settings.get("distance", {})
@@ -93,7 +99,7 @@ def test_an_upload_between_anchors_with_a_target_is_rejected(federation: Callabl
     assert aggregator.rejections["site-1"].startswith("UNKNOWN_TENSORS")
 
 
-@pytest.mark.parametrize("settings", [*FEW[:3], PREDICTING[3]], ids=str)
+@pytest.mark.parametrize("settings", rest_slow([*FEW[:3], PREDICTING[3]], 1), ids=str)
 def test_a_site_that_missed_rounds_is_sent_the_target_once(
     settings: dict[str, Any], federation: Callable[..., Any]
 ) -> None:
@@ -151,7 +157,7 @@ def test_a_target_that_is_not_the_servers_moves_no_distance(federation: Callable
     assert not torch.equal(one.shared[DISTANCES], other.shared[DISTANCES])
 
 
-@pytest.mark.parametrize("settings", FEW, ids=str)
+@pytest.mark.parametrize("settings", rest_slow(FEW, 1), ids=str)
 def test_a_server_that_lives_again_goes_on_to_the_same_bits(
     settings: dict[str, Any], federation: Callable[..., Any]
 ) -> None:
