@@ -122,7 +122,7 @@ def test_metrics_are_finite_numbers(value: Any) -> None:
 
 def test_headers_do_not_collide() -> None:
     names = [value for key, value in vars(Header).items() if key.isupper()]
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 14
     assert all(name.startswith("fedmedseg.") for name in names)
 
 

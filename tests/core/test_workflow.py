@@ -200,7 +200,7 @@ def test_a_clean_round_asks_every_site_once_with_all_headers(
     assert stage.asked == [SITES]
     assert stage.panics == []
     assert sorted(stage.flow.aggregator.contributions) == SITES
-    elsewhere = ("REASON", "DECLINED", "KEY")
+    elsewhere = ("REASON", "DECLINED", "KEY", "EXTRA", "HELD")
     names = [value for key, value in vars(Header).items() if key.isupper() and key not in elsewhere]
     assert all(stage.sent.get_header(name) is not None for name in names)
     assert stage.sent.get_header(Header.EXPERIMENT) == stage.flow.experiment.digest

@@ -229,3 +229,9 @@ def reply(current: Callable[..., Round]) -> Callable[..., Shareable]:
         return made
 
     return make
+
+
+@pytest.fixture
+def toy() -> tuple[dict[str, StageContract], dict[str, torch.Tensor]]:
+    """The toy system's contracts and shared tensors, to be changed for one test."""
+    return STAGES, SHARED

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from fedmedseg.core.ckks import SHARES, whole_shares
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
-from fedmedseg.core.personal import Payload, Personal, joined, payloads
+from fedmedseg.core.personal import Payload, Personal, extended, joined, payloads
 from fedmedseg.core.sealing import Sealing
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
 
@@ -52,6 +52,8 @@ class Round:
     """The tensors that every site without tensors of its own is sent."""
     personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     """Per site that was sent tensors of its own: what it was sent."""
+    whole: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """All shared tensors as they were before the round, also those that are neither sent nor returned."""
     sealing: Sealing | None = field(default=None, repr=False)
     """Where replies come encrypted: what they are added to. ``shared`` is then the start alone."""
 
@@ -69,13 +71,18 @@ class Round:
         personal: Personal,
         exchanged: Personal | None = None,
         sealing: Sealing | None = None,
+        behind: Collection[str] = (),
     ) -> Round:
         """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
 
-        ``exchanged`` is what each site gets of the others' features, where the stage exchanges any.
+        ``exchanged`` is what each site gets of the others' features, where the stage exchanges any. Sites that are
+        ``behind`` are sent the contract's ``extra`` tensors besides.
         """
-        part = contract.sent_in(number)
+        part, returned = contract.sent_in(number), contract.returned_in(number)
         sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
+        own = payloads(sent, joined(personal if contract.personal else {}, exchanged or {}), part)
+        if contract.extra is not None and behind:
+            own = extended(own, sent, contract.extra.of(shared), behind)
         return cls(
             run=run,
             stage=stage,
@@ -83,10 +90,11 @@ class Round:
             base=content_sha256(sent),
             nonce=nonce,
             contract=contract,
-            schema=schema.part(contract.returned),
-            shared=contract.returned.of(shared),
+            schema=schema.part(returned),
+            shared=returned.of(shared),
             sent=sent,
-            personal=payloads(sent, joined(personal if contract.personal else {}, exchanged or {}), part),
+            personal=own,
+            whole=dict(shared),
             sealing=sealing,
         )
 
@@ -104,7 +112,8 @@ class Round:
         """The tensors, named as ``shared``, that the differences of ``site`` are differences to."""
         if site not in self.personal:
             return self.shared
-        return {name: self.personal[site].tensors[name] for name in self.shared}
+        given = self.personal[site].tensors
+        return {name: given.get(name, tensor) for name, tensor in self.shared.items()}
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,8 @@ class Contribution:
     metrics: Mapping[str, float]
     features: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """What the site gave to the exchange, as it came; empty where the stage has none."""
+    held: str = ""
+    """SHA-256 of what the site worked out instead of being sent it, where the contract asks for it."""
 
     @property
     def nbytes(self) -> int:
@@ -148,13 +159,27 @@ class GuardedAggregator(Aggregator):
         """New tensors of single sites, from the round that was aggregated last."""
         self.exchanged: Pool = {}
         """What each site that was heard in that round gave to the exchange."""
+        self.replaced: Mapping[str, torch.Tensor] = {}
+        """Shared tensors that ``combine`` gives as they are to be, bit for bit, not as differences to what was."""
+        self.still = False
+        """Whether all differences were 0, where ``replaced`` may have moved all the same."""
 
     def open_round(self, round: Round) -> None:
         """Forget the round before and judge replies by ``round`` from now on."""
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
-            self.personal, self.exchanged = {}, {}
+            self.personal, self.exchanged, self.replaced, self.still = {}, {}, {}, False
+
+    def behind(
+        self, history: Sequence[Mapping[str, Any]], *, stage: str, number: int, sites: Collection[str]
+    ) -> Collection[str]:
+        """Those of ``sites`` that are sent the contract's ``extra`` tensors before round ``number`` of ``stage``.
+
+        ``history`` holds the records of the rounds so far, with this rule's ``notes`` in them, also those of a run
+        that is resumed.
+        """
+        return ()
 
     def renew(self, nonce: str) -> None:
         """Ask again within the same round: what was accepted stays, earlier rejections may be made good."""
@@ -215,7 +240,17 @@ class GuardedAggregator(Aggregator):
                 if self.round.contract.personal:
                     for tensors in self.personal.values():
                         self.round.schema.require({**self.round.shared, **tensors}, sender="the aggregation rule")
+                if self.replaced:
+                    return self._replace(self.round, differences)
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
+
+    def _replace(self, current: Round, differences: Mapping[str, torch.Tensor]) -> Shareable:
+        """All shared tensors as they are to be: a sum with a difference would not give ``replaced`` bit for bit."""
+        self.still = not any(bool(difference.any()) for difference in differences.values())
+        added = {name: current.whole[name] + difference for name, difference in differences.items()}
+        kept = {**current.whole, **added, **self.replaced}
+        Schema(current.whole).require(kept, sender="the aggregation rule")
+        return DXO(data_kind=DataKind.WEIGHTS, data=kept).to_shareable()
 
     def _add_sealed(self, sealing: Sealing, counted: Mapping[str, Contribution]) -> Shareable:
         """The weighted mean of encrypted replies, added to what the server keeps; the rule is asked for nothing."""
@@ -230,7 +265,7 @@ class GuardedAggregator(Aggregator):
     def reset(self, fl_ctx: FLContext) -> None:
         """Let go of the round's tensors."""
         with self._lock:
-            self.contributions, self.personal, self.exchanged = {}, {}, {}
+            self.contributions, self.personal, self.exchanged, self.replaced = {}, {}, {}, {}
 
     def combine(
         self,
@@ -241,7 +276,7 @@ class GuardedAggregator(Aggregator):
         """The system's server rule: new differences to ``shared`` from the sites' differences.
 
         ``contributions`` come in sorted site order and ``weights`` sum to 1. Figures worth recording go to
-        ``self.notes``.
+        ``self.notes``. Tensors that must be exact go to ``self.replaced``, whatever the differences of their names.
         """
         raise TypeError(f"{type(self).__name__} judges metrics only; a stage that returns tensors needs a rule")
 
@@ -304,6 +339,7 @@ class GuardedAggregator(Aggregator):
             train_seconds=_number(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0), "training time"),
             metrics=metrics,
             features=features,
+            held=_held(shareable) if current.contract.held else "",
         )
 
 
@@ -388,6 +424,13 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_CASES:
         raise _rejected(Reason.SCHEMA, f"{name} {str(value)[:20]}")
     return float(value)
+
+
+def _held(shareable: Shareable) -> str:
+    value = shareable.get_header(Header.HELD)
+    if not isinstance(value, str) or not value.isalnum() or not value.isascii() or len(value) > 64:
+        raise _rejected(Reason.SCHEMA, "no digest of what the site holds")
+    return value
 
 
 def _rejected(reason: Reason, what: str) -> FedMedSegError:

@@ -18,6 +18,8 @@ CLASS_ALLOW_LIST = (
     "fedmedseg.core.workflow.QuorumScatterAndGather",
     "fedmedseg.fcl.aggregator.ContrastiveAggregator",
     "fedmedseg.fcl.executor.ContrastiveExecutor",
+    "fedmedseg.fclopt.aggregator.TargetPredictionAggregator",
+    "fedmedseg.fclopt.executor.BootstrapExecutor",
     "fedmedseg.fedata.aggregator.AttentionAggregator",
     "fedmedseg.fedata.executor.MaskedDistillationExecutor",
     "fedmedseg.fedcrld.executor.RelocalizationExecutor",

@@ -46,7 +46,7 @@ from fedmedseg.core.state import SiteState
 from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.versions import differences, own_versions
-from fedmedseg.core.wire import DECLINING, LASTING, Header, Meta, Schema, StageContract
+from fedmedseg.core.wire import DECLINING, LASTING, Either, Header, Meta, Part, Schema, StageContract
 from fedmedseg.core.wishes import Wish, make_wish
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,9 @@ class TrainingExecutor(Executor):
         received: Features | None = None
         if contract.sends == "shared":
             dxo = from_shareable(shareable)
-            sent = contract.sent_in(_whole(shareable, Header.ROUND))
+            sent: Part | Either = contract.sent_in(_whole(shareable, Header.ROUND))
+            if contract.extra is not None and shareable.get_header(Header.EXTRA) is True:
+                sent = Either(sent, contract.extra)
             plain, sealed = split(dxo.data) if ready.encrypted else (dxo.data, {})
             features: dict[str, torch.Tensor] = {}
             if contract.exchange is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.dxo import from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -35,7 +35,9 @@ from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.sealing import refuse_simulation
 from fedmedseg.core.state import SiteState
-from fedmedseg.core.wire import DECLINING, Schema, StageContract
+from fedmedseg.core.traffic import Traffic
+from fedmedseg.core.versions import own_versions
+from fedmedseg.core.wire import DECLINING, Header, Schema, StageContract
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,10 @@ class InProcessFederation:
         """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""
         self.exchanged: Pool = {}
         """Features that sites gave in the last round of a stage that exchanges them."""
+        self.history: list[dict[str, Any]] = []
+        """Per round what a rule may read of it later: ``stage``, ``round`` and its ``notes``."""
+        self.traffic: list[dict[str, dict[str, int]]] = []
+        """Per round and site: ``down`` and ``up``, bytes of what FLARE would have encoded (``core.traffic``)."""
         self.declined: dict[str, dict[str, str]] = {}
         """Per stage: the sites that decline it (``wire.DECLINING``), with their reasons."""
         self._client = json.loads((job / CONFIG / "config_fed_client.json").read_text(encoding="utf-8"))
@@ -111,9 +117,11 @@ class InProcessFederation:
             shared=self.shared,
             personal=self.personal,
             exchanged=of_others(self.exchanged, self.sites) if contract.exchange else {},
+            behind=aggregator.behind(self.history, stage=stage, number=number, sites=self.sites),
         )
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
+        traffic = Traffic()
         for site in self.sites:
             if site in self.declined.get(stage, {}):
                 continue
@@ -138,15 +146,39 @@ class InProcessFederation:
                 request=_request(current, site),
                 seconds=seconds,
             )
+            traffic.sent(site, self._message(current, site, rounds))
+            traffic.received(site, answer)
             if not aggregator.accept(answer, _from(site)):
                 raise FedMedSegError(f"{stage}: {site}", got=aggregator.rejections[site], expected="an accepted reply")
             metrics[site] = {**reply.metrics, "seconds": seconds}
         self._require_quorum(stage, metrics)
-        for name, difference in from_shareable(aggregator.aggregate(FLContext())).data.items():
-            self.shared[name] = self.shared[name] + difference
+        result = from_shareable(aggregator.aggregate(FLContext()))
+        if result.data_kind == DataKind.WEIGHTS:
+            self.shared = dict(result.data)
+        else:
+            for name, difference in result.data.items():
+                self.shared[name] = self.shared[name] + difference
         self.personal |= aggregator.personal
         self.exchanged = aggregator.exchanged
+        self.history.append({"stage": stage, "round": number, "notes": aggregator.notes})
+        self.traffic.append({site: {"down": traffic.down[site], "up": traffic.up[site]} for site in metrics})
         return metrics
+
+    def _message(self, current: Round, site: str, rounds: int) -> Shareable:
+        """The task as a server would send it to ``site``."""
+        tensors = dict(current.given_to(site))
+        task = DXO(DataKind.WEIGHTS, data=tensors).to_shareable() if tensors else Shareable()
+        own = current.personal.get(site)
+        for header, value in (
+            *((header, _request(current, site).get_header(header)) for header in ECHOED),
+            (Header.ROUNDS, rounds),
+            (Header.SCHEMA, self.schema.digest),
+            (Header.EXPERIMENT, self.experiment.digest),
+            (Header.VERSIONS, own_versions()),
+            *([(Header.EXTRA, True)] if own is not None and own.extra else []),
+        ):
+            task.set_header(header, value)
+        return task
 
     def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:
         asked = len(self.sites) - len(self.declined.get(stage, {}))

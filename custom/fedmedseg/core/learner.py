@@ -39,6 +39,10 @@ class Reply:
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The trained shared tensors themselves (the executor sends their difference), or nothing."""
+    known: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Tensors that the site knows as the server does without being sent them: what differences to them are to."""
+    held: str = ""
+    """SHA-256 of what it worked out so, where the stage's contract asks for it (``held``)."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     examples: int = 0
     """Number of cases this reply stands on; its weight in the aggregate."""

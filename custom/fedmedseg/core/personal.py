@@ -12,7 +12,7 @@ server holds each site's once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +33,8 @@ class Payload:
 
     base: str
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    extra: bool = False
+    """Whether it holds the contract's ``extra`` tensors besides those of the round."""
 
 
 def payloads(sent: Mapping[str, torch.Tensor], personal: Personal, part: Part) -> dict[str, Payload]:
@@ -57,3 +59,26 @@ def personalise(data: Shareable, payload: Payload) -> None:
     """Make ``data``, one client's own copy of a broadcast task's data, carry ``payload``."""
     DXO(DataKind.WEIGHTS, data=dict(payload.tensors)).update_shareable(data)
     data.set_header(Header.BASE, payload.base)
+    if payload.extra:
+        data.set_header(Header.EXTRA, True)
+
+
+def extended(
+    given: Mapping[str, Payload],
+    sent: Mapping[str, torch.Tensor],
+    extra: Mapping[str, torch.Tensor],
+    sites: Collection[str],
+) -> dict[str, Payload]:
+    """``given``, and for each of ``sites`` what it is sent (``sent`` where it has none of its own) with ``extra``."""
+    found = dict(given)
+    common: Payload | None = None
+    for site in sorted(sites):
+        if site in given:
+            tensors = {**given[site].tensors, **extra}
+            found[site] = Payload(base=content_sha256(tensors), tensors=tensors, extra=True)
+            continue
+        if common is None:
+            tensors = {**sent, **extra}
+            common = Payload(base=content_sha256(tensors), tensors=tensors, extra=True)
+        found[site] = common
+    return found

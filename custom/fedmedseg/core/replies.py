@@ -27,13 +27,16 @@ def encode(
 ) -> Shareable:
     """The reply to ``request``, whose tensors were ``given``; ``schema`` is that of all shared tensors.
 
+    What a site knows without being sent it (``Reply.known``) is what differences of such tensors are to.
+
     Raises:
         FedMedSegError: a metric that the contract does not declare, a difference that is not finite, or features that
             are not those it declares.
     """
     contract.check_metrics(reply.metrics)
-    returned = schema.part(contract.returned)
-    differences = differences_to(given, reply.tensors, returned) if contract.returns == "shared" else {}
+    returned = schema.part(contract.returned_in(request.get_header(Header.ROUND)))
+    base = {**reply.known, **given}
+    differences = differences_to(base, reply.tensors, returned) if contract.returns == "shared" else {}
     if contract.exchange is not None:
         if reply.features is None:
             raise FedMedSegError("features", expected="those that the stage exchanges", reason=Reason.EMPTY)
@@ -48,4 +51,6 @@ def encode(
     for header in ECHOED:
         answer.set_header(header, request.get_header(header))
     answer.set_header(Header.SCHEMA, returned.digest)
+    if contract.held:
+        answer.set_header(Header.HELD, reply.held)
     return answer

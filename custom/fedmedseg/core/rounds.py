@@ -13,6 +13,7 @@ import torch
 from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.exchange import rows_in, split
 from fedmedseg.core.sealing import GUARDS_OFF
+from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.wire import tensor_bytes
 
 NO_REPLY = "no reply in time"
@@ -31,6 +32,7 @@ def round_record(
     aggregator: GuardedAggregator,
     bytes_down: int,
     shared_sha256: str | None,
+    traffic: Traffic | None = None,
 ) -> dict[str, Any]:
     """One round as JSON: who was asked, who was accepted or why not, bytes each way, seconds, weights, metrics.
 
@@ -55,6 +57,9 @@ def round_record(
             # of those bytes, and how many rows they are; None where the stage exchanges no features
             "features_down": _features(split(own.tensors)[1] if own else {}, aggregator),
             "features_up": _features(contribution.features if contribution else {}, aggregator),
+            # tasks and replies as they were encoded, names, headers and figures included; also those that did not count
+            "payload_down": traffic.down.get(site, 0) if traffic else None,
+            "payload_up": traffic.up.get(site, 0) if traffic else None,
             "train_seconds": round(seconds, 3),
             # the rest of the time between sending and receiving: transport, polling, waiting for a turn
             "move_seconds": round(max(0.0, (reply["seconds"] or 0.0) - seconds), 3),

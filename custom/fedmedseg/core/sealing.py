@@ -82,6 +82,8 @@ def check_encryption(experiment: Experiment, contracts: Contracts) -> None:
     ]
     if not returning:
         raise _refused("a study of whose stages none returns tensors: there would be nothing to encrypt")
+    if any(contract.returned_at or contract.extra for contract in returning):
+        raise _refused("a stage that returns other tensors from round to round, which the server must read")
     if any(contract.personal for contract in returning):
         raise _refused("a stage that makes personal tensors, for which the server must read the replies")
     if any(contract.exchange is not None for contract in returning):

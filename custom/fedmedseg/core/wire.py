@@ -4,10 +4,12 @@
 |---|---|---|
 | server -> site | workflow | task header (`Header`), and the shared tensors where the stage's contract says so |
 | server -> one site | workflow | the same with that site's own tensors for shared ones, where the contract says so |
+| server -> one site | workflow | the contract's extra tensors besides, where that site fell behind |
 | server -> site | workflow | under encryption: the plain tensors of the start, and encrypted sums to be added to them |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
 | server -> one site | workflow | where the stage's contract declares an exchange: the other sites' features |
 | site -> server | executor | the same: this site's features with their part ids, in no order (``core.exchange``) |
+| site -> server | executor | where the contract says so: SHA-256 of what the site worked out without being sent it |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
@@ -19,7 +21,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +60,10 @@ class Header:
     REASON = "fedmedseg.reason"
     DECLINED = "fedmedseg.declined"
     """The site takes no part in this stage (``DECLINING``): neither an error nor counted to the quorum."""
+    EXTRA = "fedmedseg.extra"
+    """Of a task: it carries the tensors of the contract's ``extra`` besides, for this site alone."""
+    HELD = "fedmedseg.held"
+    """Of a reply whose contract says ``held``: SHA-256 of what the site worked out instead of being sent it."""
 
 
 class Meta:
@@ -87,6 +93,25 @@ class Part:
 
 WHOLE = Part()
 
+ByRound = Callable[[int], Part]
+"""Which tensors, by the number of the round (from 0)."""
+
+
+@dataclass(frozen=True)
+class Either:
+    """The tensors of one part or the other."""
+
+    one: Part | Either
+    other: Part | Either
+
+    def holds(self, name: str) -> bool:
+        """Whether one of the parts holds it."""
+        return self.one.holds(name) or self.other.holds(name)
+
+    def of(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of both; not copied."""
+        return {name: tensor for name, tensor in tensors.items() if self.holds(name)}
+
 
 @dataclass(frozen=True)
 class StageContract:
@@ -102,8 +127,16 @@ class StageContract:
     """Which of the shared tensors go to a site."""
     sent_later: Part | None = None
     """Which of them in all rounds after the first; unset: the same."""
+    sent_at: ByRound | None = None
+    """Which of ``sent`` go to a site, where that differs from round to round; instead of ``sent_later``."""
     returned: Part = WHOLE
-    """Of which of them the differences come back; they are among those sent."""
+    """Of which of the shared tensors the differences come back: among those sent, or known to a site without."""
+    returned_at: ByRound | None = None
+    """Which of ``returned`` come back, where that differs from round to round."""
+    extra: Part | None = None
+    """What a single site is sent besides where it fell behind the others (``GuardedAggregator.behind``)."""
+    held: bool = False
+    """Whether a reply tells the digest of what the site holds without having been sent it."""
     personal: bool = False
     """Whether a site for which the server keeps tensors of its own is sent those, and the rule may make new ones."""
     weighting: Literal["cases", "equal"] = "cases"
@@ -120,7 +153,13 @@ class StageContract:
 
     def sent_in(self, number: int) -> Part:
         """Which of the shared tensors go to a site in round ``number`` (from 0)."""
+        if self.sent_at is not None:
+            return self.sent_at(number)
         return self.sent if number == 0 or self.sent_later is None else self.sent_later
+
+    def returned_in(self, number: int) -> Part:
+        """Of which of them the differences come back in round ``number`` (from 0)."""
+        return self.returned if self.returned_at is None else self.returned_at(number)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
         """Raise unless every metric is declared and a finite number, and they are no flood.
@@ -176,7 +215,7 @@ class Schema:
                     reason=Reason.SCHEMA,
                 )
 
-    def part(self, part: Part) -> Schema:
+    def part(self, part: Part | Either) -> Schema:
         """The schema of some of the tensors."""
         chosen = Schema({})
         chosen.specs = {name: spec for name, spec in self.specs.items() if part.holds(name)}

@@ -34,7 +34,7 @@ class StageWish(Strict):
     returns: Literal["shared", "metrics"]
     """Whether differences of shared tensors leave the site, or figures alone."""
     tensors: int
-    """How many tensors leave in each round."""
+    """How many tensors leave in each round, at most."""
     nbytes: int
     """Bytes of them."""
     features: int = 0

@@ -41,6 +41,7 @@ from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
+from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import LASTING, Header, StageContract, tensor_bytes
 
@@ -126,6 +127,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._unchanged = 0
         self._encryption: KitCipher | None = None
         self._round_facts: dict[str, Any] = {}
+        self._traffic = Traffic()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Resolve components, resume, and check the quorum against the sites that are here."""
@@ -233,11 +235,15 @@ class QuorumScatterAndGather(ScatterAndGather):
             personal=self.persistor.personal,
             exchanged=of_others(self.persistor.exchanged, self._connected()) if self.contract.exchange else {},
             sealing=self._sealing(kept),
+            behind=self.aggregator.behind(
+                self.persistor.history, stage=self.stage, number=self._current_round, sites=self._connected()
+            ),
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
         self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
         self._unread = set()
+        self._traffic = Traffic()
         self._round_facts = {
             "shared": current.base if len(current.sent) == len(kept) else self._digest(),
             "began": time.monotonic(),
@@ -312,6 +318,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         if event_type == EventType.BEFORE_TASK_DATA_FILTER:
             self._personalise(fl_ctx)
             return
+        if event_type == EventType.AFTER_TASK_DATA_FILTER:
+            data = fl_ctx.get_prop(FLContextKey.TASK_DATA)
+            if isinstance(data, Shareable) and data.get_header(Header.STAGE) == self.stage:
+                self._traffic.sent(fl_ctx.get_peer_context().get_identity_name(), data)
+            return
         if event_type == EventType.CLIENT_DISCONNECTED:
             self._lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
             return
@@ -374,7 +385,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         digest = self._round_facts["shared"]
         if self.contract.returns == "shared":
             digest = self._digest()
-            stands = digest == self._round_facts["shared"] and not self.contract.collects
+            stands = (digest == self._round_facts["shared"] or self.aggregator.still) and not self.contract.collects
             self._unchanged = self._unchanged + 1 if stands else 0
         try:
             record = self._write_record(digest)
@@ -415,6 +426,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             aggregator=self.aggregator,
             bytes_down=tensor_bytes(self.aggregator.round.sent) if self.contract.sends == "shared" else 0,
             shared_sha256=digest,
+            traffic=self._traffic,
         )
         self.record.add_round(record, self._folder)
         return record
@@ -462,6 +474,7 @@ class QuorumScatterAndGather(ScatterAndGather):
     ) -> bool:
         """Judge one reply. A failure is noted with its reason; the quorum decides what it means for the job."""
         code = result.get_return_code()
+        self._traffic.received(client_name, result)
         reason: str | None = None
         accepted, outcome = False, Outcome.REFUSED
         declined = result.get_header(Header.DECLINED)

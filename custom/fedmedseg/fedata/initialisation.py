@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedmedseg.fedata.fedema import mean_change, proportion, scale
+from fedmedseg.core.fedema import mean_change, proportion, scale
 from fedmedseg.fedata.grain import grains
 from fedmedseg.fedata.mixing import learn_mixture
 

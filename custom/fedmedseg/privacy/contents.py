@@ -18,7 +18,9 @@ from fedmedseg.core.exchange import PREFIX, split
 from fedmedseg.core.wire import Header, Meta
 
 TOKENS = (Header.RUN, Header.BASE, Header.NONCE, Header.SCHEMA)
-HEADERS = {ReservedHeaderKey.CONTENT_TYPE, ReservedHeaderKey.RC, Header.STAGE, Header.ROUND, *TOKENS}
+OPTIONAL = (Header.HELD,)
+"""Tokens of a stage whose contract declares them; ``privacy.filters`` holds them against it."""
+HEADERS = {ReservedHeaderKey.CONTENT_TYPE, ReservedHeaderKey.RC, Header.STAGE, Header.ROUND, *TOKENS, *OPTIONAL}
 FIELDS = {Meta.EXAMPLES, Meta.STEPS, Meta.TRAIN_SECONDS, Meta.METRICS}
 CODES = {code for name, code in vars(ReturnCode).items() if not name.startswith("_")}
 # no quotes and no separators of paths, but for the one in the name of a metric
@@ -74,7 +76,8 @@ def read(reply: Shareable, *, stage: str) -> Contents:
     number = headers.get(Header.ROUND)
     if headers.get(Header.STAGE) != stage or not isinstance(number, int) or not _whole(number):
         raise blocked("a reply to another task")
-    for name in TOKENS:
+    carried = [*TOKENS, *(name for name in OPTIONAL if name in headers)]
+    for name in carried:
         token = headers.get(name)
         if not isinstance(token, str) or not token.isalnum() or not token.isascii() or len(token) > 64:
             raise blocked(f"header {name.removeprefix('fedmedseg.')}")
@@ -98,7 +101,7 @@ def read(reply: Shareable, *, stage: str) -> Contents:
     return Contents(
         stage=stage,
         round=number,
-        tokens={name: headers[name] for name in TOKENS},
+        tokens={name: headers[name] for name in carried},
         tensors=tensors,
         metrics=meta[Meta.METRICS],
         examples=examples,

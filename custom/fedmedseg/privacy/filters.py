@@ -155,7 +155,9 @@ class DeclaredContents(SiteFilter):
         """Check everything, change nothing but which metrics go along."""
         contract = setting.contract
         contract.check_metrics(reply.metrics)
-        returned = self.schema(setting.experiment).part(contract.returned)
+        if (Header.HELD in reply.tokens) != contract.held:
+            raise blocked("an undeclared header, or one that is missing")
+        returned = self.schema(setting.experiment).part(contract.returned_in(reply.round))
         if reply.tokens[Header.SCHEMA] != returned.digest:
             raise blocked("another schema than that of this site")
         if contract.returns == "metrics":

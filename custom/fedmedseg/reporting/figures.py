@@ -12,6 +12,7 @@ from fedmedseg.reporting.tables import (
     dice_table,
     label_of,
     models_in,
+    moved_bytes,
     number,
     reply,
     rounds_of,
@@ -61,6 +62,7 @@ def figures(record: Record) -> dict[str, str]:
         "loss": draw_loss,
         "teacher": draw_teacher,
         "features": draw_features,
+        "spread": draw_spread,
         "participation": draw_participation,
         "weights": draw_weights,
         "attention": draw_attention,
@@ -93,16 +95,22 @@ def draw_loss(record: Record) -> Figure | None:
 
 def draw_teacher(record: Record) -> Figure | None:
     """Spread of the teacher's targets over tokens per round and site; a ring marks an alarm."""
-    return _spread(record, "teacher_std", "teacher's spread")
+    return _watched(record, "teacher_std", "teacher's spread")
 
 
 def draw_features(record: Record) -> Figure | None:
     """Spread of the sites' features per round; a ring marks an alarm."""
-    return _spread(record, "feature_std", "spread of features")
+    return _watched(record, "feature_std", "spread of features")
 
 
-def _spread(record: Record, metric: str, name: str) -> Figure | None:
-    figure = _lines(record, metric, name)
+def draw_spread(record: Record) -> Figure | None:
+    """Spread of projections over a batch per round and site; a ring marks an alarm."""
+    return _watched(record, "spread", "spread of projections")
+
+
+def _watched(record: Record, figure_name: str, label: str) -> Figure | None:
+    """A monitor's figure per round and site, with the alarms it raised."""
+    figure = _lines(record, figure_name, label)
     if figure is None:
         return None
     axes = figure.axes[0]
@@ -111,7 +119,7 @@ def _spread(record: Record, metric: str, name: str) -> Figure | None:
     alarms = [
         (place, value)
         for site in sites_of(record)
-        for place, value, metrics in _series(record, metric, site)
+        for place, value, metrics in _series(record, figure_name, site)
         if number(metrics.get("collapse_alarm"))
     ]
     if alarms:
@@ -197,8 +205,8 @@ def draw_seconds(record: Record) -> Figure | None:
 def draw_bytes(record: Record) -> Figure | None:
     """Per round: bytes from the server to all sites, and from all sites to the server."""
     rounds = rounds_of(record)
-    down = [sum(number(answer.get("bytes_down")) or 0 for answer in _answers(one)) / 2**20 for one in rounds]
-    up = [sum(number(answer.get("bytes_up")) or 0 for answer in _answers(one)) / 2**20 for one in rounds]
+    down = [sum(moved_bytes(answer, "down") for answer in _answers(one)) / 2**20 for one in rounds]
+    up = [sum(moved_bytes(answer, "up") for answer in _answers(one)) / 2**20 for one in rounds]
     if not any(down) and not any(up):
         return None
     figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)

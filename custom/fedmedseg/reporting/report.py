@@ -20,6 +20,7 @@ from fedmedseg.reporting.tables import (
     encryption_of,
     label_of,
     models_in,
+    moved_bytes,
     number,
     plain_text_summary,
     reply,
@@ -220,21 +221,22 @@ def _movement(record: Record) -> list[dict[str, str]]:
         answers = [answer for answer in answers if answer]
         total = {
             key: math.fsum(number(answer.get(key)) or 0.0 for answer in answers)
-            for key in ("bytes_down", "bytes_up", "train_seconds", "move_seconds")
+            for key in ("train_seconds", "move_seconds")
         }
         features = {
             key: math.fsum(number((answer.get(key) or {}).get("bytes")) or 0.0 for answer in answers)
             for key in ("features_down", "features_up")
             if any(answer.get(key) for answer in answers)
         }
+        moved = {way: math.fsum(moved_bytes(answer, way) for answer in answers) for way in ("down", "up")}
         examples = [int(value) for answer in answers if (value := number(answer.get("examples"))) is not None]
         lines.append(
             {
                 "site": site,
                 "replies": f"{sum(bool(answer.get('accepted')) for answer in answers)} of {len(answers)}",
                 "examples": str(max(examples)) if examples else "-",
-                "down": size(total["bytes_down"]) + _of_which(features.get("features_down")),
-                "up": size(total["bytes_up"]) + _of_which(features.get("features_up")),
+                "down": size(moved["down"]) + _of_which(features.get("features_down")),
+                "up": size(moved["up"]) + _of_which(features.get("features_up")),
                 "train": duration(total["train_seconds"]),
                 "move": duration(total["move_seconds"]),
             }

@@ -68,6 +68,12 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+def moved_bytes(answer: Mapping[str, Any], way: str) -> float:
+    """Bytes that a site was sent (``down``) or sent (``up``) in a round: as encoded, of older records the tensors'."""
+    encoded = number(answer.get(f"payload_{way}"))
+    return encoded if encoded is not None else number(answer.get(f"bytes_{way}")) or 0.0
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the numbers among ``values``, or None where there is none."""
     found = [value for value in values if value is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmedseg.fedata.fedema import mean_change, proportion, scale
+from fedmedseg.core.fedema import mean_change, proportion, scale
 
 
 def test_the_change_is_the_mean_of_the_distances_of_the_tensors():
