@@ -12,14 +12,9 @@ none after --minutes, and works on --workers groups at once. --table prints the 
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import logging
-import multiprocessing
 import platform
 import shutil
-import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,15 +22,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worth import dice_of, difference, mean_dice, patients_of, place_sites, read_results
+from worth import (
+    HERE,
+    AnyCell,
+    Method,
+    difference,
+    digest_of,
+    job_settings,
+    markdown,
+    mean_dice,
+    options_of,
+    patients_of,
+    place_sites,
+    read_results,
+    require_sites,
+    rounded,
+    run_token,
+    site_cells,
+    studies_of,
+    study_file,
+    work_on,
+)
 
-from fedmedseg.core.checkpoint import content_sha256, write_atomic
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.in_process import InProcessFederation, carry
-from fedmedseg.core.jobs import find_job, find_preset, read_settings, write_job
+from fedmedseg.core.jobs import find_job, write_job
 from fedmedseg.core.records import installed_versions
-from fedmedseg.core.schema import read_yaml
 
-HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fedata_worth"
 SYSTEM = "fedata"
 FEDERATED_ROUNDS = 5
@@ -45,7 +58,7 @@ REVISION = 1
 MIXING = {"granularity": "head", "normalise": True, "step": 0.1}
 """Mixing that moves: at the published step of 1.0 on elements its weights stay within 1e-6 of 1 (see the probe)."""
 
-METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
+METHODS: dict[str, Method] = {
     "fedata": ([], {"fedata": {"starts": ["personal"], "ala": MIXING}}),
     "fed_mae": (["fed_mae"], {"fedata": {"starts": ["shared"]}}),
     "fed_simmim": (["fed_simmim"], {"fedata": {"starts": ["shared"]}}),
@@ -59,7 +72,7 @@ where it ends with personal ones, from their own."""
 
 BASELINE = "no_pretraining"
 STILL = {"encoder_rate_factor": 1.0e-9, "encoder_rate_share": 1.0}
-PROBES: dict[str, tuple[list[str], dict[str, Any]]] = {
+PROBES: dict[str, Method] = {
     "fedata_together": (
         ["federated_fine_tuning"],
         {"fedata": {"ala": MIXING}, "stages": {"fine_tuning": {"rounds": FEDERATED_ROUNDS}}},
@@ -118,7 +131,7 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(AnyCell):
     """One method at one share of the labels under one seed."""
 
     study: str
@@ -133,31 +146,22 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """The job's settings under this cell, as its experiment.yaml would say them."""
-        study = read_yaml(HERE / "studies" / f"{SYSTEM}_{self.study}.yaml")
-        presets, changes = (METHODS | PROBES)[self.method]
-        data = read_yaml(find_preset(SYSTEM, study["preset"]))
-        method = [read_yaml(find_preset(SYSTEM, name)) for name in presets]
         own = {
             "study": f"{SYSTEM}-worth-{self.study}",
             "seed": self.seed,
             "data": {"labelled_fraction": self.fraction},
         }
-        return read_settings(find_job(SYSTEM), [data, study["settings"], *method, changes, own])[0]
+        return job_settings(SYSTEM, study_file(SYSTEM, self.study), (METHODS | PROBES)[self.method], [own])
 
     @property
     def key(self) -> str:
-        """SHA-256 of the settings as they are written, and of ``REVISION``: a key that a later version adds does not
-        change it, while whoever changes what a setting does raises the revision."""
-        return hashlib.sha256(json.dumps([REVISION, self.settings()], sort_keys=True).encode()).hexdigest()
-
-    def is_done(self) -> bool:
-        """Whether a result of exactly these settings is there."""
-        return self.file.is_file() and json.loads(self.file.read_text())["settings_sha256"] == self.key
+        """SHA-256 of the settings as they are written, and of ``REVISION``."""
+        return digest_of(REVISION, self.settings())
 
 
 def cells_of(study: str, methods: Iterable[str]) -> list[Cell]:
     """All cells, the first seed of every method before the second of any."""
-    content = read_yaml(HERE / "studies" / f"{SYSTEM}_{study}.yaml")
+    content = study_file(SYSTEM, study)
     return [
         Cell(study, method, fraction, seed)
         for seed in content["seeds"]
@@ -179,8 +183,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
             return
         job = write_job(find_job(SYSTEM), cell.settings(), folder / f"job-{cell.fraction:g}")
         names = place_sites(sites, folder / "w", work / "cache")
-        run = f"{cell.method}{cell.seed}".replace("_", "")
-        federation = InProcessFederation(job=job, workspace=folder / "w", sites=names, run=run)
+        federation = InProcessFederation(job=job, workspace=folder / "w", sites=names, run=run_token(cell))
         began = time.monotonic()
         if pretrained is None:
             pretraining = federation.run_stage("pretraining")
@@ -199,11 +202,10 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
             "method": cell.method,
             "labelled_fraction": cell.fraction,
             "seed": cell.seed,
-            "settings_sha256": cell.key,
             "experiment_sha256": federation.experiment.digest,
             "shared_sha256": content_sha256(federation.shared),
             "labelled_patients": {site: labelled_patients(federation, site) for site in names},
-            "sites": {site: {name: round(value, 5) for name, value in tested[site].items()} for site in names},
+            "sites": {site: rounded(tested[site]) for site in names},
             "validation": {
                 site: {
                     name: round(value, 5)
@@ -222,8 +224,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
             "versions": installed_versions(),
             "hardware": f"{platform.machine()}, {federation.experiment.compute.threads} thread",
         }
-        write_atomic(cell.file, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
-        print(f"{time.strftime('%H:%M:%S')} {cell.file.stem}: mean Dice {mean_dice(result):.3f}", flush=True)
+        cell.write(result, mean_dice(result))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -246,54 +247,30 @@ def table(study: str, methods: Iterable[str]) -> str:
         sites = sorted(here[0]["sites"])
         counts = ", ".join(f"{site} {here[0]['labelled_patients'][site]}" for site in sites)
         lines += ["", f"**{fraction:.0%} of the labels** (labelled patients: {counts})", ""]
-        lines += [
-            f"| method | {' | '.join(sites)} | mean | worst site | against {NAMES[BASELINE]} | seeds |",
-            "|---" * (len(sites) + 5) + "|",
+        runs = {name: [one for one in here if one["method"] == name] for name in NAMES}
+        rows = [
+            [NAMES[name], *site_cells(those, sites), difference(those, baseline), str(len(those))]
+            for name, those in runs.items()
+            if those
         ]
-        for method, name in NAMES.items():
-            runs = [one for one in here if one["method"] == method]
-            if not runs:
-                continue
-            per_site = [statistics.fmean(dice_of(one["sites"][site]) for one in runs) for site in sites]
-            means = [mean_dice(one) for one in runs]
-            worst = [min(dice_of(one["sites"][site]) for site in sites) for one in runs]
-            spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
-            lines.append(
-                f"| {name} | {' | '.join(f'{value:.3f}' for value in per_site)} "
-                f"| {statistics.fmean(means):.3f}{spread} | {statistics.fmean(worst):.3f} "
-                f"| {difference(runs, baseline)} | {len(runs)} |"
-            )
+        lines += markdown(["method", *sites, "mean", "worst site", f"against {NAMES[BASELINE]}", "seeds"], rows)
     return "\n".join(lines).strip() or "no finished cell"
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "study", choices=sorted(f.stem.removeprefix("fedata_") for f in (HERE / "studies").glob("fedata_*"))
-    )
-    parser.add_argument("--sites", type=Path, help="folder of site files, as the import writes them")
-    parser.add_argument("--work", type=Path, default=Path("runs/fedata_worth"), help="states and cached volumes")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS | PROBES), default=list(METHODS))
+    parser = options_of(__doc__, "runs/fedata_worth", list(METHODS), list(PROBES))
+    parser.add_argument("study", choices=studies_of(SYSTEM))
     parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels; default: the study's")
-    parser.add_argument("--minutes", type=float, default=110.0, help="begin no cell after so many minutes")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     if not options.table:
-        if options.sites is None or not list(options.sites.glob("*.yaml")):
-            parser.error("--sites must name a folder of site files (<site>.yaml), as `fedmedseg data import` writes it")
-        deadline = time.time() + 60 * options.minutes
+        require_sites(parser, options)
         groups: dict[tuple[str, int], list[Cell]] = {}
         for cell in cells_of(options.study, options.methods):
             if (not options.fractions or cell.fraction in options.fractions) and not cell.is_done():
                 groups.setdefault((cell.method, cell.seed), []).append(cell)
         print(f"{sum(map(len, groups.values()))} cells in {len(groups)} groups are missing", flush=True)
-        work = options.work.resolve()
-        # spawn: a forked torch may hang in its thread pool
-        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
-            jobs = [(cells, options.sites.resolve(), work, deadline) for cells in groups.values()]
-            pool.starmap(run_group, jobs, chunksize=1)
+        work_on(run_group, list(groups.values()), options)
     print(table(options.study, options.methods))
 
 

@@ -22,6 +22,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "segviz_worth.py"
 
 @pytest.fixture
 def worth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    # what a script finds beside itself
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("segviz_worth", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -61,16 +63,14 @@ def test_every_method_is_a_valid_study_on_the_same_network_data_and_budget(worth
     first = experiments["segviz"]
     for name, one in experiments.items():
         assert (one.network, one.data, one.seed, one.stages) == (first.network, first.data, first.seed, first.stages)
+        # its learning rate each method chose among the same
+        rate = {"learning_rate": first.segmentation.optimizer.learning_rate}
+        assert one.segmentation.optimizer.model_copy(update=rate) == first.segmentation.optimizer
         times = 3 if name == "pooled" else 1
         assert one.segmentation.steps == times * first.segmentation.steps
         assert one.segmentation.validate_every == times * first.segmentation.validate_every
     assert experiments["fedavg"].wing.share == "fedavg"
-    assert {name for name, one in experiments.items() if one.wing.mode == "one_model"} == {
-        "pooled",
-        "one_model",
-        "condist",
-    }
-    assert experiments["condist"].wing.distillation is not None
+    assert {name for name, one in experiments.items() if one.wing.mode == "one_model"} == {"pooled"}
 
 
 def test_each_site_keeps_one_structure_in_turn(worth: ModuleType, hospitals: Path, tmp_path: Path) -> None:
@@ -86,13 +86,73 @@ def test_each_site_keeps_one_structure_in_turn(worth: ModuleType, hospitals: Pat
     assert [entry["annotated_labels"] for entry in pooled["training"]] == [[1], [2], [1]]
 
 
+def shrink(worth: ModuleType) -> None:
+    """The study as a cell of a second."""
+    settings = worth.STUDY["settings"]
+    settings |= {"network": {"channels": [4, 8]}, "data": {"crop": [16, 16, 16]}, "stages": {"training": {"rounds": 2}}}
+    settings["segmentation"] |= {"steps": 4, "validate_every": 2}
+
+
+def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
+    of = {name: parse_experiment(worth.Cell(2, name, 1).settings()) for name in worth.METHODS | worth.PROBES}
+    for probe, method in worth.LIKE.items():
+        rates = {one.segmentation.optimizer.learning_rate for one in (of[probe], of[method])}
+        assert len(rates) == 1, probe
+        assert of[probe].segmentation.steps == of["segviz"].segmentation.steps, probe
+    for probe, method in (("received", "segviz"), ("fedavg_received", "fedavg")):
+        assert of[probe].wing == of[method].wing.model_copy(update={"candidates": "received"})
+    one = of["one_model"].wing
+    assert (one.mode, one.share, one.candidates, one.distillation) == ("one_model", "fedavg", "received", None)
+    assert of["condist"].wing.distillation is not None
+    assert of["condist"].wing.model_copy(update={"distillation": None}) == one
+    assert of["one_model_trained"].wing == one.model_copy(update={"candidates": "trained"})
+    assert set(worth.LIKE) == set(worth.PROBES)
+    assert set(worth.NAMES) == set(worth.METHODS | worth.PROBES)
+
+
+def test_every_method_has_the_same_trials_and_the_study_names_the_best_of_each(worth: ModuleType) -> None:
+    from worth import best_rates, read_results
+
+    trials = worth.STUDY["trials"]
+    cells = worth.trials_of(worth.METHODS)
+    assert len(cells) == len(worth.METHODS) * len(trials["rates"])
+    assert {(cell.sites, cell.seed) for cell in cells} == {(trials["sites"], trials["seed"])}
+    assert all(cell.is_done() for cell in cells), "a trial is missing, or of other settings"
+    assert best_rates(read_results(worth.TRIALS / worth.ROLE)) == worth.STUDY["rates"]
+
+
+def test_of_equal_trials_the_lower_rate_is_taken_and_the_table_marks_it(worth: ModuleType) -> None:
+    from worth import best_rates, trial_table
+
+    trials = [
+        {"method": "segviz", "rate": rate, "chosen_by": dice} for rate, dice in ((0.01, 0.7), (0.001, 0.7), (0.1, 0.2))
+    ]
+    assert best_rates(trials) == {"segviz": 0.001}
+    assert "| SegViz (FedBN) | **0.700** | 0.700 | 0.200 |" in trial_table(trials, worth.NAMES)
+
+
+def test_a_trial_sees_no_test_case_and_not_the_external_hospital(
+    worth: ModuleType, hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink(worth)
+    monkeypatch.setattr(worth, "TRIALS", tmp_path / "trials")
+    monkeypatch.setattr(worth, "score_fused", None)
+    cell = worth.Cell(2, "local", 1, 0.002)
+    assert cell.settings()["segmentation"]["optimizer"]["learning_rate"] == 0.002
+    worth.run_cell(cell, hospitals, tmp_path / "work", time.time() + 600)
+    found = json.loads(cell.file.read_text())
+    validated = [site["validation_dice/personal"] for site in found["internal"].values()]
+    assert len(validated) == 2
+    assert found["chosen_by"] == pytest.approx(sum(validated) / 2, abs=1e-5)
+    assert not any(name.startswith(("dice/", "hd95/")) for site in found["internal"].values() for name in site)
+    assert "patients" not in found
+
+
 @pytest.mark.parametrize("method", ["segviz", "local", "pooled"])
 def test_a_cell_trains_fuses_and_tests_on_the_external_hospital(
     worth: ModuleType, hospitals: Path, tmp_path: Path, method: str
 ) -> None:
-    small = {"network": {"channels": [4, 8]}, "data": {"crop": [16, 16, 16]}, "stages": {"training": {"rounds": 2}}}
-    worth.SETTINGS.update(small)
-    worth.SETTINGS["segmentation"] |= {"steps": 4, "validate_every": 2}
+    shrink(worth)
     cell = worth.Cell(2, method, 1)
     worth.run_cell(cell, hospitals, tmp_path / "work", time.time() + 600)
     assert cell.is_done()
@@ -131,11 +191,15 @@ def test_the_table_is_over_patients_then_seeds_and_pairs_patients(worth: ModuleT
     assert "| 0.750 | 0.650 | 2.00 | 4.00 | 0.700 ± 0.071 |" in line
     assert "+0.100, p 0.5 (2 patients) | 2 |" in line
     assert "2 patients of the external hospital" in text
-    assert worth.table(["local"]).count("\n| ") == 2
+    # the same patients' distances do not differ
+    assert "| single-structure models, local | +0.100 | 0.5 | +0.00 | 1 | 2 | 1 |" in text
+    assert worth.table(["local"]).count("\n| ") == 4
 
 
 def test_a_structure_that_nothing_holds_is_left_out_of_a_patients_mean(worth: ModuleType) -> None:
-    assert worth.patient_dice({"patients": [row(None, 0.6), row(0.8, 0.6)]}) == pytest.approx([0.6, 0.7])
+    result = {"patients": [row(None, 0.6), row(0.8, 0.6)]}
+    assert worth.patient_figures(result, "dice") == pytest.approx([0.6, 0.7])
+    assert worth.patient_figures(result, "hd95") == pytest.approx([4.0, 3.0])
 
 
 def test_changed_settings_make_a_cell_undone(worth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
