@@ -101,6 +101,14 @@ def test_the_bank_is_filled_with_the_momentum_encoders_features_of_different_sli
     torch.testing.assert_close(made.bank.rows.vectors.norm(dim=1), torch.ones(6))
 
 
+def test_a_bank_that_is_one_slice_more_than_a_batch_can_be_normalised(objective) -> None:
+    # two volumes of two parts a batch: five slices are batches of three and two, not of four and one
+    made = objective(volumes_per_step=2, parts=2, bank={"size": 5}, projector={"out": 4, "norm": True})
+    made.refill()
+    assert len(made.bank) == 5
+    assert torch.isfinite(made.bank.rows.vectors).all()
+
+
 def test_a_bank_never_holds_all_slices(objective) -> None:
     assert objective(bank={"size": 2048}).bank.capacity == 12, "four fifths of 15 slices"
 

@@ -106,11 +106,13 @@ class ContrastiveObjective:
         Raises:
             Aborted: the federation asked to stop.
         """
-        size, found = self.section.volumes_per_step * self.section.parts, []
-        for first in range(0, len(slices), size):
+        found = []
+        # batches of nearly equal size: a last one of a single slice has no spread to be normalised by
+        batches = math.ceil(len(slices) / (self.section.volumes_per_step * self.section.parts))
+        for places in np.array_split(np.arange(len(slices)), batches):
             if aborted():
                 raise Aborted
-            crops = [middle_crop(self.volumes, at, self.experiment.data) for at in slices[first : first + size]]
+            crops = [middle_crop(self.volumes, slices[place], self.experiment.data) for place in places]
             found.append(self._features(self.key, torch.stack(crops)))
         return self._rows(torch.cat(found), slices)
 
