@@ -88,10 +88,12 @@ PROBES: dict[str, dict[str, Any]] = {
     "one_model": ONE,
     "condist": ONE | {"distillation": {}},
     "one_model_trained": ONE | {"candidates": "trained"},
+    "longer": METHODS["segviz"],
+    "longer_local": METHODS["local"],
 }
 """Why it does as it does: sites choose among models as they are received, whose trunk is the federation's; the options
 of one federated model for all, which is the one that sites receive, since what a site's own training leaves knows least
-of what the site does not mark; and that one too."""
+of what the site does not mark; and that one too; three times the rounds with and without a federation."""
 
 NAMES = {
     "segviz": "SegViz (FedBN)",
@@ -103,6 +105,8 @@ NAMES = {
     "received": "SegViz (FedBN), models as received",
     "fedavg_received": "SegViz (FedAvg), models as received",
     "one_model_trained": "one federated network for all, models as trained",
+    "longer": "SegViz (FedBN), three times the rounds",
+    "longer_local": "local, three times the steps",
 }
 LIKE = {
     "received": "segviz",
@@ -110,6 +114,8 @@ LIKE = {
     "one_model": "pooled",
     "condist": "pooled",
     "one_model_trained": "pooled",
+    "longer": "segviz",
+    "longer_local": "local",
 }
 """Whose learning rate a probe has."""
 
@@ -141,6 +147,9 @@ class Cell(AnyCell):
         if self.method == "pooled":
             section = STUDY["settings"]["segmentation"]
             own["segmentation"] |= {name: self.sites * section[name] for name in ("steps", "validate_every")}
+        if self.method.startswith("longer"):
+            own["segmentation"]["steps"] = 3 * STUDY["settings"]["segmentation"]["steps"]
+            own["stages"] = {"training": {"rounds": 3 * STUDY["settings"]["stages"]["training"]["rounds"]}}
         return job_settings(SYSTEM, STUDY, ([], {SYSTEM: (METHODS | PROBES)[self.method]}), [own])
 
     @property
@@ -229,7 +238,7 @@ def run_cell(cell: Cell, sites: Path, work: Path, deadline: float) -> None:
     lists = partial_lists(sites, cell.sites, len(labels), work)
     if cell.method == "pooled":
         groups = [{"pool": pooled_list(lists, folder / "pool")}]
-    elif cell.method == "local":
+    elif LIKE.get(cell.method, cell.method) == "local":
         groups = [{site: listed} for site, listed in lists.items()]
     else:
         groups = [lists]

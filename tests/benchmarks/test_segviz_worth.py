@@ -98,9 +98,12 @@ def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     for probe, method in worth.LIKE.items():
         rates = {one.segmentation.optimizer.learning_rate for one in (of[probe], of[method])}
         assert len(rates) == 1, probe
-        assert of[probe].segmentation.steps == of["segviz"].segmentation.steps, probe
+        times = 3 if probe.startswith("longer") else 1
+        assert of[probe].segmentation.steps == times * of["segviz"].segmentation.steps, probe
+        assert of[probe].stages["training"].rounds == times * of["segviz"].stages["training"].rounds, probe
     for probe, method in (("received", "segviz"), ("fedavg_received", "fedavg")):
         assert of[probe].wing == of[method].wing.model_copy(update={"candidates": "received"})
+    assert (of["longer"].wing, of["longer_local"].wing) == (of["segviz"].wing, of["local"].wing)
     one = of["one_model"].wing
     assert (one.mode, one.share, one.candidates, one.distillation) == ("one_model", "fedavg", "received", None)
     assert of["condist"].wing.distillation is not None
