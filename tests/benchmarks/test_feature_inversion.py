@@ -88,6 +88,7 @@ def test_the_baseline_is_the_attackers_mean_of_the_same_part(inversion: ModuleTy
     assert found[:, 0, 0, 0].tolist() == [2.5, 0.5, 1.5]
 
 
+@pytest.mark.slow
 def test_the_whole_attack_ends_with_figures_a_picture_and_a_table(inversion: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "inversion.json"
     options = ["--rounds", "1", "--steps", "3", "--copies", "2", "--out", str(out)]
