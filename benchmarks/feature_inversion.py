@@ -88,19 +88,14 @@ class Decoder(nn.Module):
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
-        self.spread = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 16 * 8 * 8), nn.ReLU())
-        self.drawn = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(16, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(16, 1, 3, padding=1),
+        self.layers = nn.Sequential(
+            nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, EDGE * EDGE)
         )
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """The images."""
-        drawn: torch.Tensor = self.drawn(self.spread(vectors).reshape(-1, 16, 8, 8))
-        return drawn
+        drawn: torch.Tensor = self.layers(vectors)
+        return drawn.reshape(-1, 1, EDGE, EDGE)
 
 
 def train_decoder(vectors: torch.Tensor, images: torch.Tensor, *, sigma: float, steps: int, seed: int) -> Decoder:
