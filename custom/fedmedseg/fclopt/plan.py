@@ -24,7 +24,7 @@ from fedmedseg.segmentation.stages import (
 METRICS = (
     "loss",
     "loss/structural",
-    "spread",
+    "feature_std",
     "collapse_alarm",
     "rate",
     "mixing/change",
