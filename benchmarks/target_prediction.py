@@ -157,7 +157,7 @@ def run_cell(cell: Cell, work: Path) -> None:
         "rounds": len(rounds),
         "traffic": federation.traffic,
         "loss": [round(statistics.fmean(one[site]["loss"] for site in SITES), 5) for one in rounds],
-        "spread": [round(statistics.fmean(one[site]["spread"] for site in SITES), 5) for one in rounds],
+        "spread": [round(statistics.fmean(one[site]["feature_std"] for site in SITES), 5) for one in rounds],
         "error": [one["error"] for one in notes if "error" in one],
         "corrected_error": [one["corrected_error"] for one in notes if "corrected_error" in one],
         "naive_error": [one["naive_error"] for one in notes if "naive_error" in one],

@@ -20,7 +20,7 @@ from fedmedseg.cli.approval import _leaving
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
-from fedmedseg.core.exchange import FEATURES, PARTS, Exchange, Features, canonical, of_others
+from fedmedseg.core.exchange import FEATURES, PARTS, Exchange, Features, canonical, of_others, split
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.intake import SPARE, most_bytes
 from fedmedseg.core.learner import Reply, Task
@@ -28,7 +28,7 @@ from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.replies import encode
 from fedmedseg.core.rounds import round_record
 from fedmedseg.core.versions import own_versions
-from fedmedseg.core.wire import Header, Schema, StageContract
+from fedmedseg.core.wire import Header, Part, Schema, StageContract
 from fedmedseg.core.wishes import make_wish
 
 Tensors = dict[str, torch.Tensor]
@@ -142,6 +142,35 @@ def test_every_site_is_sent_the_others_features_under_a_digest_of_its_own(opened
         start = current.start_of(site)
         assert content_sha256(dict(start)) == content_sha256(shared), "differences are to the shared tensors"
     assert FEATURES not in current.given_to("late")
+
+
+def test_features_extra_tensors_and_a_sites_own_come_in_one_payload(
+    with_contract: Callable[..., StageContract], shared: Tensors
+) -> None:
+    """A site that fell behind gets the others' features, too, and its differences are to what it was sent."""
+    contract = with_contract(
+        "training", exchange=EXCHANGE, personal=True, sent=Part(within=("a",)), extra=Part(within=("b",))
+    )
+    given = {f"site-{number}": canonical(EXCHANGE.encode(drawn(number, seed=number))) for number in (1, 2)}
+    current = Round.begin(
+        run="a1b2",
+        stage="training",
+        number=1,
+        nonce="c3d4",
+        contract=contract,
+        schema=Schema(shared),
+        shared=shared,
+        personal={"site-1": {"a": shared["a"] + 5}},
+        exchanged=of_others(given, ["site-1", "site-2", "site-3"]),
+        behind=["site-1", "site-3"],
+    )
+    assert set(current.given_to("site-1")) == {"a", "b", *EXCHANGE.names} == set(current.given_to("site-3"))
+    assert set(current.given_to("site-2")) == {"a", *EXCHANGE.names}
+    assert [current.personal[f"site-{number}"].extra for number in (1, 2, 3)] == [True, False, True]
+    assert torch.equal(current.start_of("site-1")["a"], shared["a"] + 5)
+    for site, payload in current.personal.items():
+        assert payload.base == content_sha256(dict(current.given_to(site)))
+        assert EXCHANGE.problem(split(payload.tensors)[1], uploads=None) is None
 
 
 def test_the_first_round_sends_nobody_any(opened: Any) -> None:

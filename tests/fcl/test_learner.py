@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.training import Aborted
 from fedmedseg.fcl.plan import exchange_of, initial_shared, stages
 
@@ -108,7 +108,7 @@ def test_a_later_round_without_memory_starts_anew_and_says_so(play, caplog) -> N
     with caplog.at_level(logging.WARNING):
         reply = play(round=1)
     assert reply.metrics["memory_missing"] == 1.0
-    assert "start anew" in caplog.text
+    assert "no memory of an earlier round" in caplog.text
     assert play(round=1).metrics["memory_missing"] == 1.0, "the same when it is given again"
     assert "memory_missing" not in play(round=2).metrics
 
@@ -160,3 +160,18 @@ def test_another_stage_is_refused(study, learner, task) -> None:
     given = task(experiment, shared)
     with pytest.raises(ConfigurationError, match="stage"):
         learner(experiment).run(type(given)(**{**vars(given), "stage": "other"}), shared)
+
+
+def test_the_studys_precision_is_computed_in(play) -> None:
+    full, half = (play(sections={"compute": {"precision": precision}}) for precision in ("fp32", "bf16"))
+    assert not torch.equal(full.features.vectors, half.features.vectors)
+    assert half.metrics["loss"] == pytest.approx(full.metrics["loss"], rel=0.1)
+
+
+def test_volumes_too_shallow_for_the_rule_are_told(study, learner, volumes, task) -> None:
+    experiment = study(partition="rounded_width")
+    made = learner(experiment)
+    made.__dict__["volumes"] = volumes(depths=(5, 1))
+    shared = initial_shared(experiment)
+    with pytest.raises(DataError, match=r"fcl.partition.*set fcl.partition to even"):
+        made.run(task(experiment, shared), shared)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.seeding import seed_everything
 from fedmedseg.fcl.losses import SLICES
 
@@ -207,3 +208,22 @@ def test_momentum_of_sgd_goes_on_from_round_to_round(objective) -> None:
     made.initialise(first.shared(), None)
     assert not made.optimizer.state
     assert made.figures == {"memory_missing": 1.0}
+
+
+def test_the_trial_is_timed_on_a_batch_of_the_studys_size(objective) -> None:
+    made = objective()
+    trial = made.trial()
+    loss = trial.loss(made.compute)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert any(parameter.grad is not None for parameter in made.network.parameters())
+    assert all(parameter.grad is None for parameter in made.key.parameters())
+
+
+def test_bfloat16_changes_features_a_little_and_they_stay_float32(objective) -> None:
+    full, half = objective(), objective()
+    half.use(ComputeChoice(precision="bf16"))
+    one, other = (made.encoded(made.slices).vectors for made in (full, half))
+    assert other.dtype == torch.float32
+    assert 0.0 < float((one - other).abs().max()) < 0.1
+    torch.testing.assert_close(other.norm(dim=1), torch.ones(len(other)))

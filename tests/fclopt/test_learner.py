@@ -144,7 +144,7 @@ def test_collapsed_projections_raise_an_alarm(federation: Callable[..., Any], ca
             study.round(0)
     assert alarmed.replies["site-1"].metrics["collapse_alarm"] == 1.0
     assert calm.replies["site-1"].metrics["collapse_alarm"] == 0.0
-    assert "projections have collapsed" in caplog.text
+    assert "features have collapsed" in caplog.text
 
 
 def test_volumes_too_shallow_for_the_rule_are_told(federation: Callable[..., Any], make_volumes: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.fclopt.losses import regression_loss, spread, structural_loss, structural_partners, symmetric_loss
+from fedmedseg.fclopt.losses import regression_loss, structural_loss, structural_partners, symmetric_loss
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -56,8 +56,3 @@ def test_the_structural_term_takes_those_that_have_a_partner() -> None:
     assert float(found) == pytest.approx(expected, abs=1e-6)
     assert structural_loss(predictions, targets, [None, None, None]) is None
     assert structural_loss(predictions, targets, []) is None
-
-
-def test_the_spread_is_one_for_even_directions_and_none_for_a_point() -> None:
-    assert spread(torch.randn(4000, 16)) == pytest.approx(1.0, abs=0.02)
-    assert spread(torch.randn(1, 16).repeat(8, 1) * torch.rand(8, 1)) == pytest.approx(0.0, abs=1e-5)

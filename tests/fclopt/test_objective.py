@@ -12,7 +12,7 @@ import torch
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.seeding import seed_everything
-from fedmedseg.fclopt.config import SGDSection
+from fedmedseg.fclopt.config import RateSection
 from fedmedseg.fclopt.losses import symmetric_loss
 from fedmedseg.fclopt.network import floating, parameters_of
 from fedmedseg.fclopt.objective import BootstrapObjective, round_rate
@@ -44,7 +44,7 @@ def test_a_step_moves_both_networks_and_tells_its_figures(make: Make) -> None:
     objective = make()
     before, target = online(objective), objective.followed()
     figures = stepped(objective)
-    assert set(figures) == {"loss", "loss/structural", "spread"}
+    assert set(figures) == {"loss", "loss/structural", "feature_std"}
     weights = {name: tensor for name, tensor in parameters_of(objective.online).items() if "weight" in name}
     assert all(not torch.equal(tensor, before[name]) for name, tensor in weights.items())
     after = objective.followed()
@@ -54,11 +54,11 @@ def test_a_step_moves_both_networks_and_tells_its_figures(make: Make) -> None:
 
 
 def test_the_rate_stands_still_in_a_round_and_falls_over_rounds(make: Make) -> None:
-    section = SGDSection(learning_rate=0.1)
+    section = RateSection(learning_rate=0.1)
     assert [round_rate(section, number, 4) for number in range(4)] == pytest.approx(
         [0.1 * 0.5 * (1 + math.cos(math.pi * number / 4)) for number in range(4)]
     )
-    assert round_rate(SGDSection(learning_rate=0.1, schedule="constant"), 3, 4) == 0.1
+    assert round_rate(RateSection(learning_rate=0.1, schedule="constant"), 3, 4) == 0.1
     objective = make()
     objective.begin(round=1, rounds=2)
     rates = []

@@ -45,7 +45,7 @@ def changed(content: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ({"fedcrld.local_steps": None}, "neither local_steps nor local_epochs"),
         ({"fedcrld.starts": []}, "fedcrld.starts"),
         ({"fedcrld.starts": ["personal", "personal"]}, "each start once"),
-        ({"fedcrld.starts": ["scratch"]}, "no model would come of it"),
+        ({"fedcrld.starts": ["scratch"]}, "no start would use what comes of it"),
         ({"fedcrld.starts": ["continued"], "stages.fine_tuning.rounds": 1}, "personal beside continued"),
         ({"stages.relocalization.rounds": 0}, "fedcrld.starts"),
         ({"fedcrld.starts": ["personal", "scratch"]}, "stages.fine_tuning.rounds"),

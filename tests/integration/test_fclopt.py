@@ -85,7 +85,7 @@ def test_two_sites_predict_the_servers_target_and_end_with_the_bytes_of_one_proc
             assert one["payload_up"] > one["bytes_up"]
             assert one["payload_down"] > one["bytes_down"]
             assert "memory_missing" not in one["metrics"]
-            assert 0.0 <= one["metrics"]["spread"] <= 1.5
+            assert 0.0 <= one["metrics"]["feature_std"] <= 1.5
     assert "memory" not in study.out.lower() or "memory_missing" not in study.out
     federation = in_one_process(tmp_path / "one", TINY, stages=1)
     assert checkpoint.content_sha256(federation.shared) == study.record["shared_sha256"]

@@ -48,6 +48,15 @@ def test_fixed_settings_are_not_timed(ask):
     assert ask.files() == []
 
 
+@pytest.mark.parametrize(("name", "kernels"), [("unetr", {"explicit", "fused"}), ("basic_unet", {"explicit"})])
+@pytest.mark.parametrize("work", ["supervised", "inference"])
+def test_kernels_of_attention_are_tried_where_there_is_any(ask, name, kernels, work):
+    ask.outcome = PLAIN
+    ask(name=name, work=work)
+    (timed,) = ask.measured
+    assert {way.split("/")[1] for way in timed} == kernels
+
+
 def test_what_was_timed_once_is_remembered_with_its_report(ask):
     assert ask() == BF16
     ask.outcome = PLAIN

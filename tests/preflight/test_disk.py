@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedmedseg.core.config import systems
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 from fedmedseg.core.state import SiteState
@@ -45,6 +46,16 @@ FEDATA = (
     "segmentation.test_untrained=false",
     f"data.phantom={CINE}",
 )
+FCL = (
+    "stages.pretraining.rounds=2",
+    "fcl.local_steps=2",
+    "segmentation.steps=2",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.crop=[32, 32]",
+    f"data.phantom={CINE}",
+)
+FCLOPT = tuple(change.replace("fcl.", "fclopt.") for change in FCL)
 STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "segviz": ("segviz", SEGVIZ),
     "segviz, without the local baseline, with tuned heads": (
@@ -55,6 +66,12 @@ STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fedcrld, without a bank": (
         "fedcrld",
         (*FEDCRLD, "fedcrld.loss={distillation_weight: 0.0, history_weight: 0.0}"),
+    ),
+    "fcl": ("fcl", FCL),
+    "fclopt": ("fclopt", FCLOPT),
+    "fclopt, with targets and mixing of its own": (
+        "fclopt",
+        (*FCLOPT, "fclopt.mode=keep_local", "fclopt.distance=null", "fclopt.client_mix=fedema"),
     ),
     "fedata": ("fedata", FEDATA),
     "fedata, fine-tuned together": (
@@ -79,6 +96,13 @@ def site(tmp_path: Path) -> SiteSettings:
     """A site whose folders are apart."""
     (tmp_path / "site.yaml").write_text("datasets: {any: {list: a.json}}\nstate_dir: s\ncache_dir: c\nmodels_dir: m\n")
     return read_site(tmp_path / "site.yaml")
+
+
+@pytest.mark.parametrize("system", systems())
+def test_every_systems_shipped_study_has_an_estimate(site: SiteSettings, system: str) -> None:
+    _, experiment = read_settings(find_job(system), [])
+    planned = needs_of_disk(site, experiment=experiment, wanted=needs(experiment), cached=0)
+    assert planned[site.state]["state"] > 0 < planned[site.models]["models"]
 
 
 @pytest.mark.parametrize(

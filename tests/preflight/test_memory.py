@@ -160,3 +160,30 @@ def test_a_federation_that_trains_the_whole_network_needs_its_memory_once() -> N
     assert (need.stage, need.crops, need.frozen) == ("training", 4, 0)
     assert 2e5 < need.parameters < 4e5
     assert need.per_crop > 0
+
+
+@pytest.mark.parametrize(("system", "views"), [("fcl", 1), ("fclopt", 2)])
+def test_an_encoder_of_slices_counts_with_its_heads_and_without_the_decoder(system: str, views: int) -> None:
+    """Beside it the network that follows it; of FCLOpt's online network both views are kept for the backward pass."""
+    from fedmedseg.core.config import system_module
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    experiment = read_settings(find_job(system), [])[1]
+    need, fine_tuning = needs(experiment)
+    plan: Any = system_module(system, "plan")
+    heads = sum(
+        tensor.numel()
+        for name, tensor in plan.initial_shared(experiment).items()
+        if name.startswith(("projector.", "predictor."))
+    )
+    encoder = sum(
+        tensor.numel()
+        for name, tensor in build_segmentation(experiment).state_dict().items()
+        if name.startswith(("conv_0", "down_")) and tensor.is_floating_point()
+    )
+    assert heads > 0
+    assert need.parameters == encoder + heads
+    assert need.frozen == 4 * need.parameters
+    assert need.crops == views * 4 * experiment.wing.parts
+    # a decoder keeps at least as much as the encoder before it
+    assert 0 < need.per_crop < 0.6 * fine_tuning.per_crop

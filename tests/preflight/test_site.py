@@ -12,7 +12,14 @@ import yaml
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Level
 from fedmedseg.core.kit import Kit, open_kit
-from fedmedseg.preflight.site import SiteSettings, encryption, read_site, site_file_of
+from fedmedseg.preflight.site import (
+    SiteSettings,
+    encryption,
+    features_of_slices,
+    read_site,
+    site_file_of,
+    what_may_leave,
+)
 
 OPEN = {"federation": {"encryption": "none"}}
 SEALED = {"federation": {"encryption": "ckks"}, "fedata": {"server_aggregation": "fedavg"}}
@@ -89,3 +96,39 @@ def make_role(tmp_path: Path) -> Callable[[str], Path]:
         return tmp_path / role
 
     return make
+
+
+def exchanging(**fcl: Any) -> Any:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    return read_settings(find_job("fcl"), [{"fcl": fcl}])[1]
+
+
+@pytest.mark.parametrize(
+    ("privacy", "level", "words"),
+    [
+        (None, Level.WARN, "pretraining exchanges them, and the site file has no privacy.features: true"),
+        ({"features": False}, Level.WARN, "this site would decline it"),
+        (
+            {"features": True, "clip_norm": 1.0, "noise": {"multiplier": 1.0, "epsilon": 8.0, "delta": 1e-5}},
+            Level.WARN,
+            "privacy.noise beside privacy.features: true",
+        ),
+        ({"features": True}, Level.PASS, "the site file lets them leave"),
+    ],
+)
+def test_a_study_that_exchanges_features_asks_for_the_sites_word(
+    tmp_path: Path, privacy: dict[str, Any] | None, level: Level, words: str
+) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump({"datasets": {"cmr": {"list": "a.json"}}, "privacy": privacy}))
+    (found,) = features_of_slices(exchanging(), read_site(file))
+    assert (found.level, words in found.found) == (level, True), found
+    assert features_of_slices(exchanging(exchange=False), read_site(file)) == []
+
+
+def test_what_may_leave_tells_of_features(tmp_path: Path) -> None:
+    for allowed, words in ((True, "features of slices may"), (False, "features of slices stay")):
+        file = tmp_path / "site.yaml"
+        file.write_text(yaml.safe_dump({"datasets": {"cmr": {"list": "a"}}, "privacy": {"features": allowed}}))
+        assert words in what_may_leave(read_site(file)).found

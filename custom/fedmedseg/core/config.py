@@ -328,6 +328,14 @@ class OptimizerSection(Strict):
     clip_norm: float = Field(3.0, gt=0.0)
 
 
+class SGDSection(Strict):
+    """SGD with momentum; a system says how its rate moves."""
+
+    learning_rate: float = Field(gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+
 class SegmentationSection(Strict):
     """Supervised training, validation and test, shared by every system."""
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fedmedseg.core.config import OptimizerSection
+from fedmedseg.core.config import OptimizerSection, SGDSection
 
 
 class Schedule(Protocol):
@@ -32,6 +32,13 @@ def build_optimizer(groups: Iterable[dict[str, object]], section: OptimizerSecti
         lr=section.learning_rate,
         betas=section.betas,
         weight_decay=section.weight_decay,
+    )
+
+
+def build_sgd(parameters: Iterable[torch.nn.Parameter], section: SGDSection) -> torch.optim.SGD:
+    """SGD at its section's rate, until ``set_learning_rate``."""
+    return torch.optim.SGD(
+        parameters, lr=section.learning_rate, momentum=section.momentum, weight_decay=section.weight_decay
     )
 
 

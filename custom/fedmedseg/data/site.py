@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from fedmedseg.core.schema import Strict, parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX
 from fedmedseg.data.leaving import PrivacySection
 from fedmedseg.data.views import phantom_view, site_view
+
+if TYPE_CHECKING:
+    from fedmedseg.core.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,18 @@ class SiteFile(Strict):
     """The role to take part with where a study accepts several that this site offers (``data.views``)."""
     publish: bool = False
     """``true``: a study that asks for it gets the parts of this site's models that are otherwise its own."""
+
+
+def site_and_view(experiment: Experiment, place: Place) -> tuple[Site, Experiment]:
+    """The site of this process, and the study as it sees it (``data.views``).
+
+    Raises:
+        ConfigurationError: see ``open_site`` and ``site_view``.
+    """
+    site = open_site(
+        experiment, name=place.name, local=place.local, workspace=place.workspace, simulated=place.simulated
+    )
+    return site, site_view(experiment, site.datasets, preferred=site.prefers)
 
 
 def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path, simulated: bool) -> Site:

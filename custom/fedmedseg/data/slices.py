@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedmedseg.core.config import DataSection
+from fedmedseg.core.errors import DataError
 from fedmedseg.data.augmentation import VIEWS, augment, deform
 from fedmedseg.data.partitions import Rule, partition_of_slices
 from fedmedseg.data.sampling import ATTEMPTS, ImageSource, tissue_share
@@ -32,6 +33,24 @@ def all_slices(volumes: ImageSource, parts: int, rule: Rule = "even") -> list[Sl
         of_slice = partition_of_slices(_depth(volumes, volume), parts, rule)
         found += [SliceAt(volume=volume, slice=index, part=int(part)) for index, part in enumerate(of_slice)]
     return found
+
+
+def require_parts(volumes: ImageSource, parts: int, rule: Rule, *, system: str) -> None:
+    """Refuse a ``rule`` for which a volume of this site is too shallow; ``system`` is whose settings name it.
+
+    Raises:
+        DataError: without saying which volume it is.
+    """
+    for volume in range(len(volumes)):
+        try:
+            partition_of_slices(_depth(volumes, volume), parts, rule)
+        except ValueError:
+            raise DataError(
+                f"{system}.partition",
+                got=f"{rule} in {parts} parts, and a volume of too few slices for it",
+                expected="a rule that every volume of this site has slices enough for",
+                remedy=f"set {system}.partition to even, or {system}.parts lower",
+            ) from None
 
 
 def draw_slices(

@@ -2,7 +2,8 @@
 
 Parts are shares of a stack (``data.partitions``). They correspond where stacks run the same way, which preprocessing
 sees to by the affine (``geometry.canonical_orientation``), and where stacks cover about as much of the body. What a
-site tells for that is a median over its volumes, rounded, and a share: nothing of a patient.
+site tells for that is a median over its volumes, rounded, and a share. With few volumes these are figures of few, and
+withheld as all of them are (``privacy.min_count``).
 """
 
 from __future__ import annotations

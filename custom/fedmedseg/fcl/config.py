@@ -6,13 +6,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmedseg.core.config import BasicUNetSection, Experiment, Fraction, Positive
+from fedmedseg.core.config import Experiment, Fraction, Positive, SGDSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.exchange import Transport
 from fedmedseg.core.schema import Misfit, Strict, each_once, refuse_unread
 from fedmedseg.data.partitions import Rule
 from fedmedseg.networks.factory import check_network
-from fedmedseg.segmentation.stages import check_stages
+from fedmedseg.segmentation.slice_pretraining import CollapseSection, check_slices
+from fedmedseg.segmentation.stages import check_stages, check_starts
 
 Start = Literal["personal", "shared", "scratch"]
 Denominator = Literal["paper", "exclude_same_partition"]
@@ -54,14 +55,6 @@ class NoiseSection(Strict):
     them."""
 
 
-class CollapseSection(Strict):
-    """When the features are called collapsed."""
-
-    alarm: float = Field(default=0.3, gt=0.0, lt=1.0)
-    """Alarm below this: the mean over dimensions of the standard deviation of a site's features times the root of their
-    number is 1 where they lie evenly on the sphere, and 0 where they are all the same."""
-
-
 class CorrespondenceSection(Strict):
     """When sites' parts are said not to correspond (``data.stacks``)."""
 
@@ -69,11 +62,10 @@ class CorrespondenceSection(Strict):
     """Between the largest and the smallest of the sites' medians."""
 
 
-class SGDSection(Strict):
+class RateSection(SGDSection):
     """SGD with momentum, linear warm-up and a cosine over all rounds; its momentum goes on from round to round."""
 
     learning_rate: float = Field(default=0.1, gt=0.0)
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=1.0e-5, ge=0.0)
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
@@ -123,7 +115,7 @@ class Section(Strict):
     projector: ProjectorSection = ProjectorSection()
     collapse: CollapseSection = CollapseSection()
     correspondence: CorrespondenceSection = CorrespondenceSection()
-    optimizer: SGDSection = SGDSection()
+    optimizer: RateSection = RateSection()
     starts: tuple[Start, ...] = ("shared", "scratch")
     """Where fine-tuning starts from; each start is trained and evaluated on its own. ``personal``: the site's encoder
     as its last round left it."""
@@ -157,20 +149,7 @@ class Section(Strict):
         Raises:
             ConfigurationError: naming the field, what came, what was expected and how to mend it.
         """
-        if not isinstance(experiment.network, BasicUNetSection):
-            raise ConfigurationError(
-                "network.name",
-                got=experiment.network.name,
-                expected="basic_unet, whose encoder fcl pretrains",
-                remedy="set network to {name: basic_unet}",
-            )
-        if experiment.data.spatial_dims != 2:
-            raise ConfigurationError(
-                "data.spatial_dims",
-                got=experiment.data.spatial_dims,
-                expected="2: slices of volumes are what is compared",
-                remedy="set data.spatial_dims to 2 and give data.crop two numbers",
-            )
+        check_slices(experiment)
         check_network(experiment)
         check_stages(experiment)
         if self.exchange and self.aggregation == "none":
@@ -187,7 +166,7 @@ class Section(Strict):
                 expected="personal or scratch with fcl.aggregation none: no encoder is shared",
                 remedy="set fcl.starts to [personal, scratch]",
             )
-        self._check_starts(experiment)
+        check_starts(experiment, STAGE, own="shared")
         refuse_unread(
             self,
             "fcl",
@@ -201,21 +180,3 @@ class Section(Strict):
         )
         renormalise = (self.noise.sigma > 0.0, "a sigma above 0")
         refuse_unread(self.noise, "fcl.noise", {"renormalise": renormalise})
-
-    def _check_starts(self, experiment: Experiment) -> None:
-        """Refuse starts that nothing leads to, and a pretraining that leads nowhere."""
-        rounds, pretrained = experiment.stages[STAGE].rounds, set(self.starts) - {"scratch"}
-        if rounds and not pretrained:
-            raise ConfigurationError(
-                f"stages.{STAGE}.rounds",
-                got=rounds,
-                expected="0 where fcl.starts is [scratch]: no start would use what is pretrained",
-                remedy=f"set stages.{STAGE}.rounds to 0, or add shared to fcl.starts",
-            )
-        if not rounds and pretrained:
-            raise ConfigurationError(
-                "fcl.starts",
-                got=list(self.starts),
-                expected=f"[scratch] where stages.{STAGE}.rounds is 0",
-                remedy=f"set starts to [scratch], or give {STAGE} its rounds",
-            )

@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.exchange import Features
-from fedmedseg.core.optimizer import learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.optimizer import build_sgd, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import Aborted, require_finite
 from fedmedseg.data.sampling import ImageSource
 from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_view
 from fedmedseg.fcl.bank import FeatureBank, capacity_of, received_rows, sampled
 from fedmedseg.fcl.losses import SLICES, Rows, contrastive_losses
 from fedmedseg.fcl.sharing import ContrastiveNetwork, follow, momentum_network
+from fedmedseg.networks.compute import prepare
+from fedmedseg.networks.timing import StepTrial
 
 SEEDS = 2**62
 
@@ -36,6 +40,7 @@ class ContrastiveObjective:
         self.slices = all_slices(volumes, section.parts, section.partition)
         capacity = capacity_of(size=section.bank.size, share=section.bank.share, slices=len(self.slices))
         self.bank = FeatureBank(capacity=capacity, width=section.projector.out, device=device)
+        self.use(SHIPPED)
         self.begin(round=0, rounds=1, received=None)
 
     @property
@@ -46,18 +51,35 @@ class ContrastiveObjective:
         batch = self.section.volumes_per_step * self.section.parts
         return int(self.section.local_epochs) * math.ceil(len(self.slices) / batch)
 
+    def use(self, choice: ComputeChoice) -> None:
+        """Compute both encoders in that way from now on; weights, momentum, features and losses stay float32."""
+        self.compute = choice
+        for network in (self.network, self.key):
+            prepare(network, choice)
+
+    def trial(self) -> StepTrial:
+        """This objective's forward and backward on noise of a batch's shape, to be timed; it is spent by that."""
+        section = self.section
+        count = section.volumes_per_step * section.parts
+        views = [torch.randn(count, 1, *self.experiment.data.crop, device=self.device) for _ in range(2)]
+        slices = [SliceAt(volume=place, slice=0, part=place % section.parts) for place in range(count)]
+
+        def loss(choice: ComputeChoice) -> torch.Tensor:
+            self.compute = choice
+            queries, keys = self._both(views, slices)
+            local, remote = self._losses(queries, keys, keys)
+            return local + remote
+
+        seed = derive_seed(self.experiment.seed, "compute", "pretext")
+        return StepTrial(networks=[self.network, self.key], loss=loss, seed=seed)
+
     def begin(self, *, round: int, rounds: int, received: Features | None) -> None:
         """Place a round in the schedule, with the others' features as they stay for the whole of it."""
         self.first_step, self.total = round * self.steps, rounds * self.steps
         self.structural = self.section.structural and round >= self.section.warmup_rounds
         self.received = received_rows(received, width=self.section.projector.out, device=self.device)
         self.bank.clear()
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self.section.optimizer.learning_rate,
-            momentum=self.section.optimizer.momentum,
-            weight_decay=self.section.optimizer.weight_decay,
-        )
+        self.optimizer = build_sgd(self.network.parameters(), self.section.optimizer)
         self.figures: dict[str, float] = {}
 
     def initialise(
@@ -133,19 +155,9 @@ class ContrastiveObjective:
             rule=section.partition,
         )
         views = [torch.stack([self._view(at, rng) for at in batch]) for _ in range(2)]
-        with torch.no_grad():
-            keys = self._rows(self._features(self.key, views[1]), batch)
-        queries = self._rows(self._features(self.network, views[0]), batch)
+        queries, keys = self._both(views, batch)
         count = section.bank.samples or len(self.bank)
-        local, remote = contrastive_losses(
-            queries,
-            keys,
-            sampled(self.bank.rows, self.received, count=count),
-            temperature=section.temperature,
-            denominator=section.denominator,
-            positives=section.positives,
-            structural=self.structural,
-        )
+        local, remote = self._losses(queries, keys, sampled(self.bank.rows, self.received, count=count))
         loss = local + remote
         require_finite("loss", float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,9 +209,30 @@ class ContrastiveObjective:
         self.bank.restore(tree["bank"])
         self.figures = dict(tree["figures"])
 
+    def _both(self, views: Sequence[torch.Tensor], slices: Sequence[SliceAt]) -> tuple[Rows, Rows]:
+        """The main encoder's features of the first of two views (B, 1, *crop), the momentum encoder's of the second."""
+        with torch.no_grad():
+            keys = self._rows(self._features(self.key, views[1]), slices)
+        return self._rows(self._features(self.network, views[0]), slices), keys
+
+    def _losses(self, queries: Rows, keys: Rows, bank: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        section = self.section
+        return contrastive_losses(
+            queries,
+            keys,
+            bank,
+            temperature=section.temperature,
+            denominator=section.denominator,
+            positives=section.positives,
+            structural=self.structural,
+        )
+
     def _features(self, network: ContrastiveNetwork, images: torch.Tensor) -> torch.Tensor:
-        # both encoders in training mode: features that are compared must be normalised alike
-        return network.train()(images.to(self.device))
+        images = self.compute.on_device(images, self.device)
+        with self.compute.autocast(self.device):
+            # both encoders in training mode: features that are compared must be normalised alike
+            features: torch.Tensor = network.train()(images)
+        return features
 
     def _view(self, at: SliceAt, rng: np.random.Generator) -> torch.Tensor:
         return slice_view(self.volumes, at, rng, self.experiment.data)

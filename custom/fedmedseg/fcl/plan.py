@@ -12,7 +12,13 @@ from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.wire import Part, StageContract
 from fedmedseg.data.stacks import STACK_METRICS
 from fedmedseg.fcl.config import PROJECTOR, STAGE
-from fedmedseg.segmentation.stages import FINE_TUNED, fine_tuned_tensors, segmentation_stages, segmentation_work
+from fedmedseg.segmentation.stages import (
+    FINE_TUNED,
+    fine_tuned_tensors,
+    segmentation_copies,
+    segmentation_stages,
+    segmentation_work,
+)
 
 METRICS = (
     "loss",
@@ -86,6 +92,16 @@ def work(experiment: Experiment) -> dict[str, int]:
     return {STAGE: section.local_steps or epochs * max(1, volumes // section.volumes_per_step)} | segmentation_work(
         experiment
     )
+
+
+def copies(experiment: Experiment) -> dict[str, int]:
+    """Copies of the encoder and of the whole network that a site's state holds at once, for preflight's estimate.
+
+    Of the encoder what an unfinished round needs and what the last one left: main and momentum encoder, and the
+    momentum of SGD. The bank beside them, a megabyte at full size, is not counted.
+    """
+    encoder = 2 * 3 if experiment.stages[STAGE].rounds else 0
+    return {"encoder": encoder, "network": segmentation_copies(experiment)}
 
 
 def crops(experiment: Experiment) -> dict[str, int]:

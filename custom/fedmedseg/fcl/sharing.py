@@ -34,8 +34,8 @@ class ContrastiveNetwork(nn.Module):
         self.projector = Projector(width=width, hidden=section.hidden or width, out=section.out, norm=section.norm)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, out) of length 1 of images (B, 1, X, Y)."""
-        return nn.functional.normalize(self.projector(self.encoder(images)), dim=1)
+        """Features (B, out) of length 1, float32, of images (B, 1, X, Y)."""
+        return nn.functional.normalize(self.projector(self.encoder(images)).float(), dim=1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is shared, by its name on the wire: parameters and floating-point running statistics; not copied."""

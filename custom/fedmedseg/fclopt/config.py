@@ -6,14 +6,15 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import LARGEST, BasicUNetSection, Experiment, Fraction, Positive
+from fedmedseg.core.config import LARGEST, Experiment, Fraction, Positive, SGDSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Strict, each_once, refuse_unread
 from fedmedseg.data.partitions import Rule as PartitionRule
 from fedmedseg.fclopt.distance_prediction import Grain
 from fedmedseg.fclopt.distance_prediction import Rule as RatioRule
 from fedmedseg.networks.factory import check_network
-from fedmedseg.segmentation.stages import check_stages
+from fedmedseg.segmentation.slice_pretraining import CollapseSection, check_slices
+from fedmedseg.segmentation.stages import check_stages, check_starts
 
 Start = Literal["personal", "shared", "scratch"]
 Mode = Literal["both", "ptnu", "ptnu_dp", "closed_form", "naive", "keep_local", "online"]
@@ -45,18 +46,10 @@ class FedEMASection(Strict):
     """Share of its own model at the site's first mixing; it sets the factor of all later ones."""
 
 
-class CollapseSection(Strict):
-    """When the projections are called collapsed."""
-
-    alarm: float = Field(default=0.3, gt=0.0, lt=1.0)
-    """Alarm where their spread (``losses.spread``: 1 is even, 0 is one point) is below it, on average over a round."""
-
-
-class SGDSection(Strict):
+class RateSection(SGDSection):
     """SGD with momentum, made anew for every round; within a round the rate stands still, as the prediction assumes."""
 
     learning_rate: float = Field(default=0.032, gt=0.0)
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=5.0e-4, ge=0.0)
     schedule: Literal["cosine", "constant"] = "cosine"
     """Over rounds: half a cosine from the rate in the first to 0 after the last, or the same in all."""
@@ -95,7 +88,7 @@ class Section(Strict):
     site's last round moved its network, the more of its own it keeps."""
     fedema: FedEMASection = FedEMASection()
     collapse: CollapseSection = CollapseSection()
-    optimizer: SGDSection = SGDSection()
+    optimizer: RateSection = RateSection()
     starts: tuple[Start, ...] = ("shared", "scratch")
     """Where fine-tuning starts from; each start is trained and evaluated on its own. ``personal``: the site's own
     online encoder as its last round left it."""
@@ -116,44 +109,13 @@ class Section(Strict):
         Raises:
             ConfigurationError: naming the field, what came, what was expected and how to mend it.
         """
-        if not isinstance(experiment.network, BasicUNetSection):
-            raise ConfigurationError(
-                "network.name",
-                got=experiment.network.name,
-                expected="basic_unet, whose encoder fclopt pretrains",
-                remedy="set network to {name: basic_unet}",
-            )
-        if experiment.data.spatial_dims != 2:
-            raise ConfigurationError(
-                "data.spatial_dims",
-                got=experiment.data.spatial_dims,
-                expected="2: fclopt pretrains on slices",
-                remedy="set data.spatial_dims to 2 and give data.crop two numbers",
-            )
+        check_slices(experiment)
         check_network(experiment)
         check_stages(experiment)
-        self._check_starts(experiment)
+        check_starts(experiment, STAGE, own="shared")
         self._check_mixing()
         self._check_encryption(experiment)
         self._check_unread()
-
-    def _check_starts(self, experiment: Experiment) -> None:
-        """Refuse a pretraining that leads nowhere, and starts that nothing leads to."""
-        rounds, own = experiment.stages[STAGE].rounds, set(self.starts) - {"scratch"}
-        if rounds and not own:
-            raise ConfigurationError(
-                f"stages.{STAGE}.rounds",
-                got=rounds,
-                expected="0 where fclopt.starts is [scratch]: no start would use what is pretrained",
-                remedy=f"set stages.{STAGE}.rounds to 0, or add shared to fclopt.starts",
-            )
-        if not rounds and own:
-            raise ConfigurationError(
-                "fclopt.starts",
-                got=list(self.starts),
-                expected=f"[scratch] where stages.{STAGE}.rounds is 0",
-                remedy=f"set starts to [scratch], or give {STAGE} its rounds",
-            )
 
     def _check_mixing(self) -> None:
         if self.client_mix == "fedema" and self.predicts:

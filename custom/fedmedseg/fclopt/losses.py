@@ -12,7 +12,6 @@ another volume in the same part of its stack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,13 +54,3 @@ def structural_loss(
         return None
     chosen = [partner for partner in partners if partner is not None]
     return regression_loss(predictions[having], targets[chosen])
-
-
-@torch.no_grad()
-def spread(projections: torch.Tensor) -> float:
-    """Standard deviation over a batch of L2-normalised projections (B, d), averaged over dimensions, times sqrt(d).
-
-    1 where directions are spread evenly, 0 where all are the same: the projections have collapsed.
-    """
-    normalised = functional.normalize(projections.float(), dim=1)
-    return float(normalised.std(dim=0, correction=0).mean()) * math.sqrt(projections.shape[1])

@@ -11,12 +11,12 @@ import torch
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import restore_optimizer, set_learning_rate
+from fedmedseg.core.optimizer import build_sgd, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
 from fedmedseg.data.slices import draw_slices, slice_view
-from fedmedseg.fclopt.config import SGDSection
-from fedmedseg.fclopt.losses import spread, structural_loss, structural_partners, symmetric_loss
+from fedmedseg.fclopt.config import RateSection
+from fedmedseg.fclopt.losses import structural_loss, structural_partners, symmetric_loss
 from fedmedseg.fclopt.network import (
     BootstrapNetwork,
     TargetNetwork,
@@ -27,6 +27,7 @@ from fedmedseg.fclopt.network import (
 )
 from fedmedseg.networks.compute import prepare
 from fedmedseg.networks.timing import StepTrial
+from fedmedseg.segmentation.slice_pretraining import feature_spread
 
 if TYPE_CHECKING:
     from fedmedseg.data.sampling import ImageSource
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 SEEDS = 2**62
 
 
-def round_rate(section: SGDSection, number: int, rounds: int) -> float:
+def round_rate(section: RateSection, number: int, rounds: int) -> float:
     """Learning rate of round ``number`` (from 0) of ``rounds``."""
     if section.schedule == "constant":
         return section.learning_rate
@@ -79,14 +80,9 @@ class BootstrapObjective:
         """Place a round in the schedule, with an optimiser of its own: momentum of the model before the server moved it
         belongs to that one.
         """
-        section: SGDSection = self.section.optimizer
-        self.rate = round_rate(section, round, rounds)
-        self.optimizer = torch.optim.SGD(
-            self.online.parameters(),
-            lr=self.rate,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-        )
+        # every step sets the rate
+        self.rate = round_rate(self.section.optimizer, round, rounds)
+        self.optimizer = build_sgd(self.online.parameters(), self.section.optimizer)
 
     def start(self, online: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
         """Both networks as a round starts with them, by their names on the wire.
@@ -169,7 +165,7 @@ class BootstrapObjective:
             projections, first_predicted = self.online(first)
             _, second_predicted = self.online(second)
         loss = symmetric_loss(first_predicted, second_predicted, first_targets, second_targets)
-        figures = {"spread": spread(projections.detach())}
+        figures = {"feature_std": feature_spread(projections)}
         structural = structural_loss(first_predicted, second_targets, partners)
         if structural is not None:
             loss = loss + self.section.structural_weight * structural

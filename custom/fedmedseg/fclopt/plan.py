@@ -13,12 +13,18 @@ from fedmedseg.fclopt.config import STAGE, Section
 from fedmedseg.fclopt.distance_prediction import is_anchor
 from fedmedseg.fclopt.network import PREDICTOR, PROJECTOR, TARGET
 from fedmedseg.fclopt.recursion import PREDICTION
-from fedmedseg.segmentation.stages import FINE_TUNED, fine_tuned_tensors, segmentation_stages, segmentation_work
+from fedmedseg.segmentation.stages import (
+    FINE_TUNED,
+    fine_tuned_tensors,
+    segmentation_copies,
+    segmentation_stages,
+    segmentation_work,
+)
 
 METRICS = (
     "loss",
     "loss/structural",
-    "spread",
+    "feature_std",
     "collapse_alarm",
     "rate",
     "mixing/change",
@@ -109,6 +115,19 @@ def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:
 def work(experiment: Experiment) -> dict[str, int]:
     """Steps one site does in one round of each stage, for the share of a run that is done."""
     return {STAGE: experiment.wing.local_steps, **segmentation_work(experiment)}
+
+
+def copies(experiment: Experiment) -> dict[str, int]:
+    """Copies of the encoder and of the whole network that a site's state holds at once, for preflight's estimate.
+
+    Of the encoder what an unfinished round needs (online and target network, the momentum of SGD) and what the last one
+    left: its online network and the target it started with, where targets are predicted the online network that was
+    sent, its own target where that goes on, and what mixing starts from.
+    """
+    section = experiment.wing
+    left = 2 + section.predicts + (section.mode == "keep_local") + (section.client_mix == "fedema")
+    encoder = 3 + left if experiment.stages[STAGE].rounds else 0
+    return {"encoder": encoder, "network": segmentation_copies(experiment)}
 
 
 def crops(experiment: Experiment) -> dict[str, int]:

@@ -6,8 +6,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner
 from fedmedseg.core.place import Place
-from fedmedseg.data.site import open_site
-from fedmedseg.data.views import site_view
+from fedmedseg.data.site import site_and_view
 
 
 class MaskedDistillationExecutor(TrainingExecutor):
@@ -17,8 +16,5 @@ class MaskedDistillationExecutor(TrainingExecutor):
         """The learner at this site."""
         from fedmedseg.fedata.learner import MaskedDistillationLearner
 
-        site = open_site(
-            experiment, name=place.name, local=place.local, workspace=place.workspace, simulated=place.simulated
-        )
-        view = site_view(experiment, site.datasets, preferred=site.prefers)
+        site, view = site_and_view(experiment, place)
         return MaskedDistillationLearner(experiment=view, site=site)

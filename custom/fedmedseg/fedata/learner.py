@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
-from fedmedseg.core.compute import ComputeChoice
-from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.fedata.monitor import collapsed
 from fedmedseg.fedata.objective import MaskedDistillationObjective
-from fedmedseg.networks.timing import choose
+from fedmedseg.segmentation.site_learner import PretrainingLearner
+from fedmedseg.segmentation.stages import PERSONAL
 
 if TYPE_CHECKING:
-    from fedmedseg.data.site import Site
     from fedmedseg.data.volumes import Volumes
 
 logger = logging.getLogger(__name__)
@@ -50,50 +47,13 @@ class OneVolume:
         return self.volumes.slice_tissue(self.index + index)
 
 
-class MaskedDistillationLearner:
+class MaskedDistillationLearner(PretrainingLearner):
     """Pretrains a site's encoder; data and network are built once per process, at the first task."""
-
-    def __init__(self, *, experiment: Experiment, site: Site) -> None:
-        self.experiment = experiment
-        self.site = site
-        self._way: ComputeChoice | None = None
-
-    @property
-    def state_root(self) -> Path:
-        """Folder under which this site's state is kept."""
-        return self.site.state_root
-
-    @property
-    def needs_approval(self) -> bool:
-        """Whether this site's people decide on each job."""
-        return self.site.approval == "each_job"
-
-    @cached_property
-    def volumes(self) -> Volumes:
-        """The site's images, labelled or not; labels are not read."""
-        from fedmedseg.data.volumes import Volumes
-
-        return Volumes(site=self.site, experiment=self.experiment, section="unlabeled")
 
     @cached_property
     def objective(self) -> MaskedDistillationObjective:
         """Student and teacher over this site's volumes."""
         return self._build()
-
-    def _compute(self, task: Task) -> ComputeChoice:
-        """How student and teacher are computed here; asked once per process, since a full disk would not remember."""
-        if self._way is None:
-            section, data = self.experiment.wing, self.experiment.data
-            self._way = choose(
-                self.experiment,
-                work="pretext",
-                shape=(section.volumes_per_step * section.crops_per_volume, 1, *data.crop),
-                trial=lambda: self._build().trial(),
-                cache=self.site.cache,
-                device=self.site.device,
-                aborted=task.aborted,
-            )
-        return self._way
 
     def _build(self) -> MaskedDistillationObjective:
         from fedmedseg.data.sampling import image_crop
@@ -124,20 +84,18 @@ class MaskedDistillationLearner:
         if task.stage != STAGE:
             raise ConfigurationError("stage", got=repr(task.stage), expected=repr(STAGE))
         objective = self.objective
-        objective.use(self._compute(task))
+        section = self.experiment.wing
+        crops = section.volumes_per_step * section.crops_per_volume
+        objective.use(self.way(task, crops=crops, trial=lambda: self._build().trial()))
         objective.begin(round=task.round, rounds=task.rounds)
         # before the loop, which prepares nothing where it continues after a kill
         objective.stay_near(shared)
-        steps = self.experiment.wing.local_steps
+        steps = section.local_steps
+
+        alone = "fedata.server_aggregation is none" if section.server_aggregation == "none" else None
 
         def prepare() -> None:
-            personal = task.state.load("personal") if task.round else None
-            if personal is not None and personal["round"] >= task.round:
-                # the server went back to an older checkpoint: a memory of this site's future must not leak into it
-                logger.warning("the memory is of round %d, not of an earlier one: it is not used", personal["round"])
-                personal = None
-            if task.round and personal is None:
-                self._forgotten(task)
+            personal = self.remembered_before(task, alone=alone)
             objective.initialise(shared, personal, aborted=task.aborted)
 
         means = run_steps(objective, task=task, name=STAGE, steps=steps, prepare=prepare)
@@ -151,7 +109,7 @@ class MaskedDistillationLearner:
             )
         if "mixing/mu" in objective.figures:
             logger.info("%.4f of this site's own model was kept", objective.figures["mixing/mu"])
-        task.state.save("personal", {"round": task.round, **objective.memory()})
+        task.state.save(PERSONAL, {"round": task.round, **objective.memory()})
         alarm = {"collapse_alarm": self._alarm(objective, means["teacher_std"])} if "teacher_std" in means else {}
         return Reply(
             tensors=objective.shared(),
@@ -159,18 +117,6 @@ class MaskedDistillationLearner:
             examples=len(self.volumes),
             steps=steps,
         )
-
-    def _forgotten(self, task: Task) -> None:
-        """Say that this site starts over in a later round, or refuse it where no server has anything to start from."""
-        if self.experiment.wing.server_aggregation == "none":
-            raise FedMedSegError(
-                "personal memory",
-                got=f"none of an earlier round in round {task.round}",
-                expected="the student and teacher of this site's last round: server_aggregation is none",
-                remedy="bring this site's state folder back, or run the study again with all sites from round 0",
-                reason=Reason.MISSING_TENSORS,
-            )
-        logger.warning("no memory of an earlier round: student and teacher start from the server's tensors")
 
     def _alarm(self, objective: MaskedDistillationObjective, spread: float) -> float:
         assert objective.reference is not None

@@ -11,7 +11,7 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Misfit, Strict, each_once, refuse_unread
 from fedmedseg.fedcrld.losses import Form
 from fedmedseg.networks.factory import check_network
-from fedmedseg.segmentation.stages import check_stages, is_federated
+from fedmedseg.segmentation.stages import check_stages, check_starts, is_federated
 
 Start = Literal["personal", "continued", "scratch"]
 Share = Literal["encoder", "everything", "everything_but_norms", "nothing"]
@@ -132,21 +132,7 @@ class Section(Strict):
 
     def _check_starts(self, experiment: Experiment) -> None:
         """Refuse models that no stage makes, and a stage whose model nobody asks for."""
-        rounds, own = experiment.stages[STAGE].rounds, set(self.starts) - {"scratch"}
-        if rounds and not own:
-            raise ConfigurationError(
-                f"stages.{STAGE}.rounds",
-                got=rounds,
-                expected="0 where fedcrld.starts is [scratch]: no model would come of it",
-                remedy=f"set stages.{STAGE}.rounds to 0, or add personal to fedcrld.starts",
-            )
-        if not rounds and own:
-            raise ConfigurationError(
-                "fedcrld.starts",
-                got=list(self.starts),
-                expected=f"[scratch] where stages.{STAGE}.rounds is 0",
-                remedy=f"set starts to [scratch], or give {STAGE} its rounds",
-            )
+        check_starts(experiment, STAGE, own="personal")
         if "continued" in self.starts and "personal" not in self.starts:
             raise ConfigurationError(
                 "fedcrld.starts",

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,6 +22,7 @@ from fedmedseg.fedcrld.objective import RelocalizationObjective
 from fedmedseg.fedcrld.sharing import shared_names
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.evaluation import validate
+from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.stages import PERSONAL
 from fedmedseg.segmentation.together import better, is_due
 
@@ -34,27 +34,16 @@ BEST = "best_personal"
 """Which round the site's model is of, and how it validated."""
 
 
-class RelocalizationLearner:
+class RelocalizationLearner(SiteLearner):
     """Trains a site's client and bank; data and networks are built once per process, at the first task.
 
     ``experiment`` is the site's view of the study: its own label map.
     """
 
     def __init__(self, *, experiment: Experiment, site: Site) -> None:
-        self.experiment = experiment
-        self.site = site
+        super().__init__(experiment=experiment, site=site)
         self.bench = Bench(experiment=experiment, site=site)
         self._objective: RelocalizationObjective | None = None
-
-    @property
-    def state_root(self) -> Path:
-        """Folder under which this site's state is kept."""
-        return self.site.state_root
-
-    @property
-    def needs_approval(self) -> bool:
-        """Whether this site's people decide on each job."""
-        return self.site.approval == "each_job"
 
     @cached_property
     def batches(self) -> EpochBatches:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice, Trial, measure, options, require_supported
-from fedmedseg.core.config import Experiment, SwinUNETRSection, UNetSection
+from fedmedseg.core.config import BasicUNetSection, Experiment, SwinUNETRSection, UNetSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.data.cache import Cache
@@ -51,7 +51,8 @@ def choose(
         ConfigurationError: a precision this device does not have.
         FedMedSegError: the step is not finite even in the reference (reason LOCAL_DIVERGED).
     """
-    without = (SwinUNETRSection, UNetSection) if work == "supervised" else (UNetSection,)
+    # networks of convolutions have no attention, and SwinUNETR's decoder none that is timed
+    without = (BasicUNetSection, UNetSection, *((SwinUNETRSection,) if work == "supervised" else ()))
     fused_matters = not isinstance(experiment.network, without)
     ways = require_supported(options(experiment.compute, fused_matters=fused_matters), device)
     if len(ways) == 1:

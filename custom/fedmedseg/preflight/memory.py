@@ -2,8 +2,8 @@
 
 What autograd keeps for the backward pass is counted exactly, on tensors without contents (torch's ``meta`` device):
 the forward pass of the study's own network on one crop, float32, each buffer once. To it come weights, gradients and
-AdamW's two moments for every parameter, and a reserve for what lives for a moment only. bfloat16 and fused attention
-need less: the estimate is an upper one there.
+AdamW's two moments for every parameter, and a reserve for what lives for a moment only. bfloat16, fused attention and
+SGD, which has one moment, need less: the estimate is an upper one there.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import psutil
 import torch
 from torch import nn
 
-from fedmedseg.core.config import Experiment, system_module
+from fedmedseg.core.config import BasicUNetSection, Experiment, system_module
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.machine_checks import GIB, human
 from fedmedseg.networks.factory import READERS, build_segmentation, encoder_place
+from fedmedseg.networks.unet_encoder import UNetEncoder
 
 SUPERVISED = ("fine_tuning", "training")
 """Stages that train the whole segmentation network on labels."""
@@ -99,18 +100,26 @@ def needs(experiment: Experiment) -> list[Need]:
 
 
 def _own_stage(experiment: Experiment, network: nn.Module, stage: str, crops: int) -> Need:
-    """A system's own training: of an encoder beside its teacher, or of the whole network beside a bank that trains."""
+    """A system's own training: of an encoder beside its teacher or the network that follows it, or of the whole network
+    beside a bank that trains.
+    """
     kind = experiment.network.name
+    if isinstance(experiment.network, BasicUNetSection):
+        encoder = UNetEncoder(model=network)
+        kept, largest = kept_for_backward(experiment, encoder, encoder)
+        # with the heads behind it: what the stage sends when it begins
+        plan: Any = system_module(experiment.system, "plan")
+        sent = plan.stages(experiment)[stage].sent_in(0).of(plan.initial_shared(experiment))
+        size = sum(tensor.numel() for tensor in sent.values())
+        return Need(stage=stage, crops=crops, parameters=size, frozen=4 * size, per_crop=kept, largest=largest)
     if kind not in READERS:
         kept, largest = kept_for_backward(experiment, network, lambda images: _loss(network(images)))
         size = count(network)
         # the bank has gradients and moments of its own; its graph is there when the client's is gone
         return Need(stage=stage, crops=crops, parameters=size, frozen=COPIES * 4 * size, per_crop=kept, largest=largest)
-    encoder, reader = getattr(network, encoder_place(experiment)), READERS[kind]
-    kept, largest = kept_for_backward(
-        experiment, encoder, lambda images: reader.block_tokens(encoder, images, top=1)[-1]
-    )
-    size = count(encoder)
+    tokens, reader = getattr(network, encoder_place(experiment)), READERS[kind]
+    kept, largest = kept_for_backward(experiment, tokens, lambda images: reader.block_tokens(tokens, images, top=1)[-1])
+    size = count(tokens)
     return Need(stage=stage, crops=crops, parameters=size, frozen=4 * size, per_crop=kept, largest=largest)
 
 

@@ -21,6 +21,7 @@ from fedmedseg.preflight.site import (
     Tick,
     check_site,
     encryption,
+    features_of_slices,
     read_site,
     site_file_of,
     what_may_leave,
@@ -81,6 +82,7 @@ def preflight(
     filters = [] if kit is None else [what_may_leave(site)]
     if kit is not None and experiment is not None:
         filters += encryption(kit, experiment, site)
+        filters += features_of_slices(experiment, site)
     return [
         *findings,
         *filters,

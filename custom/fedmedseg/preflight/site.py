@@ -6,15 +6,16 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.encryption_keys import load_cipher
-from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.findings import Finding, failed, passed, run_checks
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.findings import Finding, failed, passed, run_checks, warned
 from fedmedseg.core.kit import Kit, is_kit, open_kit
 from fedmedseg.core.machine_checks import disk
 from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.data.leaving import require_features
 from fedmedseg.data.site import SiteFile, site_folders
 from fedmedseg.preflight.data import check_list, label_names
 from fedmedseg.preflight.memory import Need
@@ -106,7 +107,26 @@ def what_may_leave(site: SiteSettings) -> Finding:
         noise = "no noise"
     else:
         noise = f"noise of {section.noise.multiplier:g} norms up to epsilon {section.noise.epsilon:g}"
-    return passed(check, f"counts from {section.min_count}, differences {clipped}, {noise}")
+    features = "features of slices may" if section.features else "features of slices stay"
+    return passed(check, f"counts from {section.min_count}, differences {clipped}, {noise}, {features}")
+
+
+def features_of_slices(experiment: Experiment, site: SiteSettings) -> list[Finding]:
+    """Whether the site gives what a study's exchange asks for; it takes no part in such a stage otherwise."""
+    check, plan = "features of slices", cast(Any, system_module(experiment.system, "plan"))
+    asking = [
+        stage
+        for stage, contract in plan.stages(experiment).items()
+        if contract.exchange is not None and experiment.stages[stage].rounds
+    ]
+    if not asking:
+        return []
+    try:
+        require_features(site.settings.privacy, reason=Reason.DENIED)
+    except FedMedSegError as error:
+        text = f"{', '.join(asking)} exchanges them, and the site file has {error.got}: this site would decline it"
+        return [warned(check, text, error.remedy)]
+    return [passed(check, f"{', '.join(asking)} exchanges them, and the site file lets them leave")]
 
 
 def encryption(kit: Kit, experiment: Experiment, site: SiteSettings | None) -> list[Finding]:

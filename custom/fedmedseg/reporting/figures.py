@@ -62,7 +62,6 @@ def figures(record: Record) -> dict[str, str]:
         "loss": draw_loss,
         "teacher": draw_teacher,
         "features": draw_features,
-        "spread": draw_spread,
         "participation": draw_participation,
         "weights": draw_weights,
         "attention": draw_attention,
@@ -101,11 +100,6 @@ def draw_teacher(record: Record) -> Figure | None:
 def draw_features(record: Record) -> Figure | None:
     """Spread of the sites' features per round; a ring marks an alarm."""
     return _watched(record, "feature_std", "spread of features")
-
-
-def draw_spread(record: Record) -> Figure | None:
-    """Spread of projections over a batch per round and site; a ring marks an alarm."""
-    return _watched(record, "spread", "spread of projections")
 
 
 def _watched(record: Record, figure_name: str, label: str) -> Figure | None:

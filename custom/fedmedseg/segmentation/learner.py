@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,28 +13,18 @@ from fedmedseg.core.learner import Reply, Task
 from fedmedseg.data.site import Site
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.local import fine_tune
+from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.stages import is_federated
 from fedmedseg.segmentation.testing import score_models
 from fedmedseg.segmentation.together import adopt, fine_tune_together
 
 
-class SegmentationLearner:
+class SegmentationLearner(SiteLearner):
     """Runs the stages ``fine_tuning`` and ``evaluation`` of any system whose section lists ``starts``."""
 
     def __init__(self, *, experiment: Experiment, site: Site) -> None:
-        self.experiment = experiment
-        self.site = site
+        super().__init__(experiment=experiment, site=site)
         self.bench = Bench(experiment=experiment, site=site)
-
-    @property
-    def state_root(self) -> Path:
-        """Folder on the site's disk under which its state is kept."""
-        return self.site.state_root
-
-    @property
-    def needs_approval(self) -> bool:
-        """Whether this site's people decide on each job."""
-        return self.site.approval == "each_job"
 
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
         """Do one task.

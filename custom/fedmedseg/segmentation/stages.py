@@ -93,6 +93,32 @@ def segmentation_copies(experiment: Experiment) -> int:
     return 4 if tuned_starts(experiment) else 0
 
 
+def check_starts(experiment: Experiment, stage: str, *, own: str) -> None:
+    """Refuse a system's own ``stage`` whose outcome no start uses, and starts that need it where it is left out.
+
+    ``own`` is a start that it leads to. Every start but ``scratch`` needs it.
+
+    Raises:
+        ConfigurationError: naming the field, what came, what was expected and how to mend it.
+    """
+    starts, rounds = f"{experiment.system}.starts", experiment.stages[stage].rounds
+    needing = set(experiment.wing.starts) - {SCRATCH}
+    if rounds and not needing:
+        raise ConfigurationError(
+            f"stages.{stage}.rounds",
+            got=rounds,
+            expected=f"0 where {starts} is [{SCRATCH}]: no start would use what comes of it",
+            remedy=f"set stages.{stage}.rounds to 0, or add {own} to {starts}",
+        )
+    if not rounds and needing:
+        raise ConfigurationError(
+            starts,
+            got=list(experiment.wing.starts),
+            expected=f"[{SCRATCH}] where stages.{stage}.rounds is 0",
+            remedy=f"set starts to [{SCRATCH}], or give {stage} its rounds",
+        )
+
+
 def check_stages(experiment: Experiment) -> None:
     """Refuse rounds and starts that these stages cannot run, and rates of an encoder that no start has.
 

@@ -7,17 +7,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
-from fedmedseg.data.site import Site
+from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.testing import score_models
 from fedmedseg.segmentation.together import consider, is_due, steps_of_round
 from fedmedseg.segviz.bench import PartialLabelBench
@@ -31,26 +29,12 @@ logger = logging.getLogger(__name__)
 PERSONAL, SCRATCH = "personal", "scratch"
 
 
-class PartialLabelLearner:
+class PartialLabelLearner(SiteLearner):
     """Runs ``training``, ``head_tuning``, ``evaluation`` and ``publication`` of one site, whatever it marks.
 
     What the site remembers of each round is ``personal`` (private tensors and optimiser) and, with a local baseline,
     ``scratch`` (all tensors and optimiser); ``best_<model>`` is what it has chosen so far.
     """
-
-    def __init__(self, *, experiment: Experiment, site: Site) -> None:
-        self.experiment = experiment
-        self.site = site
-
-    @property
-    def state_root(self) -> Path:
-        """Folder under which this site's state is kept."""
-        return self.site.state_root
-
-    @property
-    def needs_approval(self) -> bool:
-        """Whether this site's people decide on each job."""
-        return self.site.approval == "each_job"
 
     @cached_property
     def bench(self) -> PartialLabelBench:
