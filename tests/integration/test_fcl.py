@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import simulated
 import torch
 import yaml
 
@@ -35,37 +34,7 @@ TINY = (
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-@dataclass(frozen=True)
-class Study:
-    """A finished call of `fedmedseg simulate`."""
-
-    workspace: Path
-    out: str
-    code: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
-        return dict(json.loads(content))
-
-    @property
-    def home(self) -> Path:
-        """Where sites and server keep what they remember."""
-        return self.workspace.with_name(self.workspace.name + ".fedmedseg")
-
-    def exchanged(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What the server's last checkpoint of a pretraining round holds of the sites' features."""
-        files = sorted(self.home.rglob("server/shared.safetensors*"))
-        trees = [checkpoint.load_file(file)["tree"] for file in files]
-        return next((dict(tree["exchanged"]) for tree in trees if tree["exchanged"]), {})
-
-
-def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "fcl", "-w", str(workspace), *options]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
-    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
+simulate = partial(simulated.simulate, "fcl")
 
 
 def in_one_process(folder: Path, sites: int, changes: tuple[str, ...]) -> InProcessFederation:
@@ -80,14 +49,14 @@ def in_one_process(folder: Path, sites: int, changes: tuple[str, ...]) -> InProc
 
 
 @pytest.fixture(scope="module")
-def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def two_sites(tmp_path_factory: pytest.TempPathFactory) -> simulated.Study:
     """The smallest run: two sites with a thread each, two rounds."""
     study = simulate(tmp_path_factory.mktemp("two") / "w", "-n", "2", "-t", "2", changes=TINY)
     assert study.code == 0, study.out
     return study
 
 
-def test_two_sites_exchange_features_over_two_rounds(two_sites: Study) -> None:
+def test_two_sites_exchange_features_over_two_rounds(two_sites: simulated.Study) -> None:
     """None in the first round; in the second each gets as many as the other gave, counted in rows and bytes."""
     first, second = (entry for entry in two_sites.record["rounds"] if entry["stage"] == "pretraining")
     assert [entry["accepted"] for entry in (first, second)] == [["site-1", "site-2"]] * 2
@@ -107,7 +76,7 @@ def test_two_sites_exchange_features_over_two_rounds(two_sites: Study) -> None:
     assert first["shared_sha256"] != second["shared_sha256"]
 
 
-def test_one_process_for_all_sites_ends_with_the_same_bytes(two_sites: Study, tmp_path: Path) -> None:
+def test_one_process_for_all_sites_ends_with_the_same_bytes(two_sites: simulated.Study, tmp_path: Path) -> None:
     """Shuffled uploads, and the same model all the same."""
     federation = in_one_process(tmp_path, 2, TINY)
     pretraining = [entry for entry in two_sites.record["rounds"] if entry["stage"] == "pretraining"]
@@ -118,7 +87,7 @@ def test_one_process_for_all_sites_ends_with_the_same_bytes(two_sites: Study, tm
         assert not torch.equal(received[site][FEATURES], federation.exchanged[site][FEATURES])
 
 
-def test_features_are_nowhere_in_what_is_handed_out_and_no_patient_is_either(two_sites: Study) -> None:
+def test_features_are_nowhere_in_what_is_handed_out_and_no_patient_is_either(two_sites: simulated.Study) -> None:
     """Row 44, and the run folder, which is what an admin downloads."""
     markers = (b"phantom-0", b".nii.gz", FEATURES.encode(), PARTS.encode())
     searched = [file for file in two_sites.workspace.rglob("*") if file.is_file()]
@@ -128,7 +97,7 @@ def test_features_are_nowhere_in_what_is_handed_out_and_no_patient_is_either(two
     assert len(searched) > 10
 
 
-def test_report_and_last_lines_tell_dice_and_traffic(two_sites: Study) -> None:
+def test_report_and_last_lines_tell_dice_and_traffic(two_sites: simulated.Study) -> None:
     report = (two_sites.workspace / "server" / "simulate_job" / "report" / "report.html").read_text()
     assert "of which features" in report
     assert "shared" in "\n".join(two_sites.out.splitlines()[-30:])
@@ -170,7 +139,9 @@ def test_the_bare_command_makes_two_sites(tmp_path: Path) -> None:
         [sys.executable, "-m", "nvflare.cli", "simulator", "jobs/fcl"],
         cwd=tmp_path, text=True, capture_output=True, timeout=600, check=False,
     )  # fmt: skip
-    study = Study(workspace=tmp_path / "simulator_workspace", out=done.stdout + done.stderr, code=done.returncode)
+    study = simulated.Study(
+        workspace=tmp_path / "simulator_workspace", out=done.stdout + done.stderr, code=done.returncode
+    )
     assert study.record["outcome"] == "finished", study.out[-3000:]
     assert study.record["sites"] == ["site-1", "site-2"]
 

@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import simulated
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
@@ -36,26 +36,7 @@ TINY = (
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-@dataclass(frozen=True)
-class Study:
-    """A finished call of `fedmedseg simulate`."""
-
-    workspace: Path
-    out: str
-    code: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
-        return dict(json.loads(content))
-
-
-def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "fclopt", "-w", str(workspace), *options]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
-    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
+simulate = partial(simulated.simulate, "fclopt")
 
 
 def in_one_process(folder: Path, changes: tuple[str, ...], *, stages: int = 3) -> InProcessFederation:

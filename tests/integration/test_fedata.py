@@ -6,11 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import simulated
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
@@ -28,46 +28,11 @@ TINY = (
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-@dataclass(frozen=True)
-class Study:
-    """A finished call of `fedmedseg simulate`."""
-
-    workspace: Path
-    out: str
-    code: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
-        return dict(json.loads(content))
-
-    def site(self, name: str) -> Path:
-        return self.workspace.with_name(self.workspace.name + ".fedmedseg") / name
-
-    def personal(self, name: str) -> dict[str, Any]:
-        """What a site remembers of its pretraining."""
-        file = next(self.site(name).glob("state/**/personal.safetensors"))
-        return dict(checkpoint.load(file)["tree"])
-
-    def model_digests(self) -> dict[str, str]:
-        """Digest of every model of every site."""
-        found = {}
-        for name in self.record["sites"]:
-            for file in sorted(self.site(name).glob("models/**/*.safetensors")):
-                found[f"{name}/{file.stem}"] = checkpoint.content_sha256(checkpoint.load(file)["tensors"])
-        return found
-
-
-def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "fedata", "-w", str(workspace), *options]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
-    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
+simulate = partial(simulated.simulate, "fedata")
 
 
 @pytest.fixture(scope="module")
-def three_threads(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def three_threads(tmp_path_factory: pytest.TempPathFactory) -> simulated.Study:
     study = simulate(tmp_path_factory.mktemp("three") / "w", "-n", "3", "-t", "3", changes=TINY)
     assert study.code == 0, study.out
     return study
@@ -90,7 +55,7 @@ def in_one_process(folder: Path, sites: int, changes: tuple[str, ...]) -> tuple[
     return federation, models
 
 
-def test_one_process_for_all_sites_ends_with_the_same_bytes(three_threads: Study, tmp_path: Path) -> None:
+def test_one_process_for_all_sites_ends_with_the_same_bytes(three_threads: simulated.Study, tmp_path: Path) -> None:
     """What `core.in_process` says of itself; the study of what FedATA is worth stands on it."""
     federation, models = in_one_process(tmp_path, 3, TINY)
     assert checkpoint.content_sha256(federation.shared) == three_threads.record["shared_sha256"]
@@ -116,7 +81,7 @@ def test_federated_fine_tuning_averages_whole_networks_and_every_site_tests_one(
     assert models == study.model_digests()
 
 
-def test_exchange_really_happens(three_threads: Study) -> None:
+def test_exchange_really_happens(three_threads: simulated.Study) -> None:
     """Every site trained from the same base, came back with tensors of its own, and the aggregate moved."""
     pretraining = [entry for entry in three_threads.record["rounds"] if entry["stage"] == "pretraining"]
     assert [entry["accepted"] for entry in pretraining] == [["site-1", "site-2", "site-3"]] * 2
@@ -130,26 +95,26 @@ def test_exchange_really_happens(three_threads: Study) -> None:
     assert len(trained) == len(teachers) == 3
 
 
-def test_the_attention_weights_of_every_round_are_on_record_and_sum_to_one(three_threads: Study) -> None:
+def test_the_attention_weights_of_every_round_are_on_record_and_sum_to_one(three_threads: simulated.Study) -> None:
     pretraining = [entry for entry in three_threads.record["rounds"] if entry["stage"] == "pretraining"]
     for entry in pretraining:
         for weights in entry["notes"]["attention"].values():
             assert sum(weights.values()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_last_lines_tell_dice_report_and_models(three_threads: Study) -> None:
+def test_the_last_lines_tell_dice_report_and_models(three_threads: simulated.Study) -> None:
     tail = "\n".join(three_threads.out.splitlines()[-40:])
     for words in ("left ventricle", "site-1", "report:", "report.html", "shared model:", "site models:"):
         assert words in tail
     assert (three_threads.workspace / "server" / "simulate_job" / "report" / "report.html").stat().st_size > 10_000
 
 
-def test_progress_is_told_on_the_way(three_threads: Study) -> None:
+def test_progress_is_told_on_the_way(three_threads: simulated.Study) -> None:
     for words in ("pretraining round", "step", "loss", "left"):
         assert words in three_threads.out
 
 
-def test_no_patient_reaches_a_log_a_record_or_the_report(three_threads: Study) -> None:
+def test_no_patient_reaches_a_log_a_record_or_the_report(three_threads: simulated.Study) -> None:
     """Row 44: the phantoms' patients and files are planted markers."""
     markers = (b"phantom-0", b".nii.gz")
     # whatever kind of file, TensorBoard's events among them, and all that the processes wrote to their consoles
@@ -179,7 +144,9 @@ def test_the_bare_command_makes_two_sites_and_ends_with_the_bytes_of_one_process
         [sys.executable, "-m", "nvflare.cli", "simulator", "jobs/fedata"],
         cwd=tmp_path, text=True, capture_output=True, timeout=800, check=False,
     )  # fmt: skip
-    study = Study(workspace=tmp_path / "simulator_workspace", out=done.stdout + done.stderr, code=done.returncode)
+    study = simulated.Study(
+        workspace=tmp_path / "simulator_workspace", out=done.stdout + done.stderr, code=done.returncode
+    )
     assert study.record["outcome"] == "finished", study.out[-3000:]
     assert study.record["sites"] == ["site-1", "site-2"]
     assert "report:" in study.out

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import simulated
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
@@ -32,39 +29,7 @@ TINY = (
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-@dataclass(frozen=True)
-class Study:
-    """A finished call of `fedmedseg simulate`."""
-
-    workspace: Path
-    out: str
-    code: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
-        return dict(json.loads(content))
-
-    def model_digests(self) -> dict[str, str]:
-        """Digest of every model of every site."""
-        return digests(self.workspace, self.record["sites"])
-
-
-def digests(workspace: Path, sites: list[str]) -> dict[str, str]:
-    home = workspace.with_name(workspace.name + ".fedmedseg")
-    return {
-        f"{name}/{file.stem}": checkpoint.content_sha256(checkpoint.load(file)["tensors"])
-        for name in sites
-        for file in sorted((home / name).glob("models/**/*.safetensors"))
-    }
-
-
-def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "fedcrld", "-w", str(workspace), *options]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
-    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
+simulate = partial(simulated.simulate, "fedcrld")
 
 
 def in_one_process(folder: Path, changes: tuple[str, ...]) -> tuple[InProcessFederation, dict[str, str]]:
@@ -76,7 +41,7 @@ def in_one_process(folder: Path, changes: tuple[str, ...]) -> tuple[InProcessFed
     federation = InProcessFederation(job=written, workspace=folder / "w", sites=names, run="oneprocess")
     for stage in federation.contracts:
         federation.run_stage(stage)
-    return federation, digests(folder / "w", names)
+    return federation, simulated.digests(folder / "w", names)
 
 
 def test_cine_and_late_enhancement_train_one_encoder(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Finished calls of `fedmedseg simulate`, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core import checkpoint
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished call."""
+
+    workspace: Path
+    out: str
+    code: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        content = (self.workspace / "server" / "simulate_job" / "report" / "run.json").read_text()
+        return dict(json.loads(content))
+
+    def site(self, name: str) -> Path:
+        """Where a site keeps what outlives the run."""
+        return self.workspace.with_name(self.workspace.name + ".fedmedseg") / name
+
+    def personal(self, name: str) -> dict[str, Any]:
+        """What a site remembers of its pretraining."""
+        file = next(self.site(name).glob("state/**/personal.safetensors"))
+        return dict(checkpoint.load(file)["tree"])
+
+    def model_digests(self) -> dict[str, str]:
+        """Digest of every model of every site."""
+        return digests(self.workspace, self.record["sites"])
+
+
+def digests(workspace: Path, sites: list[str]) -> dict[str, str]:
+    """Digest of every model of these sites of a run in ``workspace``."""
+    home = workspace.with_name(workspace.name + ".fedmedseg")
+    return {
+        f"{name}/{file.stem}": checkpoint.content_sha256(checkpoint.load(file)["tensors"])
+        for name in sites
+        for file in sorted((home / name).glob("models/**/*.safetensors"))
+    }
+
+
+def simulate(system: str, workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> Study:
+    """Run the system's job with these settings, and wait for its end."""
+    command = [sys.executable, "-m", "fedmedseg", "simulate", system, "-w", str(workspace), *options]
+    for change in changes:
+        command += ["--set", change]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
+    return Study(workspace=workspace, out=done.stdout + done.stderr, code=done.returncode)
