@@ -190,7 +190,9 @@ class InProcessFederation:
                 f"{stage}: sites", got=len(metrics), expected=f"at least {needed}", reason=Reason.NO_CASES
             )
 
-    def _task(self, site: str, stage: str, number: int, rounds: int, base: str, received: Features | None) -> Task:
+    def _task(
+        self, site: str, stage: str, number: int, rounds: int, base: str, received: Features | None = None
+    ) -> Task:
         return Task(
             site=site,
             stage=stage,
