@@ -85,6 +85,18 @@ METHODS: dict[str, tuple[str, Method]] = {
     "fclopt_both": ("fclopt", ([], {"fclopt": {"starts": ["shared"], "mode": "both"}})),
 }
 """System, presets and settings of each method."""
+PROBES: dict[str, tuple[str, Method]] = {
+    name: ("fcl", ([], {"fcl": {"starts": ["shared"], **changes}}))
+    for name, changes in {
+        "fcl_fp16": {"transport": "fp16"},
+        "fcl_int8": {"transport": "int8"},
+        "fcl_noise": {"noise": {"sigma": 0.1}},
+        "no_matching": {"structural": False, "warmup_rounds": 5},
+        "no_other_volumes": {"positives": "view"},
+        "exclude_same_partition": {"denominator": "exclude_same_partition"},
+    }.items()
+}
+"""What a thinner wire and noise cost, and each idea of FCL left out; at FCL's own rate."""
 ALONE = frozenset({"local_contrastive"})
 """Methods that pretrain without a server."""
 BASELINE = "random"
@@ -97,6 +109,12 @@ NAMES = {
     "fedema": "FedEMA",
     "fclopt_both": "FCLOpt, both networks sent",
     "fclopt": "FCLOpt, target predicted",
+    "fcl_fp16": "FCL, features in fp16",
+    "fcl_int8": "FCL, features in int8",
+    "fcl_noise": "FCL, noise of 0.1 on features",
+    "no_matching": "FCL without structural matching",
+    "no_other_volumes": "FCL, the second view alone as local positive",
+    "exclude_same_partition": "FCL, no negatives of the same part",
 }
 
 
@@ -122,12 +140,12 @@ class Cell(AnyCell):
     @property
     def system(self) -> str:
         """The system whose job runs it."""
-        return METHODS[self.method][0]
+        return (METHODS | PROBES)[self.method][0]
 
     def settings(self) -> dict[str, Any]:
         """The job's settings under this cell, as its experiment.yaml would say them."""
         study = study_file(NAME, self.study)
-        rate = study["rates"][self.method] if self.trial is None else self.trial
+        rate = study["rates"]["fcl" if self.method in PROBES else self.method] if self.trial is None else self.trial
         pretraining = merged(study[self.system], {"optimizer": {"learning_rate": rate}})
         settings = merged(study["settings"], {self.system: pretraining, "stages": study["stages"]})
         if self.method != BASELINE:
@@ -138,7 +156,7 @@ class Cell(AnyCell):
         else:
             own["data"] = {"labelled_patients": int(self.labelled)}
         data = {"preset": study["preset"], "settings": settings}
-        return job_settings(self.system, data, METHODS[self.method][1], [own])
+        return job_settings(self.system, data, (METHODS | PROBES)[self.method][1], [own])
 
     @property
     def key(self) -> str:
@@ -393,7 +411,7 @@ def draw(study: str, file: Path) -> None:
     numbers = sorted({labelled for _, labelled in seeds if labelled != TRANSFER}, key=int)
     figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 3.6), squeeze=False, layout="constrained")
     for axis, labelled in zip(axes[0], numbers, strict=True):
-        for marker, name in zip("osD^vPX*", NAMES, strict=True):
+        for marker, name in zip("osD^vPX*", METHODS, strict=True):
             runs = seeds.get((name, labelled))
             if runs:
                 dice = [mean_dice(one) for one in runs]
@@ -413,7 +431,7 @@ def main() -> None:
     parser.add_argument("--folds", type=Path, help="folder of folds, as `fedmedseg data folds` writes them")
     parser.add_argument("--transfer", type=Path, help="folder of site files of the other set; its last site is tested")
     parser.add_argument("--work", type=Path, default=Path("runs/contrastive_worth"), help="states and cached volumes")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *PROBES], default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the study's")
     parser.add_argument("--minutes", type=float, default=110.0, help="begin no cell after so many minutes")
     parser.add_argument("--workers", type=int, default=2)
