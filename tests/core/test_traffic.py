@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,3 +70,25 @@ def test_a_reply_that_cannot_be_encoded_costs_its_figure_alone(caplog: pytest.Lo
         traffic.received("site-1", reply)
     assert traffic.up == {}
     assert "not in the bytes of its round" in caplog.text
+
+
+def test_counting_leaves_other_messages_as_they_are() -> None:
+    """In a process of its own: what counted first would otherwise decide how FLARE's own messages are encoded."""
+    script = """
+from nvflare.apis.shareable import Shareable
+from nvflare.fuel.utils import fobs
+from fedmedseg.core.traffic import encoded_bytes
+
+encoded_bytes(Shareable())
+from nvflare.apis.utils.decomposers import flare_decomposers
+
+flare_decomposers.register()
+sent = Shareable()
+sent["certificate"] = b"pem"
+assert fobs.loads(fobs.dumps(sent))["certificate"] == b"pem"
+assert fobs.fobs._decomposers["nvflare.apis.shareable.Shareable"].__class__.__module__.startswith("nvflare."), "made up"
+print(type(fobs.fobs._decomposers["nvflare.apis.shareable.Shareable"]).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "DictDecomposer"

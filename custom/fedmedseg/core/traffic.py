@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.utils import buffer_len
 from nvflare.fuel.utils import fobs
@@ -28,6 +29,9 @@ PEER = (ReservedHeaderKey.PEER_PROPS, ReservedHeaderKey.PEER_CTX)
 
 def encoded_bytes(message: Shareable) -> int:
     """Bytes of a task or reply as FLARE encodes it, tensors, names and headers; the object stays as it is."""
+    # first FLARE's own: FOBS would make up a way for a Shareable it does not know, and keep it for the whole process,
+    # whose later messages other processes could not read
+    flare_decomposers.register()
     fobs.register(TensorDecomposer)
     plain = Shareable()
     plain.update(message)
