@@ -48,6 +48,7 @@ from worth import (
     place_sites,
     read_results,
     rounded,
+    run_token,
     site_cells,
     studies_of,
     study_file,
@@ -233,7 +234,7 @@ def run_group(group: Group, folds: Path, work: Path, deadline: float) -> None:
             federation.shared.update(pretrained.shared)
             carry("personal", pretrained, federation, stages=("pretraining", "fine_tuning"))
             result = tuned(federation, test=cell.trial is None)
-        experiment = load_experiment(folder / (cell.labelled) / "job" / CONFIG / EXPERIMENT_FILE)
+        experiment = load_experiment(folder / cell.labelled / "job" / CONFIG / EXPERIMENT_FILE)
         result |= {
             "study": cell.study,
             "method": cell.method,
@@ -260,8 +261,8 @@ def federation_of(
     job = write_job(find_job(cell.system), cell.settings(), folder / "job")
     names = place_sites(sites, folder / "w", cache)
     taking_part = names[: len(names) - without]
-    run = f"{cell.method}{cell.seed}".replace("_", "")
-    return InProcessFederation(job=job, workspace=folder / "w", sites=taking_part, run=run), names[len(taking_part) :]
+    federation = InProcessFederation(job=job, workspace=folder / "w", sites=taking_part, run=run_token(cell))
+    return federation, names[len(taking_part) :]
 
 
 def tuned(federation: InProcessFederation, *, test: bool) -> dict[str, Any]:
@@ -283,8 +284,8 @@ def transferred(cell: Cell, pretrained: InProcessFederation, sites: Path, folder
     patients; a patient's figure is the mean over models."""
     federation, (outside,) = federation_of(cell, sites, folder, cache, without=1)
     experiment = federation.experiment
-    named = {name for name in federation.shared if not name.startswith("projector.")}
-    federation.shared.update({name: pretrained.shared[name] for name in named if name in pretrained.shared})
+    # structures differ in the decoder alone, which is not among the shared tensors
+    federation.shared.update(pretrained.shared)
     figures = federation.run_stage("fine_tuning")[-1]
     place = folder / "w"
     site = open_site(experiment, name=outside, local=place / "local", workspace=place, simulated=True)
