@@ -22,7 +22,7 @@ federation: $(VENV)/installed
 	$(BIN)/fedmedseg federation fedata --sites 3 --out runs/federation
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not integration and not slow" -q
+	$(BIN)/python -m pytest -m "not integration and not slow" -q -n auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PACKAGE)
