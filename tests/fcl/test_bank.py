@@ -37,7 +37,8 @@ def test_what_leaves_has_no_slices_and_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "slices", "expected"), [(2048, 0.8, 100, 80), (50, 0.8, 100, 50), (9, 0.8, 5, 4), (9, 0.1, 3, 1)]
+    ("size", "share", "slices", "expected"),
+    [(2048, 0.8, 100, 80), (50, 0.8, 100, 50), (9, 0.8, 5, 4), (9, 0.1, 3, 2), (9, 0.8, 1, 1)],
 )
 def test_a_bank_holds_a_share_of_the_sites_slices_at_most(size: int, share: float, slices: int, expected: int) -> None:
     assert capacity_of(size=size, share=share, slices=slices) == expected

@@ -61,8 +61,11 @@ class FeatureBank:
 
 
 def capacity_of(*, size: int, share: float, slices: int) -> int:
-    """Entries of a bank at a site of so many slices: ``size``, and at most ``share`` of the slices; at least one."""
-    return max(1, min(size, math.floor(share * slices + 1e-9)))
+    """Entries of a bank at a site of so many slices: ``size``, and at most ``share`` of the slices.
+
+    At least two, where there are two: a single slice has no spread to be normalised by in the projector.
+    """
+    return max(min(2, slices), min(size, math.floor(share * slices + 1e-9)))
 
 
 def received_rows(features: Features | None, *, width: int, device: torch.device) -> Rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,9 +22,6 @@ from fedmedseg.fcl.objective import ContrastiveObjective
 from fedmedseg.segmentation.site_learner import PretrainingLearner
 from fedmedseg.segmentation.slice_pretraining import feature_spread, watched
 from fedmedseg.segmentation.stages import PERSONAL
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

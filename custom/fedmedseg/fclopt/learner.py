@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,9 +21,6 @@ from fedmedseg.fclopt.objective import BootstrapObjective
 from fedmedseg.segmentation.site_learner import PretrainingLearner
 from fedmedseg.segmentation.slice_pretraining import watched
 from fedmedseg.segmentation.stages import PERSONAL
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
