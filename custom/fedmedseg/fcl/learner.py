@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -22,8 +21,6 @@ from fedmedseg.fcl.objective import ContrastiveObjective
 from fedmedseg.segmentation.site_learner import PretrainingLearner
 from fedmedseg.segmentation.slice_pretraining import feature_spread, watched
 from fedmedseg.segmentation.stages import PERSONAL
-
-logger = logging.getLogger(__name__)
 
 LEAVING = "leaving"
 """Noisy features that left, or may have: given again after a kill or a repeated question, as two draws of noise on the

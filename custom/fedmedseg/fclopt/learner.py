@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -21,8 +20,6 @@ from fedmedseg.fclopt.objective import BootstrapObjective
 from fedmedseg.segmentation.site_learner import PretrainingLearner
 from fedmedseg.segmentation.slice_pretraining import watched
 from fedmedseg.segmentation.stages import PERSONAL
-
-logger = logging.getLogger(__name__)
 
 
 class BootstrapLearner(PretrainingLearner):
