@@ -22,7 +22,7 @@ federation: $(VENV)/installed
 	$(BIN)/fedmedseg federation fedata --sites 3 --out runs/federation
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not integration and not slow" -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not integration and not slow" -q -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(PACKAGE)
