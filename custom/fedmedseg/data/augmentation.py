@@ -17,6 +17,7 @@ scale of 0.9 to 1.1 per axis. Reconstruction: what lies outside the crop is its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast, overload
 
 import numpy as np
@@ -158,6 +159,7 @@ def smoothed(field: np.ndarray, sigma: float) -> np.ndarray:
     return np.asarray(first @ field @ second)
 
 
+@lru_cache(maxsize=2)  # a deformation asks for one kernel four times, a square crop's
 def _kernel(edge: int, sigma: float) -> np.ndarray:
     """What each of ``edge`` voxels gets of every other, (edge, edge)."""
     radius = int(4.0 * sigma + 0.5)
