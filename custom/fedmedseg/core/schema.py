@@ -47,6 +47,21 @@ def each_once(chosen: tuple[ChoiceT, ...], known: Sequence[str], *, what: str, r
     return chosen
 
 
+def one_length(*, local_steps: int | None, local_epochs: int | None) -> None:
+    """Refuse a round that has both lengths or none.
+
+    Raises:
+        Misfit: naming ``local_steps``.
+    """
+    if (local_steps is None) == (local_epochs is None):
+        raise Misfit(
+            "local_steps",
+            got="both local_steps and local_epochs" if local_steps else "neither local_steps nor local_epochs",
+            expected="one of the two, which say how long a site trains in a round",
+            remedy="give local_steps a number, or give local_epochs one and set local_steps to null",
+        )
+
+
 def worded(pattern: str, words: str) -> AfterValidator:
     """Text that matches ``pattern`` as a whole; ``words`` say so to people, who should not have to read a pattern."""
     whole = re.compile(pattern)

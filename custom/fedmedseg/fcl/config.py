@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from fedmedseg.core.config import Experiment, Fraction, Positive, SGDSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.exchange import Transport
-from fedmedseg.core.schema import Misfit, Strict, each_once, refuse_unread
+from fedmedseg.core.schema import Misfit, Strict, each_once, one_length, refuse_unread
 from fedmedseg.data.partitions import Rule
 from fedmedseg.networks.factory import check_network
 from fedmedseg.segmentation.slice_pretraining import CollapseSection, check_slices
@@ -127,13 +127,7 @@ class Section(Strict):
 
     @model_validator(mode="after")
     def _one_length(self) -> Section:
-        if (self.local_steps is None) == (self.local_epochs is None):
-            raise Misfit(
-                "local_steps",
-                got="both local_steps and local_epochs" if self.local_steps else "neither local_steps nor local_epochs",
-                expected="one of the two, which say how long a site trains in a round",
-                remedy="give local_steps a number, or give local_epochs one and set local_steps to null",
-            )
+        one_length(local_steps=self.local_steps, local_epochs=self.local_epochs)
         if self.volumes_per_step * self.parts < 2:
             raise Misfit(
                 "volumes_per_step",
