@@ -80,11 +80,16 @@ PROBES: dict[str, Method] = {
     "published_losses": ([], {"fedcrld": {"loss": {"form": "published"}}}),
     "encoder_alone": (["fedavg"], {"fedcrld": {"share": "encoder"}}),
     "everything_with_terms": ([], {"fedcrld": {"share": "everything"}}),
+    "other_rate": ([], {}),
     "longer": ([], {"stages": {"relocalization": {"rounds": 30}}}),
     "longer_fedavg": (["fedavg"], {"stages": {"relocalization": {"rounds": 30}}}),
 }
 """Why it does as it does: each term left out, a slow bank, a contrast with a negative, the losses as published; the
-encoder shared without any term, all terms with everything shared; three times the rounds, and as many of FedAvg."""
+encoder shared without any term, all terms with everything shared; at local training's rate instead of its own; three
+times the rounds, and as many of FedAvg."""
+
+RATES = {"longer_fedavg": "fedavg", "other_rate": BASELINE}
+"""Probe -> the method whose learning rate it has; FedCRLD's otherwise."""
 
 NAMES = {
     "fedcrld": "FedCRLD",
@@ -99,6 +104,7 @@ NAMES = {
     "published_losses": "FedCRLD, losses as published",
     "encoder_alone": "shared encoder, segmentation loss alone",
     "everything_with_terms": "FedCRLD, everything shared",
+    "other_rate": "FedCRLD, at local training's rate",
     "longer": "FedCRLD, three times the rounds",
     "longer_fedavg": "FedAvg, three times the rounds",
 }
@@ -123,8 +129,8 @@ class Cell(AnyCell):
     def settings(self) -> dict[str, Any]:
         """The job's settings under this cell, as its experiment.yaml would say them."""
         study = study_file(SYSTEM, self.study)
-        # a probe changes one thing about FedCRLD, or about FedAvg where it is named so
-        like = self.method if self.method in METHODS else "fedavg" if self.method == "longer_fedavg" else "fedcrld"
+        # a probe changes one thing about FedCRLD unless its name says whose rate it has
+        like = self.method if self.method in METHODS else RATES.get(self.method, SYSTEM)
         rate = study["rates"][like] if self.trial is None else self.trial
         own = {
             "study": f"{SYSTEM}-worth-{self.study}",
@@ -139,9 +145,9 @@ class Cell(AnyCell):
         return digest_of(REVISION, self.settings())
 
 
-def cells_of(study: str, methods: Iterable[str]) -> list[Cell]:
-    """All cells, the first seed of every method before the second of any."""
-    return [Cell(study, method, seed) for seed in study_file(SYSTEM, study)["seeds"] for method in methods]
+def cells_of(study: str, methods: Iterable[str], seeds: Iterable[int] | None = None) -> list[Cell]:
+    """All cells, of all the study's seeds unless some are named, the first of every method before the second of any."""
+    return [Cell(study, method, seed) for seed in seeds or study_file(SYSTEM, study)["seeds"] for method in methods]
 
 
 def trials_of(study: str, methods: Iterable[str]) -> list[Cell]:
@@ -238,9 +244,14 @@ def main() -> None:
     """Run what is missing, then print the tables."""
     parser = options_of(__doc__, "runs/fedcrld_worth", list(METHODS), list(PROBES))
     parser.add_argument("--trials", action="store_true", help="the trials of learning rates instead")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the study's")
     parser.add_argument("study", choices=studies_of(SYSTEM))
     options = parser.parse_args()
-    every = (trials_of if options.trials else cells_of)(options.study, options.methods)
+    every = (
+        trials_of(options.study, options.methods)
+        if options.trials
+        else cells_of(options.study, options.methods, options.seeds)
+    )
     if not options.table:
         require_sites(parser, options)
         missing = [cell for cell in every if not cell.is_done()]
