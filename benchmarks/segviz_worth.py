@@ -88,12 +88,14 @@ PROBES: dict[str, dict[str, Any]] = {
     "one_model": ONE,
     "condist": ONE | {"distillation": {}},
     "one_model_trained": ONE | {"candidates": "trained"},
+    "other_rate": METHODS["segviz"],
     "longer": METHODS["segviz"],
     "longer_local": METHODS["local"],
 }
 """Why it does as it does: sites choose among models as they are received, whose trunk is the federation's; the options
 of one federated model for all, which is the one that sites receive, since what a site's own training leaves knows least
-of what the site does not mark; and that one too; three times the rounds with and without a federation."""
+of what the site does not mark; and that one too; FedBN at FedAvg's rate; three times the rounds with and without a
+federation."""
 
 NAMES = {
     "segviz": "SegViz (FedBN)",
@@ -105,6 +107,7 @@ NAMES = {
     "received": "SegViz (FedBN), models as received",
     "fedavg_received": "SegViz (FedAvg), models as received",
     "one_model_trained": "one federated network for all, models as trained",
+    "other_rate": "SegViz (FedBN), at FedAvg's rate",
     "longer": "SegViz (FedBN), three times the rounds",
     "longer_local": "local, three times the steps",
 }
@@ -114,6 +117,7 @@ LIKE = {
     "one_model": "pooled",
     "condist": "pooled",
     "one_model_trained": "pooled",
+    "other_rate": "fedavg",
     "longer": "segviz",
     "longer_local": "local",
 }
