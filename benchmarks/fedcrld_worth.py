@@ -81,8 +81,8 @@ PROBES: dict[str, Method] = {
     "encoder_alone": (["fedavg"], {"fedcrld": {"share": "encoder"}}),
     "everything_with_terms": ([], {"fedcrld": {"share": "everything"}}),
     "other_rate": ([], {}),
-    "longer": ([], {"stages": {"relocalization": {"rounds": 30}}}),
-    "longer_fedavg": (["fedavg"], {"stages": {"relocalization": {"rounds": 30}}}),
+    "longer": ([], {"stages": {"relocalization": {"rounds": 60}}}),
+    "longer_fedavg": (["fedavg"], {"stages": {"relocalization": {"rounds": 60}}}),
 }
 """Why it does as it does: each term left out, a slow bank, a contrast with a negative, the losses as published; the
 encoder shared without any term, all terms with everything shared; at local training's rate instead of its own; three
