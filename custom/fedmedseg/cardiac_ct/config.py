@@ -22,6 +22,8 @@ Range = tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]]
 Steps = Annotated[int, Field(ge=0, le=LARGEST)]
 
 CT_INTENSITIES = ("heart_crop", "whole_scan")
+MASKS = {"calc": "calcification", "coronaries": "coronaries"}
+"""Tasks whose labels are numbers of data.labels, and the names these must have."""
 
 
 def _adamw(learning_rate: float) -> OptimizerSection:
@@ -246,21 +248,18 @@ class Section(Strict):
                 expected="false: mirrored hearts have their points on the wrong side, and none was published",
                 remedy="set segmentation.augment to false",
             )
-        names = set(data.labels.values())
-        for task, name in (("calc", "calcification"), ("coronaries", "coronaries")):
-            wanted = (
-                task in self.tasks if task == "calc" else self._transfers(experiment) and self.transfer.task == task
+        rounds = {stage: section.rounds for stage, section in experiment.stages.items()}
+        learned = any(rounds[stage] for stage in ("teacher_calc", "distillation", "head_tuning"))
+        wanted = {"calcification"} if "calc" in self.tasks and learned else set()
+        if rounds["transfer"] and self.transfer.task in MASKS:
+            wanted.add(MASKS[self.transfer.task])
+        for name in sorted(wanted - set(data.labels.values())):
+            raise ConfigurationError(
+                "data.labels",
+                got=dict(data.labels),
+                expected=f"a number for {name}, which a stage of this study trains on",
+                remedy=f"add {name} to data.labels",
             )
-            if wanted and name not in names:
-                raise ConfigurationError(
-                    "data.labels",
-                    got=dict(data.labels),
-                    expected=f"a number for {name}, which a stage of this study trains on",
-                    remedy=f"add {name} to data.labels",
-                )
-
-    def _transfers(self, experiment: Experiment) -> bool:
-        return experiment.stages["transfer"].rounds > 0
 
     def _check_stages(self, experiment: Experiment) -> None:
         rounds = {stage: section.rounds for stage, section in experiment.stages.items()}

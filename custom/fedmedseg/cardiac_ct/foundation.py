@@ -19,6 +19,7 @@ from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Schema
+from fedmedseg.data.tasks import TASKS
 
 FORMAT = 1
 KIND = "cardiac_ct networks"
@@ -105,9 +106,11 @@ def tuning_study(
     steps: int,
     learning_rate: float,
     patients: int | None,
-    labels: Mapping[int, str],
+    number: int = 1,
 ) -> Experiment:
     """The study that trains a new last layer for ``task`` on a foundation, and tests it; nothing else.
+
+    ``number`` is what label maps call the task where it marks voxels.
 
     Raises:
         ConfigurationError: the file has no such backbone, or a setting is not valid.
@@ -133,10 +136,16 @@ def tuning_study(
     }
     settings["stages"] = {stage: {"rounds": 0} for stage in settings["stages"]}
     settings["stages"] |= {stage: {"rounds": 1} for stage in ("transfer", "evaluation")}
-    settings["data"] |= {"phantom": None, "labels": dict(labels)}
+    settings["data"] |= {"phantom": None, "labels": _labels(task, number)}
     settings["data"] |= {"labelled_fraction": 1.0, "labelled_patients": None}
     settings["study"] = f"{settings['study']}-{task}"[:63]
     return parse_experiment(settings, source="tuning")
+
+
+def _labels(task: str, number: int) -> dict[int, str]:
+    """Label numbers 1 to ``number``, of which the last is the task's; the others are nobody's."""
+    name = TASKS[task].names[0] if TASKS[task].kind == "mask" else "unread"
+    return {**{other: f"label {other}" for other in range(1, number)}, number: name}
 
 
 def _wrong(path: Path, got: str) -> ConfigurationError:

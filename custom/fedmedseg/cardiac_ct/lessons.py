@@ -41,7 +41,10 @@ def without_heart(volumes: Volumes | TaskVolumes, experiment: Experiment) -> dic
 
 
 def annotated(volumes: Volumes, task: str, radius: float) -> TaskVolumes | None:
-    """Those of ``volumes`` that annotate ``task``, or None where none does."""
+    """Those of ``volumes`` that annotate ``task``, or None where none does, or the study has no number for it."""
+    definition = TASKS[task]
+    if definition.kind == "mask" and definition.names[0] not in volumes.experiment.data.labels.values():
+        return None
     try:
         return TaskVolumes(volumes=volumes, task=task, radius=radius)
     except DataError as error:
