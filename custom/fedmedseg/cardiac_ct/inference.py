@@ -110,7 +110,7 @@ def predict_patches(
 
     with _evaluating(student, choice), torch.inference_mode():
         found = sliding_window_inference(
-            torch.from_numpy(np.ascontiguousarray(inputs))[None],
+            torch.from_numpy(np.array(inputs))[None],
             roi_size=crop,
             sw_batch_size=PATCHES_PER_FORWARD,
             predictor=every_head,
