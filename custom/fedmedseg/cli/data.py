@@ -30,7 +30,12 @@ DEFAULT_SITES = 4
 
 @data_app.command("import")
 def import_set(
-    importer: Annotated[str, typer.Argument(help="sunnybrook, decathlon, acdc, mnms, emidec, kits19 or btcv.")],
+    importer: Annotated[
+        str,
+        typer.Argument(
+            help="sunnybrook, decathlon, acdc, mnms, emidec, kits19, btcv, imagecas, totalsegmentator or ct_dicom."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="The unpacked data set.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
     sites: Annotated[
@@ -59,8 +64,22 @@ def import_set(
         str | None,
         typer.Option(
             "--label-map",
-            help="decathlon, kits19, btcv: the study's label numbers, old=new; 1=1,2=1 merges a tumour into its organ.",
+            help="decathlon, kits19, btcv, imagecas: the study's label numbers, old=new; 1=1,2=1 merges a tumour into "
+            "its organ.",
         ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="ct_dicom: folder with <case>.nii.gz in the study's label numbers.")
+    ] = None,
+    hearts: Annotated[
+        Path | None,
+        typer.Option(
+            "--hearts",
+            help="imagecas, ct_dicom: folder with what TotalSegmentator (-ta heartchambers_highres) made of each case.",
+        ),
+    ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option("--landmarks", help="imagecas, ct_dicom: folder with <case>.json, points in mm.")
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Hard-link image files instead of copying them.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier import wrote to --out.")] = False,
@@ -75,7 +94,15 @@ def import_set(
         wanted, shares = parse_sites(sites or []), parse_split(split)
         _apart(source, out)
         with progress_bar() as bar:
-            reader = create(importer, myocardium=myocardium, channel=channel, label_map=label_map)
+            reader = create(
+                importer,
+                myocardium=myocardium,
+                channel=channel,
+                label_map=label_map,
+                labels=labels,
+                hearts=hearts,
+                landmarks=landmarks,
+            )
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):
