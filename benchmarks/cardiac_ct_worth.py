@@ -1,6 +1,6 @@
 """What distilling task CNNs into one transformer is worth: hospitals that annotate little, and one that took no part.
 
-    python benchmarks/cardiac_ct_worth.py --minutes 110
+    python benchmarks/cardiac_ct_worth.py --minutes 70
     python benchmarks/cardiac_ct_worth.py --table
 
 Five phantom hospitals: the first four annotate what the first four of the published study do, in proportion, and hold
@@ -457,6 +457,8 @@ def groups_of(methods: Sequence[str], seeds: Iterable[int]) -> list[list[Cell]]:
 def main() -> None:
     """Run what is missing, then print the tables."""
     parser = options_of(__doc__, "runs/cardiac_ct_worth", [*METHODS, *AFTER], list(PROBES))
+    # the longest cell takes 40 minutes of one core
+    parser.set_defaults(minutes=70.0)
     parser.add_argument("--seeds", nargs="+", type=int, default=STUDY["seeds"])
     options = parser.parse_args()
     if not options.table:

@@ -12,9 +12,10 @@ from rich import box
 from rich.table import Table
 
 from fedmedseg.cli.console import console, friendly_errors, progress_bar
-from fedmedseg.core.config import systems
+from fedmedseg.core.config import PhantomSection, systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import presets_for_role
+from fedmedseg.core.schema import parse
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -219,6 +220,15 @@ def phantoms(
     test: Annotated[int, typer.Option("--test", min=0)] = 4,
     unlabeled: Annotated[int, typer.Option("--unlabeled", min=0)] = 12,
     size: Annotated[str | None, typer.Option("--size", help="Voxels as 96,96,10. Default: the style's own.")] = None,
+    annotation: Annotated[
+        str,
+        typer.Option(
+            "--annotation",
+            help="What a site marks: style, shared_out, or published (cardiac_ct: as the published hospitals do).",
+        ),
+    ] = "style",
+    unseen: Annotated[int | None, typer.Option("--unseen", min=1, help="Number of a site that is only tested.")] = None,
+    heart: Annotated[bool, typer.Option("--heart", help="cardiac_ct: a map of the heart with every volume.")] = False,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     role: Annotated[str | None, typer.Option("--role", help="Role the data lists serve. Default: by family.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier call wrote to --out.")] = False,
@@ -226,10 +236,13 @@ def phantoms(
     """Write synthetic hospitals that `fedmedseg simulate --sites` reads."""
     from fedmedseg.data.importers.sites import claim, write_manifest, write_site_file
     from fedmedseg.data.phantoms import write_site
+    from fedmedseg.data.phantoms.annotators import share_of
 
     counts = {"training": training, "validation": validation, "test": test, "unlabeled": unlabeled}
     with friendly_errors():
         voxels = _size(size)
+        asked = {"family": family, "sites": sites, "annotation": annotation, "unseen": unseen, "heart": heart}
+        section = parse(PhantomSection, {**asked, **counts, "size": voxels}, source="phantoms")
         claim(out, force=force)
         names = [f"site-{index + 1}" for index in range(sites)]
         serves = role or ROLES.get(family, family)
@@ -239,7 +252,17 @@ def phantoms(
                 partial, final = out / f".{name}.partial", out / name
                 shutil.rmtree(partial, ignore_errors=True)
                 try:
-                    write_site(family, site_index=index, out=partial, seed=seed, counts=counts, size=voxels)
+                    share = share_of(section, index)
+                    write_site(
+                        family,
+                        site_index=index,
+                        out=partial,
+                        seed=seed,
+                        counts=share.counts,
+                        size=voxels,
+                        marks=share.marks,
+                        heart=heart,
+                    )
                     if final.exists():
                         shutil.rmtree(final)
                     os.replace(partial, final)
@@ -248,8 +271,9 @@ def phantoms(
                 write_site_file(out, name, {serves: final / "datalist.json"})
                 bar.update(task, completed=index + 1)
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
-    per_site = ", ".join(f"{number} {section}" for section, number in counts.items())
-    console.print(f"{sites} sites of {family}, each {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
+    per_site = ", ".join(f"{number} {part}" for part, number in counts.items())
+    each = "at most" if annotation == "published" else "each"
+    console.print(f"{sites} sites of {family}, {each} {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
 
 
 def _apart(source: Path, out: Path) -> None:
