@@ -48,7 +48,10 @@ def clinic(hospital):
         {"image": cases[1]["image"], "patient": "p1", "landmarks": points(hospital, "b.json", some)},
         {"image": cases[2]["image"], "patient": "p2", "landmarks": points(hospital, "c.json", hps | ms)},
     ]
-    unlabeled = [{"image": cases[3]["image"], "patient": "p3", "heart": hospital.nifti("heart.nii.gz", heart, AFFINE)}]
+    hidden = {"label": cases[3]["label"], "landmarks": points(hospital, "d.json", hps)}
+    map_of = hospital.nifti("heart.nii.gz", heart, AFFINE)
+    # what stands in unlabeled is unlabelled, although its list names a label and points
+    unlabeled = [{"image": cases[3]["image"], "patient": "p3", "heart": map_of, **hidden}]
     hospital.datalist(training=training, unlabeled=unlabeled)
     return hospital
 
@@ -96,6 +99,7 @@ def test_scans_are_training_and_unlabeled_cases_with_what_they_have(clinic):
     assert [case.patient for case in scans.cases] == ["p0", "p1", "p2", "p3"]
     assert scans.label(0) is not None
     assert scans.landmarks(0)["RCC"] == tuple(world([6, 7, 8]))
+    assert scans.landmarks(3) == {}
     bare = clinic.volumes("unlabeled", **CT)
     assert [bare.label(i) for i in range(4)] == [None] * 4
     assert [bare.landmarks(i) for i in range(4)] == [{}] * 4

@@ -44,8 +44,8 @@ class Volumes:
     """Read-only access to the volumes of one section, in an order that depends on patients and file names only.
 
     ``unlabeled`` holds the entries of that section and the images of ``training`` without their labels, ``scans`` the
-    same with what they have; a patient of validation or test is never among them. ``fraction`` keeps that share of the
-    patients, rounded up, ``patients`` at most so many of those; the fewer are a subset of the more.
+    same with those of ``training``; a patient of validation or test is never among them. ``fraction`` keeps that share
+    of the patients, rounded up, ``patients`` at most so many of those; the fewer are a subset of the more.
 
     Raises:
         ConfigurationError: no such role or data list.
@@ -328,15 +328,16 @@ def listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
     held_out = {name for part in ("validation", "test") for c in sections[part] for name in (c.patient, str(c.image))}
     found: dict[str, Case] = {}
     left_out = 0
-    for case in [*sections["unlabeled"], *sections["training"]]:
+    # what stands in unlabeled is unlabelled, whatever files it names
+    training = sections["training"] if section == "scans" else [_stripped(case) for case in sections["training"]]
+    for case in [*map(_stripped, sections["unlabeled"]), *training]:
         if case.patient in held_out or str(case.image) in held_out:
             left_out += 1
             continue
         found[str(case.image)] = case
     if left_out:
         logger.warning("unlabeled: %d volumes left out because their patients are in validation or test", left_out)
-    cases = sorted(found.values(), key=lambda case: (case.patient, case.image.name, str(case.image)))
-    return cases if section == "scans" else [_stripped(case) for case in cases]
+    return sorted(found.values(), key=lambda case: (case.patient, case.image.name, str(case.image)))
 
 
 def _stripped(case: Case) -> Case:
