@@ -13,7 +13,7 @@ import torch
 from fedmedseg.cardiac_ct.answers import Found, log_probabilities
 from fedmedseg.cardiac_ct.batches import Patches, WholeHearts
 from fedmedseg.cardiac_ct.lessons import Lessons, inputs_of, weights_of, without_heart
-from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, save_labels
+from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, save_index, save_labels
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.state import SiteState
@@ -34,6 +34,7 @@ def state(tmp_path: Path) -> SiteState:
     mask = Found(points=None, mask=ANSWERED, confidence=0.25)
     save_labels(state, "key0", ScanLabels(kept={"calc": mask}), teachers="t")
     save_labels(state, "key1", ScanLabels(kept={"calc": mask, "ms": points}), teachers="t")
+    save_index(state, {"key0": ["calc"], "key1": ["ms", "calc"], "key2": []}, teachers="t")
     return state
 
 
@@ -124,6 +125,7 @@ def test_soft_answers_come_along(lessons: Make, tmp_path: Path) -> None:
     soft = log_probabilities(torch.softmax(torch.randn(2, 8, 8, 8), 0))
     mask = Found(points=None, mask=ANSWERED, confidence=1.0)
     save_labels(state, "key2", ScanLabels(kept={"calc": mask}, soft={"calc": soft}), teachers="t")
+    save_index(state, {"key2": ["calc"]}, teachers="t")
     found = lessons(state, real=False)
     batch = Patches(lessons=found, crop=(8, 8, 8), batch=1).draw(np.random.default_rng(0))
     torch.testing.assert_close(batch.soft["calc"][0], soft.float())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedmedseg.cardiac_ct.answers import LEAST_LOG, Found, found_in, label_of, log_probabilities
-from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_labels, save_labels
+from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_index, load_labels, save_index, save_labels
 from fedmedseg.core.state import SiteState
 
 
@@ -73,6 +73,12 @@ def test_labels_of_other_cnns_are_not_taken_for_these(state: SiteState) -> None:
     assert load_labels(state, "abc", teachers="t2") is None
     assert load_labels(state, "abc") is not None
     assert load_labels(state, "other") is None
+
+
+def test_the_index_says_which_tasks_of_which_scan_were_kept(state: SiteState) -> None:
+    assert load_index(state) is None
+    save_index(state, {"a": {"ms", "calc"}, "b": set()}, teachers="t")
+    assert load_index(state) == {"a": frozenset({"ms", "calc"}), "b": frozenset()}
 
 
 def test_a_structure_map_of_several_classes_and_an_empty_one_come_back(state: SiteState) -> None:

@@ -20,7 +20,7 @@ from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, UNTRAINED, Networks
 from fedmedseg.cardiac_ct.network import parameters_of
 from fedmedseg.cardiac_ct.objective import TaskObjective, student_terms, teacher_terms, transfer_terms
 from fedmedseg.cardiac_ct.plan import HEADS, STUDENT, TAUGHT, TEACHER, TRANSFER, initial_shared, made
-from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_labels, save_labels
+from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_index, load_labels, save_index, save_labels
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.core.learner import Reply, Task
@@ -32,8 +32,8 @@ from fedmedseg.segmentation.together import steps_of_round
 logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
-LABELS, TESTED, OWN = "pseudo_labels", "tested", "own"
-"""What a site remembers: by which CNNs its pseudo-labels are, how far its test came, and models of its own."""
+TESTED, OWN = "tested", "own"
+"""What a site remembers beside its pseudo-labels: how far its test came, and models of its own."""
 RUNNING = (*(f"teacher_{task}" for task in TAUGHT), "distillation", "head_tuning", "transfer_student", "transfer_cnn")
 
 
@@ -148,7 +148,8 @@ class KnowledgeDistillationLearner(SiteLearner):
                 save_labels(task.state, case.key, labels, teachers=teachers)
             every.append(labels)
             task.progress.update("labelling scans", index + 1, len(scans))
-        task.state.save(LABELS, {"teachers": teachers})
+        kept = {case.key: labels.kept.keys() for case, labels in zip(scans.cases, every, strict=True)}
+        save_index(task.state, kept, teachers=teachers)
         figures = {"scans": float(len(scans)), **self._cases(scans)}
         for name in tasks:
             sure = [labels.kept[name].confidence for labels in every if name in labels.kept]
@@ -182,7 +183,9 @@ class KnowledgeDistillationLearner(SiteLearner):
     def _distil(self, task: Task, shared: Tensors) -> Reply:
         """A share of the steps on the student, from the CNNs' answers and the real labels."""
         section, distillation = self.experiment.segmentation, self.experiment.wing.distillation
-        taught = task.state if distillation.pseudo_labels and task.state.load(LABELS) is not None else None
+        taught = task.state if distillation.pseudo_labels else None
+        if taught is not None and load_index(taught) is None:
+            logger.warning("no pseudo-labels at this site: it learns from its real labels alone")
         lessons = Lessons(
             volumes=self.scans,
             experiment=self.experiment,

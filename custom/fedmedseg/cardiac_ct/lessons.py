@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedmedseg.cardiac_ct.answers import Found, label_of, maps_of
-from fedmedseg.cardiac_ct.pseudo_labels import load_labels
+from fedmedseg.cardiac_ct.pseudo_labels import load_index, load_labels
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.state import SiteState
@@ -101,7 +101,13 @@ class Lessons:
                 self._real[task] = {
                     index: place for place, index in enumerate(found.indices) if found.cases[place].patient in chosen
                 }
-        self._kept = {index: self._pseudo_tasks(index) for index in range(len(volumes))}
+        kept = (load_index(taught) or {}) if taught is not None else {}
+        self._kept = {
+            index: frozenset(
+                task for task in kept.get(case.key, ()) if task in self.tasks and index not in self._real.get(task, {})
+            )
+            for index, case in enumerate(volumes.cases)
+        }
         self.indices = [index for index in range(len(volumes)) if self.tasks_of(index)]
         """The scans that teach anything."""
         if not self.indices:
@@ -143,13 +149,6 @@ class Lessons:
         each = {task: sum(task in self.tasks_of(index) for index in self.indices) for task in self.tasks}
         pseudo = sum(len(tasks) > 0 for tasks in self._kept.values())
         return {f"cases/{task}": float(number) for task, number in each.items()} | {"cases/pseudo": float(pseudo)}
-
-    def _pseudo_tasks(self, index: int) -> frozenset[str]:
-        if self.taught is None:
-            return frozenset()
-        labels = load_labels(self.taught, self.volumes.cases[index].key)
-        kept = frozenset(labels.kept) if labels is not None else frozenset()
-        return frozenset(task for task in kept if index not in self._real.get(task, {}))
 
     def _drawn(self, task: str, place: int) -> Lesson:
         """A label that somebody drew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from fedmedseg.cardiac_ct.answers import Found
 from fedmedseg.core.state import SiteState
+
+INDEX = "pseudo_labels"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ def load_labels(state: SiteState, key: str, *, teachers: str | None = None) -> S
         return None
     kept = {task: _found(content) for task, content in tree["kept"].items()}
     return ScanLabels(kept=kept, refused=tree["refused"], soft=tree["soft"])
+
+
+def save_index(state: SiteState, kept: Mapping[str, Collection[str]], *, teachers: str) -> None:
+    """Remember which tasks of which scan (by its key) can be learned from; the sign that every scan was labelled."""
+    state.save(INDEX, {"teachers": teachers, "kept": {key: sorted(tasks) for key, tasks in kept.items()}})
+
+
+def load_index(state: SiteState) -> dict[str, frozenset[str]] | None:
+    """What ``save_index`` remembered, or None where this site has labelled nothing."""
+    tree = state.load(INDEX)
+    return None if tree is None else {key: frozenset(tasks) for key, tasks in tree["kept"].items()}
 
 
 def _name(key: str) -> str:
