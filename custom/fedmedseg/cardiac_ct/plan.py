@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
@@ -143,6 +144,29 @@ def work(experiment: Experiment) -> dict[str, int]:
     per_round = {stage: math.ceil(steps / max(1, rounds[stage].rounds)) for stage, steps in lengths.items()}
     whole = {**per_round, "pseudo_labelling": scans, "evaluation": cases}
     return {stage: whole[stage] for stage in stages(experiment)}
+
+
+def trained(experiment: Experiment) -> dict[str, Any]:
+    """What the largest training stages compute, for preflight's estimate of memory.
+
+    Stage to: how its network is built, its logits from a network and images, inputs (channels, *edges) of one item, and
+    items in a step. The heads and new last layers train on networks that these stages hold, and need less.
+    """
+    from fedmedseg.cardiac_ct.network import build_student, build_teacher, channels, teacher_outputs
+
+    wing = experiment.wing
+    size, crop = (channels(experiment), *wing.teacher.size), (channels(experiment), *experiment.data.crop)
+    found: dict[str, Any] = {
+        f"teacher_{task}": (partial(build_teacher, experiment, task), teacher_outputs, size, wing.teacher.batch)
+        for task in wing.tasks
+    }
+    found["distillation"] = (
+        partial(build_student, experiment),
+        lambda student, images: list(student(images).values()),
+        crop,
+        experiment.segmentation.batch,
+    )
+    return found
 
 
 def copies(experiment: Experiment) -> dict[str, int]:
