@@ -141,6 +141,7 @@ def test_a_study_that_shares_nothing_keeps_every_sites_own_networks(federate: Fe
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["teacher_hps", "distillation"])
 def test_a_task_that_was_killed_continues_to_the_same_bits(federate: Federate, stage: str) -> None:
     from dataclasses import replace

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -125,13 +126,11 @@ def test_a_stage_runs_alone_from_an_earlier_runs_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
-    """The transformer finds more points, and nearer, than it did untrained, and calcium that it did not see before."""
+    """CNN and transformer mark calcification at least 0.25 Dice better, over the sites, than the untrained network."""
     record = simulate(tmp_path / "w", "-n", "3", "-t", "3", patience=880)
     (evaluation,) = rounds(record, "evaluation")
-    for site, one in evaluation["sites"].items():
-        figures = one["metrics"]
-        trained = figures.get("distance/median/student/all points")
-        untrained = figures.get("distance/median/untrained/all points", 1.0e9)
-        assert trained is not None, site
-        assert trained < 0.5 * untrained, (site, trained, untrained)
-        assert figures["dice/student/calcification"] > figures["dice/untrained/calcification"], site
+    dice = {
+        model: fmean(one["metrics"][f"dice/{model}/calcification"] for one in evaluation["sites"].values())
+        for model in ("cnn", "student", "untrained")
+    }
+    assert min(dice["cnn"], dice["student"]) >= dice["untrained"] + 0.25, dice
