@@ -20,9 +20,12 @@ import torch
 from landmark_difficulty import landmark_errors, train_landmarks
 
 from fedmedseg.core.seeding import generator, seed_everything
-from fedmedseg.data.phantoms.style import LABELS, LANDMARKS
+from fedmedseg.data.phantoms.style import LABELS as DRAWN
+from fedmedseg.data.phantoms.style import LANDMARKS
 from fedmedseg.data.phantoms.writer import write_site
 
+LABELS = {**DRAWN, "cardiac_ct": {1: "calcification"}}
+"""What is measured; the coronaries, which are for transfer from a few cases, are not."""
 SITES = 4
 COUNTS = {
     "cine_mr": {"training": 6, "test": 4},
@@ -87,7 +90,7 @@ def _read(folder: Path, entry: dict[str, str], family: str) -> Volume:
         points = nib.affines.apply_affine(np.linalg.inv(image.affine), [world[name] for name in LANDMARKS])
     return Volume(
         image=normalise(np.asarray(image.dataobj).astype(np.float32), family),
-        label=np.asarray(label.dataobj).astype(np.uint8),
+        label=np.where(np.isin(label.dataobj, list(LABELS[family])), label.dataobj, 0).astype(np.uint8),
         points=points,
         spacing=np.array(image.header.get_zooms()[:3], dtype=np.float64),
     )

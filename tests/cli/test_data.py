@@ -67,6 +67,18 @@ def test_the_same_seed_gives_the_same_sites_and_another_seed_others(plain: Path,
     assert lists[0] == lists[1] != lists[2]
 
 
+def test_cardiac_phantoms_annotate_as_the_published_hospitals_and_one_is_only_tested(tmp_path: Path) -> None:
+    out, options = tmp_path / "o", ("--sites", 3, "--size", "32,32,24", "--annotation", "published", "--heart")
+    counts = ("--training", 2, "--validation", 0, "--test", 1, "--unlabeled", 3, "--unseen", 3)
+    run("phantoms", "cardiac_ct", "--out", out, *options, *counts)
+    lists = [json.loads((out / f"site-{number}" / "datalist.json").read_text()) for number in (1, 2, 3)]
+    assert [len(one["training"]) for one in lists] == [2, 1, 0]
+    assert [len(one["unlabeled"]) for one in lists] == [1, 2, 0]
+    assert lists[0]["training"][0]["annotated_labels"] == [1, 2]
+    assert (out / "site-3" / lists[2]["test"][0]["heart"]).is_file()
+    assert "cardiac_ct" in run("phantoms", "cine_mr", "--out", tmp_path / "p", "--heart", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

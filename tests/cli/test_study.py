@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from fedmedseg.cli.study import read_study
+from fedmedseg.core import checkpoint
+from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.config import system_module
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.jobs import CONFIG, write_job
+from fedmedseg.core.start_file import START_FILE, tensors_of
 
 
 def preset(folder: Path, name: str, text: str) -> str:
@@ -109,3 +114,34 @@ def test_the_full_size_preset_has_the_specifications_figures() -> None:
     assert (tuning.optimizer.learning_rate, tuning.optimizer.weight_decay) == (1e-4, 1e-5)
     assert tuning.optimizer.warmup_fraction == pytest.approx(50 / 300, abs=1e-6)
     assert (tuning.batch, tuning.overlap) == (1, 0.5)
+
+
+ALONE = [f"stages.teacher_{task}.rounds=0" for task in ("hps", "ms", "calc")] + [
+    *(f"stages.{stage}.rounds=0" for stage in ("pseudo_labelling", "distillation", "head_tuning")),
+    "cardiac_ct.gate=null",
+    "cardiac_ct.head_steps=0",
+    "cardiac_ct.transfer.backbones=[student]",
+]
+
+
+def test_an_earlier_runs_model_travels_in_the_job_and_is_named_there(tmp_path: Path) -> None:
+    """The file beside experiment.yaml is the one that it names, and one that lacks a tensor is refused."""
+    named = read_study("cardiac_ct", None, [*ALONE, f"cardiac_ct.start='{'0' * 64}'"], None).experiment
+    tensors = system_module("cardiac_ct", "plan").initial_shared(named)
+    file = tmp_path / "shared.safetensors"
+    checkpoint.save(file, {"tensors": tensors})
+    study = read_study("cardiac_ct", None, ALONE, None, file)
+    assert study.experiment.wing.start == content_sha256(tensors)
+    job = write_job(study.folder, study.settings, tmp_path / "job", finish=study.place_files)
+    assert content_sha256(tensors_of(job / CONFIG / START_FILE)) == study.experiment.wing.start
+    # a copy for a study that starts from nothing carries no file
+    plain = read_study("cardiac_ct", None, None, None)
+    assert not (
+        write_job(job, plain.settings, tmp_path / "plain", finish=plain.place_files) / CONFIG / START_FILE
+    ).exists()
+    checkpoint.save(file, {"tensors": {name: tensors[name] for name in list(tensors)[1:]}})
+    fewer = read_study("cardiac_ct", None, ALONE, None, file)
+    with pytest.raises(ConfigurationError, match=r"without 1 tensor.*--start FILE"):
+        write_job(fewer.folder, fewer.settings, tmp_path / "fewer", finish=fewer.place_files)
+    with pytest.raises(ConfigurationError, match="unknown key 'start'"):
+        read_study("segviz", None, None, None, file)

@@ -17,6 +17,7 @@ from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data import site as module
 from fedmedseg.data.datalist import read_datalist
 from fedmedseg.data.leaving import PrivacySection
+from fedmedseg.data.phantoms.annotators import share_of
 from fedmedseg.data.site import Site, SiteFile, open_site, phantom_index
 
 Hospital = Any
@@ -366,4 +367,4 @@ def test_phantom_sites_share_the_structures_out(tmp_path, sites, marks):
     )
     listed = module.write_phantoms(section, seed=1, name="site-1", home=tmp_path)
     assert json.loads(listed.read_text())["training"][0]["annotated_labels"] == marks
-    assert module.annotation(section.model_copy(update={"annotation": "style"}), 0) is None
+    assert share_of(section.model_copy(update={"annotation": "style"}), 0).marks is None

@@ -1,6 +1,6 @@
-"""FedCRLD and SegViz among real processes with mutual TLS: what every site receives is equal, what is private is not.
+"""FedCRLD, SegViz and cardiac CT with mutual TLS: what every site receives is equal, what is private is not.
 
-Two hospitals do both systems' smallest studies one after the other, in kits as they are made but for an ear at each
+Two hospitals do these systems' smallest studies one after the other, in kits as they are made but for an ear at each
 site. The public scripts of both papers never exchange a weight; this is the test they would fail.
 """
 
@@ -48,7 +48,24 @@ SEGVIZ = (
     "data.crop=[16, 16, 16]",
     f"data.phantom={{family: abdominal_ct, annotation: shared_out, {SMALLEST.format(sites=2)}, size: [32, 32, 24]}}",
 )
-STUDIES = {"fedcrld": FEDCRLD, "segviz": SEGVIZ}
+HEART_CT = (
+    "stages.teacher_ms.rounds=0",
+    "stages.teacher_calc.rounds=0",
+    "stages.head_tuning.rounds=0",
+    "stages.transfer.rounds=0",
+    "cardiac_ct.head_steps=0",
+    "cardiac_ct.transfer=null",
+    "cardiac_ct.gate={keep: task, hinge_points: null, ostia: null, septum: null, calcium: null}",
+    "cardiac_ct.teacher={filters: [4, 4, 4], strides: [1, 2, 2], size: [32, 32, 24], supervised: 1, steps: 2}",
+    "network={name: swin_unetr, feature_size: 12, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], window: 2}",
+    "segmentation.steps=2",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.spacing=[3, 3, 3]",
+    "data.phantom={family: cardiac_ct, annotation: shared_out, sites: 2, unlabeled: 1, training: 1, validation: 0, "
+    "test: 1, size: [96, 56, 56]}",
+)
+STUDIES = {"fedcrld": FEDCRLD, "segviz": SEGVIZ, "cardiac_ct": HEART_CT}
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -100,7 +117,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Study]]:
-    """Both studies, in one federation."""
+    """All studies, in one federation."""
     folder = tmp_path_factory.mktemp("secure")
     with Hospitals(folder / "federation", sites=SITES, stand_ins=False) as hospitals:
         for name in ("localhost", *SITES):
@@ -113,7 +130,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stud
         }
 
 
-STAGE = {"fedcrld": "relocalization", "segviz": "training"}
+STAGE = {"fedcrld": "relocalization", "segviz": "training", "cardiac_ct": "distillation"}
 
 
 @pytest.mark.parametrize("system", STUDIES)
@@ -135,12 +152,16 @@ def test_the_shared_tensors_that_the_sites_receive_are_bit_equal_and_move(
         assert ones.keys() == others.keys()
         assert ones
         assert all(torch.equal(ones[name], others[name]) for name in ones)
-    assert [name for name in first[0] if not torch.equal(first[0][name], later[0][name])] == list(first[0])
+    moved = [name for name in first[0] if not torch.equal(first[0][name], later[0][name])]
+    # of a transformer a step may leave a bias where it was
+    assert moved == list(first[0]) if system != "cardiac_ct" else len(moved) > 0.9 * len(first[0])
     if system == "fedcrld":
         assert len(later[0]) == 32
         assert {name.partition(".")[0] for name in later[0]} == {"globalnet"}
         (digest,) = {checkpoint.content_sha256(tensors) for tensors in later}
         assert digest == study.ended.rounds(STAGE[system])[0]["shared_sha256"]
+    elif system == "cardiac_ct":
+        assert {name.partition(".")[0] for name in later[0]} == {"student"}
     else:
         assert not [name for name in later[0] if ".adn.N" in name or name.startswith("model.2")]
 
@@ -164,6 +185,20 @@ def test_what_is_private_under_segviz_differs_from_site_to_site(studies: dict[st
     assert [name for name in ones if name.endswith("running_mean")]
     floating = [name for name in ones if ones[name].is_floating_point()]
     assert not [name for name in floating if torch.equal(ones[name], others[name])]
+
+
+def test_who_does_not_annotate_a_task_declines_it_and_learns_it_from_the_others(studies: dict[str, Study]) -> None:
+    """No label leaves site-1, and site-2 has its answers on its own disk."""
+    study = studies["cardiac_ct"]
+    teaching = study.ended.rounds("teacher_hps")
+    assert [one["accepted"] for one in teaching] == [["site-1"]] * 2
+    assert teaching[0]["sites"]["site-2"]["declined"]
+    (labelling,) = study.ended.rounds("pseudo_labelling")
+    assert labelling["accepted"] == list(SITES)
+    assert study.remembered("site-2", "pseudo_labels")["teachers"]
+    for site in SITES:
+        sent = study.received(site, "pseudo_labelling", 0)
+        assert {name.rsplit(".", 1)[0].split(".")[0] for name in sent} == {"teacher"}
 
 
 def test_where_nobodys_people_agree_nothing_is_published_and_the_study_is_finished(studies: dict[str, Study]) -> None:

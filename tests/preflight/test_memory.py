@@ -162,6 +162,20 @@ def test_a_federation_that_trains_the_whole_network_needs_its_memory_once() -> N
     assert need.per_crop > 0
 
 
+def test_each_stage_of_cardiac_ct_counts_on_its_own_network_and_size() -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    def of(**teacher: Any) -> dict[str, Need]:
+        study = read_settings(find_job("cardiac_ct"), [{"cardiac_ct": {"teacher": teacher}}])[1]
+        return {need.stage: need for need in needs(study)}
+
+    usual, larger = of(), of(size=[64, 24, 24])
+    assert list(usual) == ["teacher_hps", "teacher_ms", "teacher_calc", "distillation"]
+    assert usual["distillation"].parameters > 5 * usual["teacher_hps"].parameters
+    assert larger["teacher_ms"].per_crop == pytest.approx(2 * usual["teacher_ms"].per_crop, rel=0.05)
+    assert larger["distillation"] == usual["distillation"]
+
+
 @pytest.mark.parametrize(("system", "views"), [("fcl", 1), ("fclopt", 2)])
 def test_an_encoder_of_slices_counts_with_its_heads_and_without_the_decoder(system: str, views: int) -> None:
     """Beside it the network that follows it; of FCLOpt's online network both views are kept for the backward pass."""

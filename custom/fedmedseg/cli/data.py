@@ -12,9 +12,10 @@ from rich import box
 from rich.table import Table
 
 from fedmedseg.cli.console import console, friendly_errors, progress_bar
-from fedmedseg.core.config import systems
+from fedmedseg.core.config import PhantomSection, systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import presets_for_role
+from fedmedseg.core.schema import parse
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -30,7 +31,12 @@ DEFAULT_SITES = 4
 
 @data_app.command("import")
 def import_set(
-    importer: Annotated[str, typer.Argument(help="sunnybrook, decathlon, acdc, mnms, emidec, kits19 or btcv.")],
+    importer: Annotated[
+        str,
+        typer.Argument(
+            help="sunnybrook, decathlon, acdc, mnms, emidec, kits19, btcv, imagecas, totalsegmentator or ct_dicom."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="The unpacked data set.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
     sites: Annotated[
@@ -59,8 +65,22 @@ def import_set(
         str | None,
         typer.Option(
             "--label-map",
-            help="decathlon, kits19, btcv: the study's label numbers, old=new; 1=1,2=1 merges a tumour into its organ.",
+            help="decathlon, kits19, btcv, imagecas: the study's label numbers, old=new; 1=1,2=1 merges a tumour into "
+            "its organ.",
         ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="ct_dicom: folder with <case>.nii.gz in the study's label numbers.")
+    ] = None,
+    hearts: Annotated[
+        Path | None,
+        typer.Option(
+            "--hearts",
+            help="imagecas, ct_dicom: folder with what TotalSegmentator (-ta heartchambers_highres) made of each case.",
+        ),
+    ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option("--landmarks", help="imagecas, ct_dicom: folder with <case>.json, points in mm.")
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Hard-link image files instead of copying them.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier import wrote to --out.")] = False,
@@ -75,7 +95,15 @@ def import_set(
         wanted, shares = parse_sites(sites or []), parse_split(split)
         _apart(source, out)
         with progress_bar() as bar:
-            reader = create(importer, myocardium=myocardium, channel=channel, label_map=label_map)
+            reader = create(
+                importer,
+                myocardium=myocardium,
+                channel=channel,
+                label_map=label_map,
+                labels=labels,
+                hearts=hearts,
+                landmarks=landmarks,
+            )
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):
@@ -192,6 +220,15 @@ def phantoms(
     test: Annotated[int, typer.Option("--test", min=0)] = 4,
     unlabeled: Annotated[int, typer.Option("--unlabeled", min=0)] = 12,
     size: Annotated[str | None, typer.Option("--size", help="Voxels as 96,96,10. Default: the style's own.")] = None,
+    annotation: Annotated[
+        str,
+        typer.Option(
+            "--annotation",
+            help="What a site marks: style, shared_out, or published (cardiac_ct: as the published hospitals do).",
+        ),
+    ] = "style",
+    unseen: Annotated[int | None, typer.Option("--unseen", min=1, help="Number of a site that is only tested.")] = None,
+    heart: Annotated[bool, typer.Option("--heart", help="cardiac_ct: a map of the heart with every volume.")] = False,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     role: Annotated[str | None, typer.Option("--role", help="Role the data lists serve. Default: by family.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier call wrote to --out.")] = False,
@@ -199,10 +236,13 @@ def phantoms(
     """Write synthetic hospitals that `fedmedseg simulate --sites` reads."""
     from fedmedseg.data.importers.sites import claim, write_manifest, write_site_file
     from fedmedseg.data.phantoms import write_site
+    from fedmedseg.data.phantoms.annotators import share_of
 
     counts = {"training": training, "validation": validation, "test": test, "unlabeled": unlabeled}
     with friendly_errors():
         voxels = _size(size)
+        asked = {"family": family, "sites": sites, "annotation": annotation, "unseen": unseen, "heart": heart}
+        section = parse(PhantomSection, {**asked, **counts, "size": voxels}, source="phantoms")
         claim(out, force=force)
         names = [f"site-{index + 1}" for index in range(sites)]
         serves = role or ROLES.get(family, family)
@@ -212,7 +252,17 @@ def phantoms(
                 partial, final = out / f".{name}.partial", out / name
                 shutil.rmtree(partial, ignore_errors=True)
                 try:
-                    write_site(family, site_index=index, out=partial, seed=seed, counts=counts, size=voxels)
+                    share = share_of(section, index)
+                    write_site(
+                        family,
+                        site_index=index,
+                        out=partial,
+                        seed=seed,
+                        counts=share.counts,
+                        size=voxels,
+                        marks=share.marks,
+                        heart=heart,
+                    )
                     if final.exists():
                         shutil.rmtree(final)
                     os.replace(partial, final)
@@ -221,8 +271,9 @@ def phantoms(
                 write_site_file(out, name, {serves: final / "datalist.json"})
                 bar.update(task, completed=index + 1)
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
-    per_site = ", ".join(f"{number} {section}" for section, number in counts.items())
-    console.print(f"{sites} sites of {family}, each {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
+    per_site = ", ".join(f"{number} {part}" for part, number in counts.items())
+    each = "at most" if annotation == "published" else "each"
+    console.print(f"{sites} sites of {family}, {each} {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
 
 
 def _apart(source: Path, out: Path) -> None:

@@ -67,7 +67,7 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
         meta = {"name": experiment.study, "min_clients": len(names)}
         folder = out / "jobs" / study.folder.name
         folder.parent.mkdir(exist_ok=True)
-        write_job(study.folder, study.settings, folder, meta=meta, finish=study.place_encoder)
+        write_job(study.folder, study.settings, folder, meta=meta, finish=study.place_files)
         _say(f"{experiment.study}: {len(names)} sites; logs: {kits}/<participant>.log")
         with Display(experiment, len(names), threads=len(names)) as display:
             try:

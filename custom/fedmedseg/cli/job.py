@@ -15,7 +15,7 @@ from rich.table import Table
 
 import fedmedseg
 from fedmedseg.cli.console import console, friendly_errors
-from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
 from fedmedseg.core.config import MOST_SITES
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import EXPERIMENT, check_quorum, is_job, main_stage, write_job
@@ -37,6 +37,7 @@ def job(
     preset: Presets = None,
     changes: Changes = None,
     encoder: EncoderFile = None,
+    start: StartFile = None,
     gpu_memory: Annotated[
         float | None,
         typer.Option(
@@ -69,7 +70,7 @@ def job(
             )
         with _writing(out):
             _may_write(out, force)
-        study = read_study(job, preset, changes, encoder)
+        study = read_study(job, preset, changes, encoder, start)
         _require_elsewhere(out, study.folder)
         if rounds is not None:
             study = study.over({"stages": {main_stage(study.experiment): {"rounds": rounds}}})
@@ -78,7 +79,9 @@ def job(
         check_quorum(
             study.experiment, min_clients, what="the sites that --min-clients waits for: the first round could not pass"
         )
-        header = _header(study, preset, changes, rounds, min_clients, encoder, gpu_memory, without_phantoms)
+        header = _header(
+            study, preset, changes, rounds, min_clients, encoder, gpu_memory, without_phantoms, start=start
+        )
         needs = {} if gpu_memory is None else {"num_of_gpus": 1, "mem_per_gpu_in_GiB": gpu_memory}
         with _writing(out):
             write_job(
@@ -91,7 +94,7 @@ def job(
                     "min_clients": min_clients,
                     "resource_spec": {EVERY_SITE: needs} if needs else {},
                 },
-                finish=study.place_encoder,
+                finish=study.place_files,
             )
     _tell(study, out, min_clients, gpu_memory)
 
@@ -152,6 +155,8 @@ def _header(
     encoder: Path | None,
     gpu_memory: float | None,
     without_phantoms: bool,
+    *,
+    start: Path | None,
 ) -> str:
     """How this folder was made. Files by their name alone: a path tells about somebody's machine."""
     words = ["fedmedseg", "job", study.folder.name]
@@ -162,6 +167,7 @@ def _header(
     words += ["--rounds", str(rounds)] if rounds is not None else []
     words += ["--min-clients", str(min_clients)]
     words += ["--encoder", encoder.name] if encoder is not None else []
+    words += ["--start", start.name] if start is not None else []
     words += ["--gpu-memory", f"{gpu_memory:g}"] if gpu_memory is not None else []
     words += ["--without-phantoms"] if without_phantoms else []
     lines = [f"Written by fedmedseg {fedmedseg.__version__}:", f"  {shlex.join(words)}"]
@@ -241,6 +247,8 @@ def _facts(study: Study, min_clients: int) -> dict[str, str]:
     }
     if experiment.network.pretrained is not None:
         facts["starts from"] = f"the encoder {experiment.network.pretrained[:16]}..."
+    if getattr(experiment.wing, "start", None) is not None:
+        facts["goes on from"] = f"an earlier run's tensors {experiment.wing.start[:16]}..."
     if study.encoder is not None:
         facts["of which came"] = f"{len(study.encoder.tensors)} of {study.encoder.wanted} encoder tensors"
     return facts

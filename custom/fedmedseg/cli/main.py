@@ -13,6 +13,7 @@ from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
 from fedmedseg.cli.federation import federation
+from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
 from fedmedseg.cli.job import job
 from fedmedseg.cli.preflight import preflight
@@ -31,6 +32,7 @@ app.command()(audit)
 app.command()(approval)
 app.add_typer(data_app, name="data", help="Import, check and generate data.")
 app.add_typer(encoder_app, name="encoder", help="Pretrained encoders from other people's weight files.")
+app.add_typer(foundation_app, name="foundation", help="Networks of a cardiac CT run that others start from.")
 app.add_typer(fuse_app, name="fuse", help="Models of sites that mark different organs, used as one.")
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
-from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
 from fedmedseg.core.allowed_classes import simulator_resources
 from fedmedseg.core.config import MOST_SITES, Experiment
 from fedmedseg.core.errors import ConfigurationError
@@ -38,11 +38,12 @@ def simulate(
     preset: Presets = None,
     changes: Changes = None,
     encoder: EncoderFile = None,
+    start: StartFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the earlier run of this study.")] = False,
 ) -> None:
     """Run a study in FLARE's simulator and say how it went."""
     with friendly_errors():
-        study = read_study(job, preset, changes, encoder)
+        study = read_study(job, preset, changes, encoder, start)
         if resume:
             study = study.over({"resume": True})
         experiment = study.experiment
@@ -104,9 +105,9 @@ def _run(
         _check_site_files(workspace, names, experiment)
         if study.layers:
             out = home / "jobs" / folder.name
-            folder = write_job(folder, study.settings, out, finish=study.place_encoder)
+            folder = write_job(folder, study.settings, out, finish=study.place_files)
         else:
-            study.check_encoder(folder)
+            study.check_files(folder)
         call = simulation.Simulation(
             job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
         )

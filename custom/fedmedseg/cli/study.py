@@ -1,4 +1,4 @@
-"""What `simulate` and `job` share: a job's settings under presets, single settings and an imported encoder."""
+"""What `simulate` and `job` share: settings under presets and single changes, an encoder, an earlier run's tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.jobs import CONFIG, find_job, find_preset, read_settings, setting
+from fedmedseg.core.jobs import CONFIG, EXPERIMENT, find_job, find_preset, read_settings, setting
 from fedmedseg.core.schema import read_yaml
 
 JobName = Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")]
@@ -27,6 +27,10 @@ Changes = Annotated[
 EncoderFile = Annotated[
     Path | None,
     typer.Option("--encoder", help="Weights that pretraining starts from (see `fedmedseg encoder report`)."),
+]
+StartFile = Annotated[
+    Path | None,
+    typer.Option("--start", help="An earlier run's shared model, or networks made from one, that stages start from."),
 ]
 
 
@@ -50,6 +54,8 @@ class Study:
     settings: dict[str, Any]
     experiment: Experiment
     encoder: Encoder | None = None
+    start: Mapping[str, Any] | None = None
+    """Tensors of an earlier run."""
 
     def over(self, layer: Mapping[str, Any]) -> Study:
         """The same study with one more layer.
@@ -59,7 +65,32 @@ class Study:
         """
         layers = (*self.layers, layer)
         settings, experiment = read_settings(self.folder, list(layers))
-        return Study(self.folder, layers, settings, experiment, self.encoder)
+        return Study(self.folder, layers, settings, experiment, self.encoder, self.start)
+
+    def place_files(self, job: Path) -> None:
+        """Put what the study starts from beside the experiment.yaml of ``job``, a copy of this study's.
+
+        Raises:
+            ConfigurationError: the experiment names an encoder or a start, and the folder holds none, or another.
+        """
+        from fedmedseg.core.start_file import START_FILE, save_start
+
+        self.place_encoder(job)
+        file = job / CONFIG / START_FILE
+        if self.start is not None:
+            save_start(file, self.start)
+        elif getattr(self.experiment.wing, "start", None) is None:
+            file.unlink(missing_ok=True)
+        self.check_files(job)
+
+    def check_files(self, job: Path) -> None:
+        """Raise unless ``job`` holds the encoder and the start that the experiment names, if it names any."""
+        self.check_encoder(job)
+        if getattr(self.experiment.wing, "start", None) is not None:
+            from fedmedseg.core.start_file import with_start
+
+            plan = system_module(self.experiment.system, "plan")
+            with_start(plan.initial_shared(self.experiment), self.experiment, job / CONFIG)
 
     def place_encoder(self, job: Path) -> None:
         """Put the encoder beside the experiment.yaml of ``job``, a copy of this study's, or take a stale one away.
@@ -84,8 +115,14 @@ class Study:
             named_encoder(self.experiment, job / CONFIG)
 
 
-def read_study(job: str, presets: Sequence[str] | None, changes: Sequence[str] | None, encoder: Path | None) -> Study:
-    """The study that a command line describes: presets in their order, then single settings, then the encoder.
+def read_study(
+    job: str,
+    presets: Sequence[str] | None,
+    changes: Sequence[str] | None,
+    encoder: Path | None,
+    start: Path | None = None,
+) -> Study:
+    """The study that a command line describes: presets in their order, single settings, the encoder, the start.
 
     Raises:
         ConfigurationError: names what is wrong and how to mend it.
@@ -103,8 +140,15 @@ def read_study(job: str, presets: Sequence[str] | None, changes: Sequence[str] |
         _, experiment = read_settings(folder, [*layers, {"network": {"pretrained": "0" * 64}}])
         fitting = fitting_encoder(encoder, experiment)
         layers.append({"network": {"pretrained": fitting.sha256}})
+    begun = None
+    if start is not None:
+        from fedmedseg.core.checkpoint import content_sha256
+        from fedmedseg.core.start_file import tensors_of
+
+        begun = tensors_of(start)
+        layers.append({str(read_yaml(folder / EXPERIMENT).get("system")): {"start": content_sha256(begun)}})
     settings, experiment = read_settings(folder, layers)
-    return Study(folder, tuple(layers), settings, experiment, fitting)
+    return Study(folder, tuple(layers), settings, experiment, fitting, begun)
 
 
 def fitting_encoder(file: Path, experiment: Experiment) -> Encoder:

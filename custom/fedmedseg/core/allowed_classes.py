@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 CLASS_ALLOW_LIST = (
+    "fedmedseg.cardiac_ct.aggregator.TrainedHeadsAggregator",
+    "fedmedseg.cardiac_ct.executor.KnowledgeDistillationExecutor",
     "fedmedseg.core.aggregator.MetricsAggregator",
     "fedmedseg.core.aggregator.SharedKeysAggregator",
     "fedmedseg.core.persistor.SharedModelPersistor",

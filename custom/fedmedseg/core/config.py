@@ -46,8 +46,26 @@ class PhantomSection(Strict):
     validation: int = Field(2, ge=0, le=LARGEST)
     test: int = Field(4, ge=0, le=LARGEST)
     size: tuple[Positive, Positive, Positive] | None = None
-    annotation: Literal["style", "shared_out"] = "style"
-    """What a site marks: as its style says, or its share of all structures, dealt out in turn among ``sites`` sites."""
+    annotation: Literal["style", "shared_out", "published"] = "style"
+    """What a site marks: as its style says, or its share of all structures, dealt out in turn among ``sites`` sites.
+    ``published`` (cardiac CT): numbers in proportion to the eight hospitals of the published study, where ``training``
+    is what the first annotates and ``unlabeled`` what the third holds (``data.phantoms.annotators``)."""
+    unseen: int | None = Field(None, ge=1, le=MOST_SITES)
+    """Number of a site, from 1, that has a test section alone: it takes part in nothing but evaluation."""
+    heart: bool = False
+    """Cardiac CT: every volume comes with a label map of the heart's structures, as a segmenter would make it."""
+
+    @model_validator(mode="after")
+    def _for_cardiac_ct(self) -> PhantomSection:
+        for setting, used in (("annotation", self.annotation == "published"), ("heart", self.heart)):
+            if used and self.family != "cardiac_ct":
+                raise Misfit(
+                    setting,
+                    got=getattr(self, setting),
+                    expected=f"a setting of family {self.family}; this one belongs to cardiac_ct",
+                    remedy=f"leave {setting} out",
+                )
+        return self
 
 
 Role = Annotated[str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")]
@@ -88,9 +106,11 @@ class DataSection(Strict):
     """After ``spacing``: scale in-plane so that the longer in-plane side has so many voxels; null leaves it."""
     window: tuple[float, float] = (-175.0, 250.0)
     """CT only: the HU range that is mapped to 0..1."""
-    intensity: Literal["foreground", "capped"] = "foreground"
-    """MR only. ``foreground``: z-score over what is not air, clipped to +-5; ``capped``: everything above the 96th
-    percentile becomes that, then z-score over the whole volume (FedCRLD's published preprocessing)."""
+    intensity: Literal["foreground", "capped", "heart_crop", "whole_scan"] = "foreground"
+    """MR. ``foreground``: z-score over what is not air, clipped to +-5; ``capped``: everything above the 96th
+    percentile becomes that, then z-score over the whole volume (FedCRLD's published preprocessing).
+    CT: left at ``foreground``, ``window`` is mapped to 0..1; ``heart_crop`` and ``whole_scan`` clip, shift and scale by
+    constants instead, the same for every case (``preprocessing.FIXED``, the cardiac CT study's two published sets)."""
     crop: tuple[Positive, ...]
     """Crop in voxels after resampling: two numbers in 2D (in-plane), three in 3D."""
     whole_depth: bool = False
@@ -144,11 +164,12 @@ class DataSection(Strict):
                 expected=f"at most {MOST_VOXELS} voxels, as in 512 x 512 x 512",
                 remedy="give crop in voxels, not in millimetres or bytes; 96 on an axis is usual",
             )
-        if self.intensity != "foreground" and self.modality == "ct":
+        fitting = {"mr": ("foreground", "capped"), "ct": ("foreground", "heart_crop", "whole_scan")}[self.modality]
+        if self.intensity not in fitting:
             raise Misfit(
                 "intensity",
                 got=self.intensity,
-                expected="foreground with modality ct, whose intensities follow data.window",
+                expected=f"{' or '.join(fitting)} with modality {self.modality}",
                 remedy="leave intensity out",
             )
         if self.labelled_patients is not None and self.labelled_fraction != 1.0:

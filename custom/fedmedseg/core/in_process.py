@@ -34,6 +34,7 @@ from fedmedseg.core.place import Place
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.sealing import refuse_simulation
+from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.versions import own_versions
@@ -65,7 +66,8 @@ class InProcessFederation:
         plan = system_module(self.experiment.system, "plan")
         self.contracts: dict[str, StageContract] = plan.stages(self.experiment)
         initial = plan.initial_shared(self.experiment)
-        self.shared: dict[str, torch.Tensor] = dict(with_encoder(initial, self.experiment, job / CONFIG))
+        initial = with_start(with_encoder(initial, self.experiment, job / CONFIG), self.experiment, job / CONFIG)
+        self.shared: dict[str, torch.Tensor] = dict(initial)
         self.schema = Schema(self.shared)
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Per site: tensors of its own, which it is sent in place of the shared ones of these names."""

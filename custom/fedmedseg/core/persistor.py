@@ -17,6 +17,7 @@ from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.sealing import split
+from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone, require_earlier
 from fedmedseg.core.submission import own_root
 from fedmedseg.core.wire import Schema
@@ -40,6 +41,7 @@ class SharedModelPersistor(ModelPersistor):
         self.experiment = load_experiment(experiment_file)
         initial = system_module(self.experiment.system, "plan").initial_shared(self.experiment)
         initial = with_encoder(initial, self.experiment, Path(experiment_file).parent)
+        initial = with_start(initial, self.experiment, Path(experiment_file).parent)
         self.schema = Schema(initial)
         self._shared: Mapping[str, torch.Tensor] = initial
         self._state: SiteState | None = None

@@ -40,6 +40,8 @@ FLAT = 1e-3
 """Least volume of the cell spanned by the affine's unit axes: below it the axes lie in one plane."""
 MARGIN = 1 << 16
 """Bytes a decompressed file may hold beyond what its header announces."""
+HEART_STRUCTURES = 7
+"""Myocardium, four chambers, aorta and pulmonary artery (``data.tasks``)."""
 _CHUNK = 1 << 20
 
 
@@ -60,6 +62,8 @@ class Admission:
     """Case key -> reason."""
     sha256: dict[str, list[str]] = field(default_factory=dict)
     """Case key -> SHA-256 of the image file, and of the label file where there is one."""
+    heart_sha256: dict[str, str] = field(default_factory=dict)
+    """Case key -> SHA-256 of the file of the heart's structures, where there is one."""
 
 
 def admit(cases: Sequence[Case], *, data: DataSection, budget_mb: int, cache: Cache) -> Admission:
@@ -67,14 +71,17 @@ def admit(cases: Sequence[Case], *, data: DataSection, budget_mb: int, cache: Ca
     valid: list[Case] = []
     quarantined: dict[str, str] = {}
     sha256: dict[str, list[str]] = {}
+    hearts: dict[str, str] = {}
     for case in cases:
         result = check(case, data=data, budget_mb=budget_mb, cache=cache)
         if result["reason"] is None:
             valid.append(case)
             sha256[case.key] = result["sha256"]
+            if case.heart is not None:
+                hearts[case.key] = result["heart_sha256"]
         else:
             quarantined[case.key] = result["reason"]
-    return Admission(valid, quarantined, sha256)
+    return Admission(valid, quarantined, sha256, hearts)
 
 
 def check(case: Case, *, data: DataSection, budget_mb: int, cache: Cache) -> dict[str, Any]:
@@ -92,6 +99,8 @@ def check(case: Case, *, data: DataSection, budget_mb: int, cache: Cache) -> dic
             "reason": None,
             "sha256": [file_sha256(path) for path in (case.image, case.label) if path],
         }
+        if case.heart is not None:
+            result["heart_sha256"] = file_sha256(case.heart)
     except CaseRejected as rejected:
         result = {"reason": rejected.reason, "sha256": []}
         logger.warning("case %s set aside: %s", case.key, rejected.reason)
@@ -122,10 +131,19 @@ def inspect(case: Case, *, data: DataSection, budget_mb: int) -> None:
         raise CaseRejected("voxels that are not finite")
     if image.min() == image.max():
         raise CaseRejected("image without contrast")
+    del image
     if case.label is not None:
-        del image
         check_stream(case.label)
         check_label(read_voxels(case.label), case, classes=data.classes)
+    if case.landmarks is not None:
+        # imported here because it rejects with this module's error
+        from fedmedseg.data.landmarks import check_landmarks
+
+        check_landmarks(case.landmarks, grid)
+    if case.heart is not None:
+        read_header(case.heart, data=data, budget_mb=budget_mb)
+        check_stream(case.heart)
+        check_heart(read_voxels(case.heart))
 
 
 def read_header(path: Path, *, data: DataSection, budget_mb: int) -> Grid:
@@ -222,6 +240,16 @@ def check_label(label: np.ndarray, case: Case, *, classes: int) -> None:
         raise CaseRejected("empty label")
 
 
+def check_heart(label: np.ndarray) -> None:
+    """Whole numbers from 0 to the number of the heart's structures.
+
+    Raises:
+        CaseRejected: with the reason.
+    """
+    if not np.isin(label, np.arange(HEART_STRUCTURES + 1)).all():
+        raise CaseRejected(f"heart label values outside 0..{HEART_STRUCTURES}")
+
+
 def open_nifti(path: Path) -> Any:
     """A NIfTI image whose voxels are not read yet.
 
@@ -266,10 +294,9 @@ def file_sha256(path: Path) -> str:
 
 def _digest(case: Case, data: DataSection, budget_mb: int) -> str:
     files = []
-    for path in (case.image, case.label):
-        if path is not None:
-            status = path.stat()
-            files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    for path in case.files:
+        status = path.stat()
+        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     content = {
         "version": VERSION,
         "files": files,

@@ -34,7 +34,14 @@ class Case:
     allow_empty: bool = False
     """The label may hold no structure at all."""
     landmarks: Path | None = None
-    """File of landmarks, for the systems that use them."""
+    """File of landmarks (``data.landmarks``), for the systems that use them."""
+    heart: Path | None = None
+    """Label map of the heart's structures (``data.tasks``), of any grid, for the systems that use them."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the case, the image first."""
+        return tuple(file for file in (self.image, self.label, self.landmarks, self.heart) if file is not None)
 
 
 class Entry(Strict):
@@ -46,6 +53,7 @@ class Entry(Strict):
     annotated_labels: tuple[int, ...] | None = None
     allow_empty: bool = False
     landmarks: str | None = Field(None, min_length=1)
+    heart: str | None = Field(None, min_length=1)
 
 
 class DataList(Strict):
@@ -72,9 +80,9 @@ def read_datalist(path: Path, *, salt: str) -> dict[str, list[Case]]:
 
     Raises:
         ConfigurationError: the list is missing or has an unknown section.
-        DataError: it is not JSON, has a wrong key or value, names absent files or one image twice, lacks a label in
-            training or validation without ``annotated_labels: []``, or shows a patient in two of training,
-            validation and test.
+        DataError: it is not JSON, has a wrong key or value, names absent files or one image twice, lacks label,
+            landmarks and heart in training or validation without ``annotated_labels: []``, or shows a patient in two of
+            training, validation and test.
     """
     sections = listed_cases(path, salt=salt)
     _refuse_absent(sections)
@@ -96,8 +104,7 @@ def listed_cases(path: Path, *, salt: str) -> dict[str, list[Case]]:
 
 def absent_files(sections: Mapping[str, list[Case]]) -> tuple[list[Path], int]:
     """Files that are named and not there, and how many are named in all."""
-    files = ((case.image, case.label, case.landmarks) for cases in sections.values() for case in cases)
-    named = {file for of_case in files for file in of_case if file is not None}
+    named = {file for cases in sections.values() for case in cases for file in case.files}
     return sorted(file for file in named if not file.is_file()), len(named)
 
 
@@ -176,8 +183,11 @@ def _refuse_strays(content: Mapping[str, Any]) -> None:
 def _cases(entries: tuple[Entry, ...], section: str, folder: Path, salt: str) -> list[Case]:
     cases = []
     for index, entry in enumerate(entries):
-        nothing_marked = entry.annotated_labels == ()
-        if section in ("training", "validation") and entry.label is None and not nothing_marked:
+        marked = entry.annotated_labels
+        if entry.label is None and marked is None and (entry.landmarks or entry.heart):
+            # points were placed, and no structure drawn
+            marked = ()
+        if section in ("training", "validation") and entry.label is None and marked != ():
             raise DataError(
                 f"data list: {section}.{index}",
                 got="no label",
@@ -190,10 +200,11 @@ def _cases(entries: tuple[Entry, ...], section: str, folder: Path, salt: str) ->
                 image=image,
                 label=None if entry.label is None else folder / entry.label,
                 patient=entry.patient or image_stem(image),
-                annotated_labels=entry.annotated_labels,
+                annotated_labels=marked,
                 key=case_key(salt, entry.image),
                 allow_empty=entry.allow_empty,
                 landmarks=None if entry.landmarks is None else folder / entry.landmarks,
+                heart=None if entry.heart is None else folder / entry.heart,
             )
         )
     cases.sort(key=lambda case: (case.patient, case.image.name, str(case.image)))

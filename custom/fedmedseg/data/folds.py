@@ -128,7 +128,7 @@ def _dealt(
 
 
 def _entry(case: Case, folder: Path) -> dict[str, Any]:
-    files = {"image": case.image, "label": case.label, "landmarks": case.landmarks}
+    files = {"image": case.image, "label": case.label, "landmarks": case.landmarks, "heart": case.heart}
     entry: dict[str, Any] = {name: os.path.relpath(file, folder) for name, file in files.items() if file is not None}
     entry["patient"] = case.patient
     if case.annotated_labels is not None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedmedseg.core.config import DataSection
+from fedmedseg.core.errors import DataError
 from fedmedseg.core.seeding import generator
 from fedmedseg.data import geometry
 from fedmedseg.data.checks import CaseRejected, open_nifti, read_voxels
@@ -28,6 +29,25 @@ MR_TISSUE_SHARE = 0.1
 CT_TISSUE_HU = -500.0
 POINTS_PER_CLASS = 1024
 TOO_SMALL = "smaller than the crop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedIntensity:
+    """Clip to ``low``..``high`` HU, then subtract ``mean`` and divide by ``deviation``: the same for every case."""
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+
+FIXED: dict[str, FixedIntensity] = {
+    "heart_crop": FixedIntensity(low=-42.0, high=878.0, mean=373.769, deviation=166.805),
+    "whole_scan": FixedIntensity(low=-1024.0, high=696.0, mean=-439.613, deviation=520.983),
+}
+"""The two sets in the code of Tölle et al., npj Digital Medicine 2025 (Cardio-AI/fed-foundation-model-cardiac-ct):
+``heart_crop`` stands in tavi_predictor.py and transforms.py, ``whole_scan`` in train_federated.py. Theirs trained with
+one and predicted with the other; here a study names one, and everything goes through ``normalise``."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,37 @@ def prepare_label(case: Case, meta: dict[str, Any]) -> Prepared:
     return Prepared({"label": label, "points": points}, {"points": rows})
 
 
+def prepare_heart(case: Case, meta: dict[str, Any]) -> Prepared:
+    """The heart's structures of a case on the grid of its prepared image, whose figures are ``meta``.
+
+    Returns ``heart`` uint8 (X, Y, Z).
+
+    Raises:
+        CaseRejected: not readable.
+    """
+    steps = Steps.of(meta)
+    return Prepared({"heart": np.ascontiguousarray(np.pad(heart_on(steps.target, case), steps.widths))}, {})
+
+
+def heart_on(grid: Grid, case: Case) -> np.ndarray:
+    """The heart's structures of a case, whose map may lie on any grid, seen on ``grid``: uint8, 0 where it ends.
+
+    Raises:
+        CaseRejected: not readable.
+        DataError: the case has no such map.
+    """
+    if case.heart is None:
+        raise DataError("heart", got=f"case {case.key} without that map", expected="a case that has it")
+    source = native_grid(case.heart)
+    # a rim of background, because resampling continues what lies at the border
+    voxels = torch.from_numpy(np.pad(read_voxels(case.heart), 1))[None]
+    shift = np.eye(4)
+    shift[:3, 3] = -1.0
+    x, y, z = (edge + 2 for edge in source.shape)
+    rimmed = Grid((x, y, z), source.affine @ shift)
+    return geometry.resample(voxels, rimmed, grid, mode="nearest")[0].round().to(torch.uint8).numpy()
+
+
 @dataclass(frozen=True)
 class Steps:
     """What was done to a file's grid, read back from the figures of a prepared image."""
@@ -136,10 +187,16 @@ def normalise(image: np.ndarray, data: DataSection) -> tuple[np.ndarray, float]:
     the 1st to the 99th percentile, which leaves air out and does not depend on a few very bright voxels.
     MR with ``intensity: capped``, as FedCRLD's published code: values above the 96th percentile become that, then a
     z-score over the whole volume, air included.
-    CT: the HU window mapped to 0..1. Tissue is what lies above both the window's low end and -500 HU.
+    CT: the HU window mapped to 0..1, or one of ``FIXED``. Tissue is what lies above both the low end and -500 HU.
     """
     from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 
+    fixed = FIXED.get(data.intensity)
+    if fixed is not None:
+        scored = NormalizeIntensity(subtrahend=np.array(fixed.mean), divisor=np.array(fixed.deviation))(
+            np.clip(image, fixed.low, fixed.high)
+        )
+        return np.asarray(scored, dtype=np.float32), (max(CT_TISSUE_HU, fixed.low) - fixed.mean) / fixed.deviation
     if data.modality == "ct":
         low, high = data.window
         scaled = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)

@@ -297,15 +297,6 @@ def _phantoms(experiment: Experiment, name: str, home: Path) -> dict[str, Path]:
     return {data.role: write_phantoms(section, seed=experiment.seed, name=name, home=home)}
 
 
-def annotation(section: PhantomSection, index: int) -> tuple[int, ...] | None:
-    """Label numbers that phantom site ``index`` marks, where that is not for its style to say."""
-    if section.annotation == "style":
-        return None
-    from fedmedseg.data.phantoms.style import dealt_out
-
-    return dealt_out(section.family, index, section.sites)
-
-
 def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path) -> Path:
     """The data list of this simulated site's phantoms, written once per setting under ``home/data``."""
     from fedmedseg.data.phantoms.style import LABELS
@@ -316,7 +307,9 @@ def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path)
     folder = home / "data" / hashlib.sha256(content.encode()).hexdigest()[:12]
     if not (folder / "datalist.json").is_file():
         from fedmedseg.data.phantoms import write_site
+        from fedmedseg.data.phantoms.annotators import share_of
 
+        share = share_of(section, phantom_index(name))
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             written = write_site(
@@ -324,9 +317,10 @@ def write_phantoms(section: PhantomSection, *, seed: int, name: str, home: Path)
                 site_index=phantom_index(name),
                 out=temporary,
                 seed=seed,
-                counts={part: getattr(section, part) for part in ("unlabeled", "training", "validation", "test")},
+                counts=share.counts,
                 size=section.size,
-                annotated=annotation(section, phantom_index(name)),
+                marks=share.marks,
+                heart=section.heart,
             )
             relative = Path(written).relative_to(temporary)
             try:

@@ -18,24 +18,34 @@ from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.progress import Progress
 from fedmedseg.core.seeding import generator
 from fedmedseg.data.cache import Cache
-from fedmedseg.data.checks import CaseRejected, admit, read_voxels
+from fedmedseg.data.checks import Admission, CaseRejected, admit, read_voxels
 from fedmedseg.data.datalist import Case, read_datalist
-from fedmedseg.data.geometry import spacing_of
-from fedmedseg.data.preprocessing import Prepared, back_to_native, entry_digest, prepare_image, prepare_label
+from fedmedseg.data.geometry import canonical_orientation, spacing_of
+from fedmedseg.data.landmarks import Place, read_landmarks, to_voxel, to_world
+from fedmedseg.data.preprocessing import (
+    Prepared,
+    Steps,
+    back_to_native,
+    entry_digest,
+    heart_on,
+    prepare_heart,
+    prepare_image,
+    prepare_label,
+)
 from fedmedseg.data.site import Site
 from fedmedseg.data.stacks import Stack, stack_of
 
 logger = logging.getLogger(__name__)
 
-Section = Literal["unlabeled", "training", "validation", "test"]
+Section = Literal["unlabeled", "training", "validation", "test", "scans"]
 
 
 class Volumes:
     """Read-only access to the volumes of one section, in an order that depends on patients and file names only.
 
-    ``unlabeled`` holds the entries of that section and the images of ``training`` without their labels; a
-    patient of validation or test is never among them. ``fraction`` keeps that share of the patients, rounded
-    up, ``patients`` at most so many of those; the fewer are a subset of the more.
+    ``unlabeled`` holds the entries of that section and the images of ``training`` without their labels, ``scans`` the
+    same with those of ``training``; a patient of validation or test is never among them. ``fraction`` keeps that share
+    of the patients, rounded up, ``patients`` at most so many of those; the fewer are a subset of the more.
 
     Raises:
         ConfigurationError: no such role or data list.
@@ -57,20 +67,21 @@ class Volumes:
             raise ValueError(f"fraction must lie in (0, 1], not {fraction}")
         data = experiment.data
         self._cache = Cache(folder=site.cache)
-        listed = _listed(read_datalist(site.data_list(data.role), salt=site.salt), section)
-        admission = admit(listed, data=data, budget_mb=site.volume_budget_mb, cache=self._cache)
+        named = listed(read_datalist(site.data_list(data.role), salt=site.salt), section)
+        admission = admit(named, data=data, budget_mb=site.volume_budget_mb, cache=self._cache)
         self.quarantined: dict[str, str] = dict(admission.quarantined)
-        needed = site.min_cases if section in ("training", "unlabeled") else 1
-        self._require(len(admission.valid), len(listed), needed)
+        needed = site.min_cases if section in ("training", "unlabeled", "scans") else 1
+        self._require(len(admission.valid), len(named), needed)
         chosen = choose_patients([case.patient for case in admission.valid], fraction, experiment.seed, patients)
         self.cases: list[Case] = []
         self._digests: list[tuple[str, str]] = []
         self._meta: list[dict[str, Any]] = []
         self._points: list[list[list[int]]] = []
-        fresh = self._prepare([case for case in admission.valid if case.patient in chosen], admission.sha256)
-        self._require(len(self.cases), len(listed), needed if fraction == 1.0 and patients is None else 1)
+        self._hearts: list[str | None] = []
+        fresh = self._prepare([case for case in admission.valid if case.patient in chosen], admission)
+        self._require(len(self.cases), len(named), needed if fraction == 1.0 and patients is None else 1)
         self.patients: list[str] = sorted({case.patient for case in self.cases})
-        self._tell(len(listed), fresh)
+        self._tell(len(named), fresh)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -84,6 +95,38 @@ class Volumes:
         if self.cases[index].label is None:
             return None
         return self._cache.array(self._digests[index][1], "label")
+
+    def landmarks(self, index: int) -> dict[str, Place | None]:
+        """Points of the case's file in mm of the world, None for one that is not in the scan; empty without a file.
+
+        Raises:
+            DataError: the file can no longer be read.
+        """
+        path = self.cases[index].landmarks
+        if path is None:
+            return {}
+        try:
+            return read_landmarks(path)
+        except CaseRejected:
+            logger.warning("case %s: its landmark file can no longer be read", self.cases[index].key)
+            raise DataError(
+                "landmarks", got="a file that can no longer be read", expected="what it held", reason=Reason.UNREADABLE
+            ) from None
+
+    def to_voxel(self, index: int, points: np.ndarray) -> np.ndarray:
+        """Points (N, 3) in mm of the world as continuous voxels of the preprocessed grid; rows of nan stay so."""
+        steps = Steps.of(self._meta[index])
+        return to_voxel(points, steps.target.affine) + [before for before, _ in steps.widths]
+
+    def to_world(self, index: int, voxels: np.ndarray) -> np.ndarray:
+        """Continuous voxels (N, 3) of the preprocessed grid in mm of the world; rows of nan stay so."""
+        steps = Steps.of(self._meta[index])
+        return to_world(np.asarray(voxels) - [before for before, _ in steps.widths], steps.target.affine)
+
+    def heart(self, index: int) -> np.ndarray | None:
+        """The heart's structures on the preprocessed grid, uint8 (X, Y, Z), read-only; None without that file."""
+        digest = self._hearts[index]
+        return None if digest is None else self._cache.array(digest, "heart")
 
     def spacing(self, index: int) -> tuple[float, float, float]:
         """mm per voxel of the preprocessed grid."""
@@ -117,6 +160,40 @@ class Volumes:
         """mm per voxel of the file's own grid."""
         return spacing_of(np.array(self._meta[index]["native_affine"]))
 
+    def native_image(self, index: int) -> np.ndarray:
+        """Values as the file has them, float32 (X', Y', Z') on its own grid: HU in CT.
+
+        Raises:
+            DataError: the file has become unreadable.
+        """
+        try:
+            return read_voxels(self.cases[index].image)
+        except (CaseRejected, OSError):
+            logger.warning("case %s: its image file can no longer be read", self.cases[index].key)
+            raise DataError(
+                "image", got="a file that can no longer be read", expected="a readable file", reason=Reason.UNREADABLE
+            ) from None
+
+    def native_heart(self, index: int) -> np.ndarray:
+        """The heart's structures on the image file's own grid, uint8 (X', Y', Z').
+
+        Raises:
+            DataError: the case has no such map, or its file has become unreadable.
+        """
+        case = self.cases[index]
+        try:
+            return heart_on(Steps.of(self._meta[index]).native, case)
+        except (CaseRejected, OSError):
+            logger.warning("case %s: its map of the heart can no longer be read", case.key)
+            raise DataError(
+                "heart", got="a file that can no longer be read", expected="a readable file", reason=Reason.UNREADABLE
+            ) from None
+
+    def slice_axis(self, index: int) -> int:
+        """Which axis of the file's own grid, 0 to 2, leads from the feet to the head: axial slices lie along it."""
+        orientation = canonical_orientation(np.array(self._meta[index]["native_affine"]), 3)
+        return int(np.flatnonzero(orientation[:, 0] == 2)[0])
+
     def to_native(self, index: int, probabilities: torch.Tensor) -> torch.Tensor:
         """``probabilities`` (C, X, Y, Z) of the preprocessed grid on the file's own grid (C, X', Y', Z').
 
@@ -141,9 +218,9 @@ class Volumes:
         points = self._cache.array(self._digests[index][1], "points")
         return {value: points[start:stop] for value, start, stop in rows}
 
-    def _prepare(self, cases: list[Case], sha256: dict[str, list[str]]) -> int:
+    def _prepare(self, cases: list[Case], admission: Admission) -> int:
         """Fill the cache where needed; the number of volumes that had to be preprocessed."""
-        data = self.experiment.data
+        data, sha256 = self.experiment.data, admission.sha256
         work = f"preparing {self.section} volumes"
         progress = Progress(site=self.site.name, stage=work, round=0, rounds=1)
         too_small: list[tuple[int, ...]] = []
@@ -156,6 +233,10 @@ class Volumes:
                 if case.label is not None:
                     label_meta, label_made = self._entry(digests[1], case, partial(prepare_label, case, meta))
                     made = made or label_made
+                heart = None
+                if case.heart is not None:
+                    heart = entry_digest([sha256[case.key][0], "heart", admission.heart_sha256[case.key]], data)
+                    made = self._entry(heart, case, partial(prepare_heart, case, meta))[1] or made
             except CaseRejected as rejected:
                 self.quarantined[case.key] = rejected.reason
                 if rejected.shape is not None:
@@ -168,6 +249,7 @@ class Volumes:
             self._digests.append(digests)
             self._meta.append(meta)
             self._points.append(label_meta["points"])
+            self._hearts.append(heart)
         if too_small and not self.cases:
             smallest = min(too_small, key=lambda shape: min(s / c for s, c in zip(shape, data.crop, strict=False)))
             raise DataError(
@@ -239,17 +321,25 @@ def choose_patients(patients: list[str], fraction: float, seed: int, most: int |
     return {known[place] for place in order[: count if most is None else min(count, most)]}
 
 
-def _listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
-    if section != "unlabeled":
+def listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
+    """The cases that ``Volumes`` of ``section`` takes from a data list, admitted or not."""
+    if section not in ("unlabeled", "scans"):
         return sections[section]
     held_out = {name for part in ("validation", "test") for c in sections[part] for name in (c.patient, str(c.image))}
     found: dict[str, Case] = {}
     left_out = 0
-    for case in [*sections["unlabeled"], *sections["training"]]:
+    # what stands in unlabeled is unlabelled, whatever files it names
+    training = sections["training"] if section == "scans" else [_stripped(case) for case in sections["training"]]
+    for case in [*map(_stripped, sections["unlabeled"]), *training]:
         if case.patient in held_out or str(case.image) in held_out:
             left_out += 1
             continue
-        found.setdefault(str(case.image), replace(case, label=None, annotated_labels=None, allow_empty=False))
+        found[str(case.image)] = case
     if left_out:
         logger.warning("unlabeled: %d volumes left out because their patients are in validation or test", left_out)
     return sorted(found.values(), key=lambda case: (case.patient, case.image.name, str(case.image)))
+
+
+def _stripped(case: Case) -> Case:
+    """The image alone, with the heart's structures, which are no annotation but come with it."""
+    return replace(case, label=None, annotated_labels=None, allow_empty=False, landmarks=None)

@@ -37,6 +37,8 @@ _KINDS = (
     ("label", LABELS),
     ("annotated_labels", LABELS),
     ("empty label", LABELS),
+    ("landmark", LABELS),
+    ("heart label", LABELS),
     ("affine", GEOMETRY),
     ("spacing", GEOMETRY),
 )
@@ -44,7 +46,7 @@ MENDS = {
     READABLE: "export the volume again, and compare it with the archive's copy",
     GEOMETRY: "export the volume again with its geometry, or correct the header",
     ALIGNED: "draw the label on this very image, or resample it onto the image's grid",
-    LABELS: "correct the label, or say annotated_labels or allow_empty in the data list",
+    LABELS: "correct the label or landmarks, or say annotated_labels or allow_empty in the data list",
     SIZE: "leave the volume out, or ask the study lead for a smaller data.crop",
 }
 
@@ -210,12 +212,7 @@ def _present(role: str, sections: Mapping[str, list[Case]]) -> Finding:
     if not absent:
         return passed(check, f"all {named} named files are there")
     gone = set(absent)
-    cases = [
-        case
-        for listed in sections.values()
-        for case in listed
-        if gone & {file for file in (case.image, case.label, case.landmarks) if file}
-    ]
+    cases = [case for listed in sections.values() for case in listed if gone & set(case.files)]
     text = f"{len(absent)} of {named} named files absent: the site would refuse the list"
     return failed(check, text, "correct the paths, which start at the folder of the data list", **_who(cases))
 
@@ -347,7 +344,7 @@ def _who(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
 
 
 def _exists(case: Case) -> bool:
-    return case.image.is_file() and (case.label is None or case.label.is_file())
+    return all(file.is_file() for file in case.files)
 
 
 def _check(role: str, what: str) -> str:

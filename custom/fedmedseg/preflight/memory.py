@@ -77,9 +77,12 @@ class Need:
 
 def needs(experiment: Experiment) -> list[Need]:
     """What each training stage that is not left out needs, in the order of the stages."""
+    plan: Any = system_module(experiment.system, "plan")
+    if hasattr(plan, "trained"):
+        steps = plan.trained(experiment).items()
+        return [_of_step(experiment, stage, *step) for stage, step in steps if experiment.stages[stage].rounds]
     with torch.random.fork_rng(devices=[]):
         network = build_segmentation(experiment).to("meta").train()
-    plan: Any = system_module(experiment.system, "plan")
     found = []
     for stage, crops in (plan.crops(experiment) if hasattr(plan, "crops") else {}).items():
         if experiment.stages[stage].rounds:
@@ -97,6 +100,24 @@ def needs(experiment: Experiment) -> list[Need]:
             )
         )
     return found
+
+
+def _of_step(
+    experiment: Experiment,
+    stage: str,
+    build: Callable[[], nn.Module],
+    forward: Callable[[Any, torch.Tensor], list[torch.Tensor]],
+    shape: tuple[int, ...],
+    items: int,
+) -> Need:
+    """A system that says itself what its stages train: networks of its own on inputs (channels, *edges)."""
+    network = build().to("meta").train()
+
+    def loss(images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_loss(logits) for logits in forward(network, images)]).sum()
+
+    kept, largest = kept_for_backward(experiment, network, loss, shape=shape)
+    return Need(stage=stage, crops=items, parameters=count(network), frozen=0, per_crop=kept, largest=largest)
 
 
 def _own_stage(experiment: Experiment, network: nn.Module, stage: str, crops: int) -> Need:
@@ -129,9 +150,15 @@ def count(network: nn.Module) -> int:
 
 
 def kept_for_backward(
-    experiment: Experiment, network: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
+    experiment: Experiment,
+    network: nn.Module,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[int, int]:
     """Bytes that autograd keeps of ``forward`` on one crop beside the network's own, and of the largest buffer.
+
+    ``shape`` (channels, *edges) is of one item; unset: one channel and a crop of the study.
 
     Works on the device the network is on; on ``meta`` nothing is computed and nothing allocated.
     """
@@ -149,7 +176,7 @@ def kept_for_backward(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward(torch.zeros(1, 1, *_crop(experiment), device=device))
+        forward(torch.zeros(1, *(shape or (1, *_crop(experiment))), device=device))
     return sum(sizes.values()), max(sizes.values(), default=0)
 
 

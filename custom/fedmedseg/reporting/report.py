@@ -22,7 +22,9 @@ from fedmedseg.reporting.tables import (
     models_in,
     moved_bytes,
     number,
+    ordered,
     plain_text_summary,
+    points_of,
     reply,
     rounds_of,
     site_means,
@@ -96,6 +98,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "stages": stages_of(record),
         "tiles": _tiles(rows),
         "score": _scores(record, rows),
+        "points": _points(record),
         "alarms": _alarms(record),
         "mismatches": _mismatches(record),
         "encryption": encryption_of(record),
@@ -179,6 +182,21 @@ def _scores(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
         "means": [decimal(study_mean(rows, model)) for model in models],
         "failures": any(row.failures for row in rows),
     }
+
+
+def _points(record: Record) -> dict[str, Any] | None:
+    """Landmarks: a line per site and point, a cell per model."""
+    rows = points_of(record)
+    if not rows:
+        return None
+    models = ordered(row.model for row in rows)
+    by = {(row.site, row.point, row.model): row.told for row in rows}
+    places = dict.fromkeys((row.site, row.point) for row in rows)
+    lines = [
+        {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
+        for site, point in places
+    ]
+    return {"models": [label_of(model) for model in models], "lines": lines}
 
 
 def _cell(row: DiceRow | None) -> dict[str, Any]:

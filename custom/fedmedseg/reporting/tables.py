@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmedseg.reporting.floor import verdict
+from fedmedseg.reporting.point_table import PointRow, point_lines, point_table
 
 Record = Mapping[str, Any]
 
-MODELS = {"personal": "personal", "shared": "shared", "scratch": "local", "untrained": "untrained"}
+MODELS = {
+    "personal": "personal",
+    "shared": "shared",
+    "scratch": "local",
+    "cnn": "CNN",
+    "student": "transformer",
+    "untrained": "untrained",
+}
 """Models in reporting order: their name in the record -> the name people read."""
 _WIDTH = 96
 _MOST_LINES = 30
@@ -111,8 +119,18 @@ def dice_table(record: Record) -> list[DiceRow]:
 
 def models_in(rows: Sequence[DiceRow]) -> list[str]:
     """Models that occur, in reporting order."""
-    found = {row.model for row in rows}
+    return ordered(row.model for row in rows)
+
+
+def ordered(models: Iterable[str]) -> list[str]:
+    """Each of ``models`` once, in reporting order."""
+    found = set(models)
     return [model for model in MODELS if model in found] + sorted(found - set(MODELS))
+
+
+def points_of(record: Record) -> list[PointRow]:
+    """Landmarks of each site's last accepted evaluation; empty of a study without any."""
+    return point_table(_evaluations(record))
 
 
 def structures_in(rows: Sequence[DiceRow]) -> list[str]:
@@ -160,14 +178,16 @@ def plain_text_summary(record: Record) -> str:
             short(f"replies not accepted: {', '.join(f'{site} {count}' for site, count in lost.items())}", _WIDTH)
         )
     head += _absent(record)
-    rows = dice_table(record)
+    rows, points = dice_table(record), points_of(record)
+    measured = point_lines(points, ordered(row.model for row in points), MODELS)
     if not rows:
-        return "\n".join([*head, "no evaluation was recorded"])
+        return "\n".join([*head, *(measured or ["no evaluation was recorded"])])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
     judged = verdict(_evaluations(record))
     if judged is not None:
         tail.append(judged)
+    tail += [short(line, _WIDTH) for line in measured]
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
         body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]
@@ -276,7 +296,7 @@ def _evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
         for site in sites_of(record):
             answer = reply(one, site)
             metrics = answer.get("metrics") or {}
-            if answer.get("accepted") and any(key.startswith("dice/") for key in metrics):
+            if answer.get("accepted") and any(key.startswith(("dice/", "points/")) for key in metrics):
                 found[site] = metrics
     return {site: found[site] for site in sites_of(record) if site in found}
 

@@ -67,12 +67,12 @@ def test_negative_index_is_refused():
 
 @pytest.mark.parametrize(("sites", "sharing"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 4)])
 def test_structures_dealt_out_have_each_a_site_and_no_more_than_needed(sites, sharing):
-    hands = [dealt_out("abdominal_ct", index, sites) for index in range(sites)]
+    hands = [dealt_out(tuple(LABELS["abdominal_ct"]), index, sites) for index in range(sites)]
     assert {number for hand in hands for number in hand} == set(LABELS["abdominal_ct"])
     assert len(set(hands)) == sharing
     assert sum(len(hand) for hand in set(hands)) == 4
 
 
 def test_two_sites_get_two_organs_each_and_four_one():
-    assert [dealt_out("abdominal_ct", index, 2) for index in range(2)] == [(1, 3), (2, 4)]
-    assert [dealt_out("abdominal_ct", index, 4) for index in range(4)] == [(1,), (2,), (3,), (4,)]
+    assert [dealt_out((1, 2, 3, 4), index, 2) for index in range(2)] == [(1, 3), (2, 4)]
+    assert [dealt_out((1, 2, 3, 4), index, 4) for index in range(4)] == [(1,), (2,), (3,), (4,)]

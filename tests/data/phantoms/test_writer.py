@@ -6,9 +6,11 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import label as connected
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.phantoms import write_site
+from fedmedseg.data.phantoms.annotators import Marks, marks_of
 from fedmedseg.data.phantoms.style import LABELS, LANDMARKS, site_style
 from fedmedseg.data.phantoms.writer import LEAST_SIZE, affine_of
 
@@ -183,11 +185,79 @@ def test_landmarks_are_world_millimetres_on_the_aortic_wall(tmp_path):
 
 
 def test_a_site_without_calcium_annotation_gives_landmarks_only(tmp_path):
-    _, content = write("cardiac_ct", tmp_path, site=1, counts={"training": 1})
+    _, content = write("cardiac_ct", tmp_path, site=3, counts={"training": 1})
     entry = content["training"][0]
     assert entry["annotated_labels"] == []
     assert "label" not in entry
-    assert set(json.loads((tmp_path / entry["landmarks"]).read_text())) == {"RCA", "LCA"}
+    assert set(json.loads((tmp_path / entry["landmarks"]).read_text())) == {"RCC", "LCC", "NCC", "RCA", "LCA"}
+
+
+def test_a_landmark_outside_the_volume_is_null(tmp_path):
+    _, content = write("cardiac_ct", tmp_path, counts={"test": 4}, size=(32, 32, 24))
+    files = [json.loads((tmp_path / entry["landmarks"]).read_text()) for entry in content["test"]]
+    assert all(list(points) == list(LANDMARKS) for points in files)
+    places = [place for points in files for place in points.values()]
+    assert None in places
+    assert any(place is not None for place in places)
+
+
+def test_each_training_volume_has_its_own_marks_and_validation_those_of_all(tmp_path):
+    marks = [marks_of(["hps", "calc"]), marks_of(["ms"])]
+    counts = {"training": 2, "validation": 1, "test": 1, "unlabeled": 1}
+    _, content = write("cardiac_ct", tmp_path, counts=counts, marks=marks)
+    first, second = content["training"]
+    names = [list(json.loads((tmp_path / entry["landmarks"]).read_text())) for entry in (first, second)]
+    assert names == [["RCC", "LCC", "NCC", "RCA", "LCA"], ["MS1", "MS2"]]
+    assert (first["annotated_labels"], second["annotated_labels"]) == ([1], [])
+    assert "label" not in second
+    (validation,) = content["validation"]
+    assert validation["annotated_labels"] == [1]
+    assert list(json.loads((tmp_path / validation["landmarks"]).read_text())) == list(LANDMARKS)
+    assert set(content["unlabeled"][0]) == {"image", "patient"}
+
+
+def test_marks_for_another_number_of_volumes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="1 marks for 2"):
+        write("cardiac_ct", tmp_path, counts={"training": 2}, marks=[Marks()])
+
+
+def test_other_marks_are_another_list_and_the_images_the_same(tmp_path):
+    for name, tasks in (("a", ["hps"]), ("b", ["ms"])):
+        write("cardiac_ct", tmp_path / name, counts={"training": 1}, marks=[marks_of(tasks)])
+    one, other = digests(tmp_path / "a"), digests(tmp_path / "b")
+    assert one["images/phantom-001.nii.gz"] == other["images/phantom-001.nii.gz"]
+    assert one["datalist.json"] != other["datalist.json"]
+
+
+def test_coronaries_leave_the_aorta_at_their_ostia_and_calcium_is_no_part_of_them(tmp_path):
+    _, content = write("cardiac_ct", tmp_path, counts={"test": 1}, size=(64, 64, 48), heart=True)
+    (entry,) = content["test"]
+    label, heart = (np.asarray(nib.load(tmp_path / entry[kind]).dataobj) for kind in ("label", "heart"))
+    affine = nib.load(tmp_path / entry["label"]).affine
+    assert set(np.unique(label)) == {0, 1, 2}
+    assert not (heart[label == 2] == 6).any()
+    # two trees, give or take voxels that a nodule of the valve cut off
+    parts, count = connected(label == 2, structure=np.ones((3, 3, 3)))
+    sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
+    assert sizes[: min(2, count)].sum() > 0.9 * sizes.sum()
+    points = json.loads((tmp_path / entry["landmarks"]).read_text())
+    places = nib.affines.apply_affine(affine, np.argwhere(label == 2))
+    for name in ("RCA", "LCA"):
+        assert np.linalg.norm(places - points[name], axis=1).min() < 4
+
+
+def test_the_hearts_structures_are_in_every_volume_that_asks_for_them(tmp_path):
+    _, content = write("cardiac_ct", tmp_path, size=(64, 64, 48), heart=True)
+    for entry in (e for section in ("training", "test", "unlabeled") for e in content[section]):
+        image, heart = (nib.load(tmp_path / entry[kind]) for kind in ("image", "heart"))
+        np.testing.assert_allclose(image.affine, heart.affine)
+        values, structures = np.asarray(image.dataobj), np.asarray(heart.dataobj)
+        assert set(np.unique(structures)) >= {0, 1, 2, 4, 5, 6, 7}
+        # contrast in the left heart: aorta and left atrium are brighter than muscle
+        assert np.median(values[structures == 6]) > np.median(values[structures == 1]) + 80
+        assert np.median(values[structures == 2]) > np.median(values[structures == 1]) + 80
+    with pytest.raises(ValueError, match="no map"):
+        write("cine_mr", tmp_path / "mr", heart=True)
 
 
 def test_interrupted_writing_is_repeated_and_finished_writing_is_not(tmp_path, monkeypatch):
@@ -257,7 +327,7 @@ def test_patients_differ_within_a_site(family, tmp_path):
 def test_other_annotations_than_the_styles_change_labels_and_nothing_of_the_images(tmp_path):
     counts = {"training": 1, "test": 1}
     _, style = write("abdominal_ct", tmp_path / "a", counts=counts)
-    path, given = write("abdominal_ct", tmp_path / "b", counts=counts, annotated=(2, 4))
+    path, given = write("abdominal_ct", tmp_path / "b", counts=counts, marks=[Marks(labels=(2, 4))])
     assert style["training"][0]["annotated_labels"] == [1]
     assert given["training"][0]["annotated_labels"] == [2, 4]
     assert "annotated_labels" not in given["test"][0]

@@ -10,20 +10,26 @@ from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.data.importers.acdc import ACDCImporter
 from fedmedseg.data.importers.base import Collection, Content, FilePair, Importer, SourceCase
 from fedmedseg.data.importers.btcv import BTCVImporter
+from fedmedseg.data.importers.ct_dicom import CTDicomImporter
 from fedmedseg.data.importers.decathlon import DecathlonImporter
 from fedmedseg.data.importers.emidec import EMIDECImporter
+from fedmedseg.data.importers.imagecas import ImageCASImporter
 from fedmedseg.data.importers.kits19 import KiTS19Importer
 from fedmedseg.data.importers.mnms import MnMsImporter
 from fedmedseg.data.importers.sunnybrook import SunnybrookImporter
+from fedmedseg.data.importers.totalsegmentator import TotalSegmentatorImporter
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
     "acdc": ACDCImporter,
     "btcv": BTCVImporter,
+    "ct_dicom": CTDicomImporter,
     "decathlon": DecathlonImporter,
     "emidec": EMIDECImporter,
+    "imagecas": ImageCASImporter,
     "kits19": KiTS19Importer,
     "mnms": MnMsImporter,
     "sunnybrook": SunnybrookImporter,
+    "totalsegmentator": TotalSegmentatorImporter,
 }
 
 

@@ -160,16 +160,19 @@ def split_patients(patients: Sequence[str], shares: Sequence[float], *, seed: in
 def sections_of(
     cases: Sequence[SourceCase], shares: Sequence[float], *, seed: int, site: str
 ) -> tuple[dict[str, list[SourceCase]], int]:
-    """Section -> cases, and how many unlabelled volumes were withheld because their patient is evaluated on."""
+    """Section -> cases, and how many unlabelled volumes were withheld because their patient is evaluated on.
+
+    A site none of whose volumes is annotated has all of them in ``unlabeled``.
+    """
     patients = patients_of(cases)
-    labelled = [name for name, own in patients.items() if any(case.content.has_label for case in own)]
-    section_of = split_patients(labelled, shares, seed=seed, site=site)
+    labelled = [name for name, own in patients.items() if any(case.annotated for case in own)]
+    section_of = split_patients(labelled, shares, seed=seed, site=site) if labelled else {}
     sections: dict[str, list[SourceCase]] = {section: [] for section in SECTIONS}
     withheld = 0
     for name, own in patients.items():
         section = section_of.get(name, "unlabeled")
         for case in own:
-            if case.content.has_label:
+            if case.annotated:
                 sections[section].append(case)
             elif section in ("training", "unlabeled"):
                 sections["unlabeled"].append(case)

@@ -39,6 +39,18 @@ class Content(Protocol):
         ...
 
 
+class Further(Protocol):
+    """A further map that belongs to an image, such as the heart's structures."""
+
+    def write(self, target: Path) -> None:
+        """Write it as ``.nii.gz``.
+
+        Raises:
+            DataError: the source cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceCase:
     """One volume of a data set. ``group`` is the set's own partition (a diagnosis, a hospital), if it has one."""
@@ -49,6 +61,13 @@ class SourceCase:
     suffix: str = ".nii.gz"
     group: str | None = None
     annotated_labels: tuple[int, ...] | None = None
+    landmarks: Path | None = None
+    heart: Further | None = None
+
+    @property
+    def annotated(self) -> bool:
+        """Whether somebody drew or placed something: a label, or points."""
+        return self.content.has_label or self.landmarks is not None
 
 
 @dataclass(frozen=True, kw_only=True)

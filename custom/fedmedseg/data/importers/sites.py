@@ -14,9 +14,10 @@ from pathlib import Path
 import yaml
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.importers.assignment import SECTIONS, SITE_NAME, check_site_name, sections_of
-from fedmedseg.data.importers.base import SourceCase, Tick, nifti, reading
+from fedmedseg.data.importers.base import SourceCase, Tick, place
+from fedmedseg.data.importers.counting import label_voxels
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _write_site(
             listed[section] = []
             for case in cases:
                 listed[section].append(_write_case(partial, case, with_label=section != "unlabeled", link=link))
-                if section != "unlabeled":
+                if "label" in listed[section][-1]:
                     for value, number in label_voxels(partial / str(listed[section][-1]["label"])).items():
                         voxels[value] = voxels.get(value, 0) + number
                 done += 1
@@ -168,26 +169,22 @@ def _write_site(
 def _write_case(folder: Path, case: SourceCase, *, with_label: bool, link: bool) -> dict[str, object]:
     file = f"{case.name}{case.suffix}"
     entry: dict[str, object] = {"image": f"images/{file}"}
-    if with_label:
+    label = folder / "labels" / file if with_label and case.content.has_label else None
+    if label is not None:
         entry["label"] = f"labels/{file}"
         if case.annotated_labels is not None:
             entry["annotated_labels"] = list(case.annotated_labels)
     entry["patient"] = case.patient
-    label = folder / "labels" / file if with_label else None
     case.content.write(folder / "images" / file, label, link=link)
+    if with_label and case.landmarks is not None:
+        entry["landmarks"] = f"landmarks/{case.name}.json"
+        place(case.landmarks, _inside(folder / "landmarks") / f"{case.name}.json", link=link)
+    if case.heart is not None:
+        entry["heart"] = f"hearts/{case.name}.nii.gz"
+        case.heart.write(_inside(folder / "hearts") / f"{case.name}.nii.gz")
     return entry
 
 
-def label_voxels(path: Path) -> dict[int, int]:
-    """Label number -> voxels, background left out.
-
-    Raises:
-        DataError: unreadable, or values that are no label numbers.
-    """
-    import numpy as np
-
-    with reading(path):
-        values, numbers = np.unique(np.asanyarray(nifti(path).dataobj), return_counts=True)
-    if not np.isfinite(values).all() or (values != np.round(values)).any() or (values < 0).any():
-        raise DataError("label", got=f"{path.name} with values that are no whole numbers", expected="label numbers")
-    return {int(value): int(number) for value, number in zip(values, numbers, strict=True) if value != 0}
+def _inside(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder

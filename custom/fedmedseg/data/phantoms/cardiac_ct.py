@@ -1,4 +1,4 @@
-"""Cardiac CT phantoms: an aortic root with hinge points, ostia, membranous septum, calcium and coronaries."""
+"""Cardiac CT phantoms: an aortic root with hinge points, ostia, membranous septum, calcium, coronaries and chambers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from fedmedseg.data.phantoms.geometry import (
 from fedmedseg.data.phantoms.scanner import acquire_ct, tissue_values
 from fedmedseg.data.phantoms.style import SiteStyle
 
-CALCIFICATION = 1
+CALCIFICATION, CORONARIES = 1, 2
+MYOCARDIUM, LEFT_ATRIUM, LEFT_VENTRICLE, RIGHT_ATRIUM, RIGHT_VENTRICLE, AORTA, PULMONARY_ARTERY = range(1, 8)
+"""The heart's structures in the order of TotalSegmentator's task heartchambers_highres."""
 CUSPS = ("RCC", "NCC", "LCC")
 
 
@@ -118,7 +120,7 @@ def _frame(turn: float, tilt: float, towards: float) -> NDArray[np.float64]:
 
 
 def draw_aortic_root(rng: np.random.Generator, *, style: SiteStyle, size: tuple[int, int, int]) -> Phantom:
-    """One root in HU: label 1 is valve calcification; landmarks as in ``style.LANDMARKS``."""
+    """One root in HU: label 1 is valve calcification, 2 the coronaries; landmarks as in ``style.LANDMARKS``."""
     points = grid(size, style.spacing)
     root = draw_root(rng, style)
     value = tissue_values(rng, style)
@@ -134,7 +136,13 @@ def draw_aortic_root(rng: np.random.Generator, *, style: SiteStyle, size: tuple[
     paint_calcium(canvas, root, rng, value)
     texture = 6 * smooth_noise(rng, size, (24, 24, 18)) * (canvas.image > -300)
     image = acquire_ct(canvas.image + texture, rng, style)
-    return Phantom(image=image, label=canvas.label, spacing=style.spacing, landmarks=landmarks(root))
+    return Phantom(
+        image=image,
+        label=canvas.label,
+        spacing=style.spacing,
+        landmarks=landmarks(root),
+        heart=canvas.structures,
+    )
 
 
 def landmarks(root: Root) -> dict[str, Point]:
@@ -155,11 +163,12 @@ def paint_chest(canvas: Canvas, p: Points, rng: np.random.Generator, v: dict[str
     canvas.add(ellipsoid(p, (6, -62, 0), (20, 16, 300)), v["bone"])
     aorta = np.array([[-26, -50, -90], [-27, -48, 90]]) + rng.normal(0, 2, size=3)
     canvas.add(tube(p, aorta, 13.0), v["muscle"])
-    canvas.add(tube(p, aorta, 11.0), v["blood_left"])
+    canvas.add(tube(p, aorta, 11.0), v["blood_left"], structure=AORTA)
     for _ in range(4):  # plaques of the descending aorta look like valve calcium and are not
         angle = rng.uniform(0, 2 * np.pi)
         spot = aorta[0] + np.array([11.5 * np.cos(angle), 11.5 * np.sin(angle), rng.uniform(60, 125)])
-        canvas.add(ellipsoid(p, (float(spot[0]), float(spot[1]), float(spot[2])), (2.6, 2.6, 5)), v["calcium"])
+        plaque = ellipsoid(p, (float(spot[0]), float(spot[1]), float(spot[2])), (2.6, 2.6, 5))
+        canvas.add(plaque, v["calcium"], structure=None)
 
 
 def paint_chambers(canvas: Canvas, p: Points, root: Root, rng: np.random.Generator, v: dict[str, float]) -> None:
@@ -167,28 +176,28 @@ def paint_chambers(canvas: Canvas, p: Points, root: Root, rng: np.random.Generat
     r = root.radius
     atrium = ellipsoid(p, (-4, -(r + 22), 4), (34, 17, 24))
     canvas.add(atrium - 2, v["muscle"])
-    canvas.add(atrium, 0.95 * v["blood_left"])
+    canvas.add(atrium, 0.95 * v["blood_left"], structure=LEFT_ATRIUM)
     muscle = ellipsoid(p, (-26, 4, -46), (36, 34, 42))
-    canvas.add(muscle, v["muscle"])
+    canvas.add(muscle, v["muscle"], structure=MYOCARDIUM)
     angle, length = root.septum
     # the muscular septum begins where the membranous one ends
     crest = ellipsoid(p, (0, 0, -length - 22), (r + 11, r + 11, 22))
-    canvas.add(np.maximum(crest, p[2] + length), v["muscle"])
+    canvas.add(np.maximum(crest, p[2] + length), v["muscle"], structure=MYOCARDIUM)
     beside = (float((r + 20) * np.cos(angle - 0.25)), float((r + 20) * np.sin(angle - 0.25)), -8.0)
     side = ellipsoid(p, beside, (19, 22, 28))
-    canvas.add(np.maximum(side, -crest), v["blood_right"])
+    canvas.add(np.maximum(side, -crest), v["blood_right"], structure=RIGHT_ATRIUM)
     ventricle = np.maximum(ellipsoid(p, (4, r + 20, -24), (34, 17, 26)), -crest)
     canvas.add(ventricle - 3, v["muscle"])
-    canvas.add(ventricle, v["blood_right"])
+    canvas.add(ventricle, v["blood_right"], structure=RIGHT_VENTRICLE)
     trunk = np.array([[-4, r + 18, -14], [-16, r + 14, 14], [-26, r - 4, 38], [-24, -16, 46]])
     canvas.add(tube(p, trunk, 13.5), v["muscle"])
-    canvas.add(tube(p, trunk, 12.0), v["blood_right"])
+    canvas.add(tube(p, trunk, 12.0), v["blood_right"], structure=PULMONARY_ARTERY)
     canvas.add(tube(p, np.array([[r + 22, 0, 8], [r + 24, -2, 80]]), rng.uniform(7, 9)), v["cava"])
     for _ in range(int(rng.integers(0, 4))):  # mitral calcium, outside the aortic valve
         spot = (rng.uniform(-26, -14), -(r + rng.uniform(4, 9)), rng.uniform(-16, -6))
-        canvas.add(ellipsoid(p, spot, (3.5, 3, 3)), v["calcium"])
+        canvas.add(ellipsoid(p, spot, (3.5, 3, 3)), v["calcium"], structure=None)
     cavity = ellipsoid(p, (-24, 4, -44), (25, 23, 34))
-    canvas.add(cavity, v["blood_left"])
+    canvas.add(cavity, v["blood_left"], structure=LEFT_VENTRICLE)
 
 
 def paint_root(canvas: Canvas, local: Points, root: Root, v: dict[str, float]) -> None:
@@ -200,20 +209,26 @@ def paint_root(canvas: Canvas, local: Points, root: Root, v: dict[str, float]) -
     lumen = np.maximum(radial - inner, -w - 22).astype(np.float32)
     outside = np.maximum(lumen - 1.8, -w).astype(np.float32)
     canvas.add(outside, v["muscle"])
-    canvas.add(lumen, v["blood_left"])
+    # above the annulus the root is aorta, below it the ventricle's outflow
+    canvas.add(lumen, v["blood_left"], structure=LEFT_VENTRICLE)
+    canvas.structures[(lumen <= 0) & (w > 0)] = AORTA
     away = np.min([np.abs(np.angle(np.exp(1j * (angle - c)))) for c in root.cusps.values()], axis=0)
     share = np.clip(radial / inner, 0, 1)
     crown = 0.8 * root.height * (away / (np.pi / 3)) ** 2
     sheet = share**2 * crown + (1 - share**2) * 0.55 * root.height
     leaflet = np.maximum(np.abs(w - sheet) - 0.9, lumen - 0.5)
-    canvas.add(leaflet.astype(np.float32), v["leaflet"])
+    canvas.add(leaflet.astype(np.float32), v["leaflet"], structure=None)
 
 
 def paint_coronaries(canvas: Canvas, root: Root, rng: np.random.Generator, v: dict[str, float]) -> None:
-    """Left main with two branches and the right coronary, each in fat, with a few plaques."""
+    """Left main with two branches and the right coronary, each in fat, with a few plaques: label 2.
+
+    Inside the aorta nothing is a coronary: they begin at their ostia.
+    """
     r = root.radius
     left, right = root.place(*root.ostia["LCA"]), root.place(*root.ostia["RCA"])
     low, high = root.ostia["LCA"][1], root.ostia["RCA"][1]
+    tree, aorta = np.zeros(canvas.label.shape, dtype=bool), canvas.structures == AORTA
     fork = root.at(-(r + 15), -7 + float(rng.normal(0, 2)), low)
     branches = [
         [left, fork, root.at(-(r + 24), 8, low - 6), root.at(-(r + 28), 22, low - 22)],
@@ -227,10 +242,12 @@ def paint_coronaries(canvas: Canvas, root: Root, rng: np.random.Generator, v: di
         # fat around the vessel, but none inside the aorta
         outside = np.maximum(vessel - 3.0, 2.5 - _distance(canvas.points, np.array(branch[0])))
         canvas.add(outside.astype(np.float32), v["fat"])
-        canvas.add(vessel, 0.95 * v["blood_left"])
+        canvas.add(vessel, 0.95 * v["blood_left"], structure=None)
+        tree |= (vessel <= 0) & ~aorta
         spot = path[1] + rng.normal(0, 1, size=3)
         plaque = ellipsoid(canvas.points, (float(spot[0]), float(spot[1]), float(spot[2])), (1.8, 1.8, 2.4))
-        canvas.add(plaque, v["calcium"])
+        canvas.add(plaque, v["calcium"], structure=None)
+    canvas.label[tree] = CORONARIES
 
 
 def _distance(points: Points, place: NDArray[np.floating]) -> Array:
@@ -248,4 +265,4 @@ def paint_calcium(canvas: Canvas, root: Root, rng: np.random.Generator, v: dict[
         nodule = ellipsoid(
             canvas.points, place, (float(radii[0]), float(radii[1]), float(radii[2])), turn=float(rng.uniform(0, 180))
         )
-        canvas.add(nodule, v["calcium"] * rng.uniform(0.85, 1.15), label=CALCIFICATION)
+        canvas.add(nodule, v["calcium"] * rng.uniform(0.85, 1.15), label=CALCIFICATION, structure=None)

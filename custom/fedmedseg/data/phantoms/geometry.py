@@ -21,27 +21,35 @@ class Phantom:
         label: uint8 array (X, Y, Z).
         spacing: mm per axis.
         landmarks: Name to (x, y, z) in mm from the grid's centre.
+        heart: uint8 array (X, Y, Z) of the heart's structures, in the families that have them.
     """
 
     image: Array
     label: NDArray[np.uint8]
     spacing: Point
     landmarks: dict[str, Point] = field(default_factory=dict)
+    heart: NDArray[np.uint8] | None = None
 
 
 class Canvas:
-    """An image and its label, painted tissue by tissue; what comes later lies on top of both."""
+    """An image, its label and a map of structures, painted tissue by tissue; what comes later lies on top of all."""
 
     def __init__(self, *, points: Points, background: float, softness: float) -> None:
         self.points = points
         self.softness = softness
         self.image = np.full(points[0].shape, background, dtype=np.float32)
         self.label = np.zeros(points[0].shape, dtype=np.uint8)
+        self.structures = np.zeros(points[0].shape, dtype=np.uint8)
 
-    def add(self, distance: NDArray[np.floating], value: Array | float, *, label: int = 0) -> None:
-        """Paint the inside of a surface; ``label`` 0 takes earlier labels away there."""
+    def add(
+        self, distance: NDArray[np.floating], value: Array | float, *, label: int = 0, structure: int | None = 0
+    ) -> None:
+        """Paint the inside of a surface; 0 takes earlier labels or structures away there, structure None keeps them."""
         paint(self.image, cover(distance, self.softness), value)
-        self.label[distance <= 0] = label
+        inside = distance <= 0
+        self.label[inside] = label
+        if structure is not None:
+            self.structures[inside] = structure
 
 
 def axis(count: int, step: float) -> Array:

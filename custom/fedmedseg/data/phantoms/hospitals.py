@@ -154,7 +154,7 @@ CARDIAC_CT: tuple[dict[str, Any], ...] = (
             "cava": 720.0, "leaflet": 130.0, "calcium": 1000.0,
         },
         "bias": 0.10, "noise": 18.0, "blur": 0.7, "turn": 0.0,
-        "annotated_labels": (1,), "annotated_landmarks": ("RCC", "LCC", "NCC"),
+        "annotated_labels": (1, 2), "annotated_landmarks": ("RCC", "LCC", "NCC", "RCA", "LCA", "MS1", "MS2"),
         "anatomy": {"normal": 0.7, "dilated": 0.1, "small": 0.1, "heavy_calcium": 0.1},
     },
     {  # late scan: pale left heart, bright right heart
@@ -165,7 +165,7 @@ CARDIAC_CT: tuple[dict[str, Any], ...] = (
             "cava": 290.0, "leaflet": 100.0, "calcium": 560.0,
         },
         "bias": 0.15, "noise": 26.0, "blur": 1.0, "turn": 28.0,
-        "annotated_labels": (), "annotated_landmarks": ("RCA", "LCA"),
+        "annotated_labels": (1,), "annotated_landmarks": ("RCC", "LCC", "NCC", "RCA", "LCA"),
         "anatomy": {"normal": 0.2, "dilated": 0.7, "small": 0.0, "heavy_calcium": 0.1},
     },
     {  # low tube voltage: very bright contrast, sharp kernel
@@ -176,7 +176,7 @@ CARDIAC_CT: tuple[dict[str, Any], ...] = (
             "cava": 1450.0, "leaflet": 200.0, "calcium": 1450.0,
         },
         "bias": 0.10, "noise": 32.0, "blur": 0.4, "turn": -30.0,
-        "annotated_labels": (1,), "annotated_landmarks": ("MS1", "MS2"),
+        "annotated_labels": (), "annotated_landmarks": ("RCC", "LCC", "NCC", "RCA", "LCA", "MS1", "MS2"),
         "anatomy": {"normal": 0.2, "dilated": 0.0, "small": 0.7, "heavy_calcium": 0.1},
     },
     {  # little contrast agent, soft kernel

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.seeding import generator
 from fedmedseg.data.phantoms.hospitals import ABDOMINAL_CT, CARDIAC_CT, CINE, LATE_ENHANCEMENT
+
+ThingT = TypeVar("ThingT")
 
 LABELS: dict[str, dict[int, str]] = {
     "cine_mr": {1: "left_ventricle", 2: "myocardium", 3: "right_ventricle"},
@@ -19,7 +21,7 @@ LABELS: dict[str, dict[int, str]] = {
         4: "no_reflow",
     },
     "abdominal_ct": {1: "liver", 2: "spleen", 3: "pancreas", 4: "kidneys"},
-    "cardiac_ct": {1: "calcification"},
+    "cardiac_ct": {1: "calcification", 2: "coronaries"},
 }
 LANDMARKS: tuple[str, ...] = ("RCC", "LCC", "NCC", "RCA", "LCA", "MS1", "MS2")
 """Hinge points of the three cusps, the two coronary ostia, and the two ends of the membranous septum."""
@@ -111,19 +113,18 @@ def site_style(family: str, index: int) -> SiteStyle:
     return SiteStyle(index=index, axcodes=AXCODES[index % len(AXCODES)], spread=_SPREAD[family], **settings)
 
 
-def dealt_out(family: str, index: int, sites: int) -> tuple[int, ...]:
-    """The label numbers that fall to site ``index`` (0, 1, ...) when all are dealt out in turn among ``sites`` sites.
+def dealt_out(things: Sequence[ThingT], index: int, sites: int) -> tuple[ThingT, ...]:
+    """What of ``things`` falls to site ``index`` (0, 1, ...) when all are dealt out in turn among ``sites`` sites.
 
-    Every structure has a site that marks it, and with more sites than structures they begin again at the first.
+    Each has a site that marks it, and with more sites than things they begin again at the first.
 
-    >>> [dealt_out("abdominal_ct", index, 2) for index in (0, 1, 2)]
+    >>> [dealt_out((1, 2, 3, 4), index, 2) for index in (0, 1, 2)]
     [(1, 3), (2, 4), (1, 3)]
-    >>> [dealt_out("abdominal_ct", index, 6) for index in (0, 5)]
+    >>> [dealt_out((1, 2, 3, 4), index, 6) for index in (0, 5)]
     [(1,), (2,)]
     """
-    labels = list(LABELS[family])
-    hands = min(sites, len(labels))
-    return tuple(labels[index % sites % hands :: hands])
+    hands = min(sites, len(things))
+    return tuple(things[index % sites % hands :: hands])
 
 
 def _blend(family: str, index: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 
 from fedmedseg.core.errors import ConfigurationError, nearest
 from fedmedseg.core.seeding import generator
+from fedmedseg.data.phantoms.annotators import Marks, together
 from fedmedseg.data.phantoms.geometry import Phantom, Point
-from fedmedseg.data.phantoms.style import LABELS, SiteStyle, check_family, site_style
+from fedmedseg.data.phantoms.style import LABELS, LANDMARKS, SiteStyle, check_family, site_style
 
 SECTIONS = ("training", "validation", "test", "unlabeled")
 """Sections of a data list, in the order in which patients are numbered."""
@@ -39,7 +40,8 @@ def write_site(
     counts: Mapping[str, int],
     size: tuple[int, int, int] | None = None,
     full_annotation: bool = False,
-    annotated: tuple[int, ...] | None = None,
+    marks: Sequence[Marks] | None = None,
+    heart: bool = False,
 ) -> Path:
     """Write the phantoms of one site and return the path of its data list.
 
@@ -50,27 +52,33 @@ def write_site(
     Args:
         family: ``cine_mr``, ``late_enhancement_mr``, ``abdominal_ct`` or ``cardiac_ct``.
         site_index: 0, 1, 2, ...; chooses the hospital's style.
-        out: Folder for ``images``, ``labels``, ``landmarks`` and ``datalist.json``.
+        out: Folder for ``images``, ``labels``, ``landmarks``, ``hearts`` and ``datalist.json``.
         counts: Patients per section (``unlabeled``, ``training``, ``validation``, ``test``); a missing one is 0.
         size: Voxels along right, anterior, superior; unset: the style's own.
         full_annotation: Label every structure even where the style annotates a subset.
-        annotated: Label numbers to annotate in place of the style's.
+        marks: What is annotated in each training volume, in place of what the style annotates in all of them.
+            Volumes of validation are then annotated with all that any training volume is.
+        heart: Write the heart's structures beside every volume, annotated or not; cardiac CT has them.
 
     Raises:
         ConfigurationError: unknown family or section, negative count or index, size too small.
+        ValueError: ``marks`` for another number of volumes, or ``heart`` for a family without.
     """
     check_family(family)
     style = site_style(family, site_index)
-    if annotated is not None:
-        style = replace(style, annotated_labels=annotated)
     numbers = _checked_counts(counts)
+    if marks is not None and len(marks) != numbers["training"]:
+        raise ValueError(f"{len(marks)} marks for {numbers['training']} training volumes")
+    if heart and family != "cardiac_ct":
+        raise ValueError(f"{family} phantoms have no map of the heart's structures")
     shape = _checked_size(family, size or style.size)
     target = out / "datalist.json"
-    identity = _identity(style, family, seed, numbers, shape, full_annotation)
+    identity = _identity(style, family, seed, numbers, shape, full_annotation, (marks, heart))
     if target.is_file() and _written_before(target, identity):
         return target
     target.unlink(missing_ok=True)
-    for folder in ("images", "labels", *(("landmarks",) if family == "cardiac_ct" else ())):
+    further = ("landmarks", *(("hearts",) if heart else ())) if family == "cardiac_ct" else ()
+    for folder in ("images", "labels", *further):
         (out / folder).mkdir(parents=True, exist_ok=True)
     draw = _drawer(family)
     content: dict[str, Any] = {
@@ -85,10 +93,9 @@ def write_site(
             patient += 1
             rng = generator(seed, "phantom", family, site_index, section, index)
             phantom = draw(rng, style=style, size=shape)
-            full = full_annotation or section == "test"
-            labelled = section != "unlabeled"
-            entry = _write_case(phantom, style, out, f"phantom-{patient:03d}", rng, labelled=labelled, full=full)
-            content[section].append(entry)
+            annotated = _annotated(style, section, index, marks, full=full_annotation)
+            name = f"phantom-{patient:03d}"
+            content[section].append(_write_case(phantom, style, out, name, rng, annotated=annotated, heart=heart))
     _replace(target, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
     return target
 
@@ -115,39 +122,60 @@ def _write_case(
     patient: str,
     rng: np.random.Generator,
     *,
-    labelled: bool,
-    full: bool,
+    annotated: SiteStyle | None,
+    heart: bool,
 ) -> dict[str, Any]:
+    """Write one volume with what ``annotated`` says of labels and landmarks; None: nothing is annotated."""
     shift = tuple(float(v) for v in rng.uniform(-60, 60, size=3))
     size = (phantom.image.shape[0], phantom.image.shape[1], phantom.image.shape[2])
     affine = affine_of(style, size, (shift[0], shift[1], shift[2]))
     entry: dict[str, Any] = {"image": f"images/{patient}.nii.gz", "patient": patient}
     image = np.clip(np.rint(phantom.image), -32768, 32767).astype(np.int16)
     _save_nifti(image, affine, style.axcodes, out / entry["image"])
-    if not labelled:
+    if heart and phantom.heart is not None:
+        entry["heart"] = f"hearts/{patient}.nii.gz"
+        _save_nifti(phantom.heart, affine, style.axcodes, out / entry["heart"])
+    if annotated is None:
         return entry
-    if phantom.landmarks:
-        names = tuple(phantom.landmarks) if full else style.annotated_landmarks
+    names = [name for name in annotated.annotated_landmarks if name in phantom.landmarks]
+    if names:
         entry["landmarks"] = f"landmarks/{patient}.json"
         _save_landmarks({n: phantom.landmarks[n] for n in names}, affine, phantom, out / entry["landmarks"])
     label = phantom.label
-    if style.annotated_labels is not None and not full:
-        entry["annotated_labels"] = list(style.annotated_labels)
-        if not style.annotated_labels:
+    if annotated.annotated_labels is not None:
+        entry["annotated_labels"] = list(annotated.annotated_labels)
+        if not annotated.annotated_labels:
             return entry
-        label = np.where(np.isin(label, style.annotated_labels), label, 0).astype(np.uint8)
+        label = np.where(np.isin(label, annotated.annotated_labels), label, 0).astype(np.uint8)
     entry["label"] = f"labels/{patient}.nii.gz"
     _save_nifti(label, affine, style.axcodes, out / entry["label"])
     return entry
 
 
+def _annotated(
+    style: SiteStyle, section: str, index: int, marks: Sequence[Marks] | None, *, full: bool
+) -> SiteStyle | None:
+    """The style with what is annotated in volume ``index`` of a section; None where nothing is."""
+    if section == "unlabeled":
+        return None
+    if full or section == "test":
+        return replace(style, annotated_labels=None, annotated_landmarks=LANDMARKS)
+    if marks is None:
+        return style
+    own = marks[index] if section == "training" else together(marks)
+    return replace(style, annotated_labels=own.labels, annotated_landmarks=own.landmarks)
+
+
 def _save_landmarks(points: Mapping[str, Point], affine: np.ndarray, phantom: Phantom, path: Path) -> None:
-    """Name to world coordinates (x, y, z) in mm, RAS; a landmark this site does not annotate is not in the file."""
-    centre = (np.array(phantom.image.shape) - 1) / 2
-    world = {}
+    """Name to world coordinates (x, y, z) in mm, RAS, and null for a landmark outside the volume; a landmark this site
+    does not annotate is not in the file."""
+    shape = np.array(phantom.image.shape)
+    world: dict[str, list[float] | None] = {}
     for name, place in points.items():
-        voxel = np.array(place) / np.array(phantom.spacing) + centre
-        world[name] = [round(float(value), 4) for value in affine[:3, :3] @ voxel + affine[:3, 3]]
+        voxel = np.array(place) / np.array(phantom.spacing) + (shape - 1) / 2
+        inside = (voxel >= 0).all() and (voxel <= shape - 1).all()
+        mm = affine[:3, :3] @ voxel + affine[:3, 3]
+        world[name] = [round(float(value), 4) for value in mm] if inside else None
     _replace(path, lambda temporary: temporary.write_text(json.dumps(world, indent=1), encoding="utf-8"))
 
 
@@ -188,10 +216,16 @@ def _drawer(family: str) -> Draw:
 
 
 def _identity(
-    style: SiteStyle, family: str, seed: int, counts: Mapping[str, int], size: tuple[int, int, int], full: bool
+    style: SiteStyle,
+    family: str,
+    seed: int,
+    counts: Mapping[str, int],
+    size: tuple[int, int, int],
+    full: bool,
+    more: tuple[object, ...],
 ) -> str:
     """What a list was written from, with a digest over the settings of its style and the numbers of its structures."""
-    digest = hashlib.sha256(repr((style, LABELS[family])).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((style, LABELS[family], *more)).encode()).hexdigest()[:16]
     amounts = ", ".join(f"{name} {counts[name]}" for name in SECTIONS)
     voxels = "x".join(map(str, size))
     annotation = "full" if full else "style"

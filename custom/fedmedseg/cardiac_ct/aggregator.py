@@ -1,0 +1,60 @@
+"""The server's rule where sites train different heads: each head is the mean over the sites that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fedmedseg.cardiac_ct.plan import HEADS
+from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+
+Differences = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+def head_of(name: str) -> str:
+    """The task whose head the tensor called ``name`` belongs to, or an empty text."""
+    return name.removeprefix(HEADS).partition(".")[0] if name.startswith(HEADS) else ""
+
+
+def trained_heads(differences: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """The tasks whose heads moved at a site: one that no batch taught is exactly as it came."""
+    return frozenset(head_of(name) for name, tensor in differences.items() if head_of(name) and bool(tensor.any()))
+
+
+def mean_by_head(
+    differences: Differences, weights: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """Weighted mean per tensor, of each head over those sites alone that trained it, and which those are.
+
+    A site that returns a head untouched would dilute what the others learned of it. A head that nobody trained stays.
+    """
+    moved = {site: trained_heads(tensors) for site, tensors in differences.items()}
+    mean = weighted_mean(differences, weights)
+    tasks = dict.fromkeys(filter(None, map(head_of, mean)))
+    owners = {task: [site for site in sorted(moved) if task in moved[site]] for task in tasks}
+    for task, sites in owners.items():
+        if not sites or len(sites) == len(differences):
+            continue
+        total = sum(weights[site] for site in sites)
+        own = {
+            site: {name: tensor for name, tensor in differences[site].items() if head_of(name) == task}
+            for site in sites
+        }
+        mean |= weighted_mean(own, {site: weights[site] / total for site in sites})
+    return mean, owners
+
+
+class TrainedHeadsAggregator(GuardedAggregator):
+    """FedAvg over the transformer, and over each head among the sites that trained it."""
+
+    def combine(
+        self,
+        shared: Mapping[str, torch.Tensor],
+        contributions: Mapping[str, Contribution],
+        weights: Mapping[str, float],
+    ) -> Mapping[str, torch.Tensor]:
+        """See ``mean_by_head``; the record says who trained which head."""
+        mean, owners = mean_by_head({site: one.differences for site, one in contributions.items()}, weights)
+        self.notes["heads"] = owners
+        return mean

@@ -1,0 +1,130 @@
+"""`fedmedseg foundation`: the networks of a cardiac CT run as a file, and a new task learned on it in one command."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+foundation_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+SYSTEM = "cardiac_ct"
+Out = Annotated[Path, typer.Option("--out", help="The file to write (.safetensors).")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")]
+
+
+@foundation_app.command()
+def export(
+    shared: Annotated[Path, typer.Argument(metavar="FILE", help="A run's shared model, models/shared.safetensors.")],
+    experiment: Annotated[str, typer.Option("--experiment", help="The run's experiment.yaml, or its job folder.")],
+    out: Out,
+    what: Annotated[
+        Literal["student", "cnn", "all"], typer.Option("--what", help="Which of its networks the file holds.")
+    ] = "student",
+    force: Force = False,
+) -> None:
+    """Write the networks of a run, with the settings that build and feed them, for others to start from."""
+    from fedmedseg.cardiac_ct.foundation import load_foundation, save_foundation
+    from fedmedseg.core.checkpoint import CheckpointError, load_file
+    from fedmedseg.preflight.run import find_experiment
+
+    with friendly_errors():
+        _new_file(out, force)
+        study = find_experiment(experiment)
+        if study.system != SYSTEM:
+            raise ConfigurationError("--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}")
+        try:
+            tree = load_file(shared)
+        except CheckpointError as error:
+            raise ConfigurationError("FILE", got=f"{error.got}", expected="a run's shared model") from None
+        digest = tree.get("experiment") if isinstance(tree, dict) else None
+        if digest != study.digest:
+            raise ConfigurationError(
+                "FILE",
+                got=f"a model of experiment {str(digest)[:16]}",
+                expected=f"one of the given study, {study.digest[:16]}",
+                remedy="name the experiment.yaml of the run that wrote it",
+            )
+        save_foundation(out, tree["tensors"], experiment=study, what=what)
+        held = load_foundation(out)
+    size = sum(tensor.numel() for tensor in held.tensors.values())
+    console.print(f"written: {out} ({size:,} parameters; SHA-256 {held.digest})", highlight=False, soft_wrap=True)
+
+
+@foundation_app.command()
+def tune(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Networks that `foundation export` or a site wrote.")],
+    datalist: Annotated[Path, typer.Option("--list", help="The data list whose training cases annotate the task.")],
+    out: Out,
+    task: Annotated[
+        Literal["coronaries", "heart", "calc", "hps", "ms"], typer.Option("--task", help="What is to be learned.")
+    ] = "coronaries",
+    backbone: Annotated[
+        Literal["student", "cnn"], typer.Option("--backbone", help="Which frozen network the layer is put on.")
+    ] = "student",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = 200,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of AdamW.")] = 1.0e-2,
+    patients: Annotated[
+        int | None, typer.Option("--patients", min=1, help="At most so many labelled patients. Default: all.")
+    ] = None,
+    number: Annotated[int, typer.Option("--label", min=1, max=254, help="The task's number in the label maps.")] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
+    force: Force = False,
+) -> None:
+    """Learn a new task with a new last layer on frozen networks, test it on the list's test cases, write both.
+
+    The list's volumes go through the preparation that the networks were trained with. Nothing leaves this machine.
+    """
+    from fedmedseg.cardiac_ct.foundation import load_foundation, tuning_study
+    from fedmedseg.cardiac_ct.tuning import tune as learn
+
+    with friendly_errors():
+        _new_file(out, force)
+        if not datalist.is_file():
+            raise ConfigurationError("--list", got=f"no file at {datalist}", expected="a data list (JSON)")
+        foundation = load_foundation(file)
+        study = tuning_study(
+            foundation,
+            task=task,
+            backbone=backbone,
+            steps=steps,
+            learning_rate=learning_rate,
+            patients=patients,
+            number=number,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            figures = learn(foundation, study, datalist, folder=Path(folder), out=out, device=device)
+    console.print(f"written: {out}", highlight=False, soft_wrap=True)
+    if not figures:
+        console.print("not tested: the list has no test case that annotates the task", highlight=False)
+        return
+    console.print(_table(figures, f"{task} on {datalist.name}"))
+
+
+def _table(figures: Mapping[str, float], title: str) -> Table:
+    table = Table("figure", title=title, box=box.SIMPLE_HEAD)
+    table.add_column("value", justify="right")
+    for name, value in sorted(figures.items()):
+        table.add_row(name, f"{value:.3f}")
+    return table
+
+
+def _new_file(out: Path, force: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigurationError("--out", got=out.name, expected="a file that ends with .safetensors")
+    if out.exists() and not (force and out.is_file()):
+        raise ConfigurationError(
+            "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
+        )
+    if not out.parent.is_dir():
+        raise ConfigurationError("--out", got=f"no folder {out.parent}", expected="a file in a folder that is there")

@@ -1,0 +1,71 @@
+"""Settings that cannot work are refused by name, and baselines are valid overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+
+Study = Callable[..., Experiment]
+OFF = {"rounds": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": {"name": "unet"}}, r"network\.name: got unet.*swin_unetr"),
+        ({"network": {"pretrained": "0" * 64}}, r"network\.pretrained.*cardiac_ct\.start"),
+        ({"data": {"intensity": "foreground"}}, "data: got modality ct.*heart_crop"),
+        ({"data": {"labels": {1: "coronaries"}}}, r"data\.labels.*calcification"),
+        ({"data": {"labels": {1: "calcification"}}}, r"data\.labels.*coronaries"),
+        ({"segmentation": {"augment": True}}, r"segmentation\.augment.*wrong side"),
+        ({"segmentation": {"validate_every": 7}}, r"segmentation\.validate_every"),
+        ({"stages": {"pseudo_labelling": {"rounds": 2}}}, r"pseudo_labelling\.rounds.*done once"),
+        ({"stages": {"pseudo_labelling": OFF}}, r"pseudo_labelling\.rounds.*pseudo-labels"),
+        ({"stages": {"distillation": OFF}}, r"pseudo_labelling\.rounds"),
+        ({"cardiac_ct": {"tasks": ["hps", "calc"]}}, r"teacher_ms\.rounds.*not among cardiac_ct\.tasks"),
+        ({"cardiac_ct": {"head_steps": 0}}, r"head_steps.*both 0, or both above"),
+        ({"cardiac_ct": {"teacher": {"steps": 1}}, "stages": {"teacher_hps": {"rounds": 2}}}, r"teacher_hps\.rounds"),
+        ({"cardiac_ct": {"distillation": {"temperature": 3.0}}}, r"temperature.*targets soft"),
+        ({"cardiac_ct": {"sigma": 3.0}}, r"cardiac_ct\.sigma.*heatmaps"),
+        ({"cardiac_ct": {"landmarks": "heatmaps", "distillation": {"targets": "soft"}}}, r"targets.*heat maps are no"),
+        ({"cardiac_ct": {"gate": {"septum": [5.0, 5.0]}}}, r"gate\.septum.*least < most"),
+        ({"cardiac_ct": {"teacher": {"strides": [1, 2]}}}, r"teacher\.strides"),
+        ({"cardiac_ct": {"teacher": {"supervised": 2}}}, r"teacher\.supervised.*at most 1"),
+        ({"cardiac_ct": {"teacher": {"size": [32, 30, 24]}}}, r"teacher\.size\[1\].*use 32"),
+        ({"cardiac_ct": {"teacher": {"size": [4, 4, 4]}}}, r"teacher\.size.*instance norm"),
+        ({"cardiac_ct": {"transfer": {"backbones": []}}}, r"transfer\.backbones"),
+        (
+            {"cardiac_ct": {"share": "nothing"}, "stages": {"distillation": {"rounds": 2}}},
+            r"distillation\.rounds.*nothing",
+        ),
+        ({"stages": {"teacher_hps": OFF}}, r"transfer\.rounds.*teacher_hps"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(study: Study, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        study(**changes)
+
+
+def test_a_stage_alone_needs_an_earlier_runs_tensors(study: Study) -> None:
+    alone = {
+        "stages": {
+            **{f"teacher_{task}": OFF for task in ("hps", "ms", "calc")},
+            "pseudo_labelling": OFF,
+            "distillation": OFF,
+            "transfer": OFF,
+        },
+        "cardiac_ct": {"gate": None, "transfer": None},
+    }
+    with pytest.raises(ConfigurationError, match=r"head_tuning\.rounds.*cardiac_ct\.start"):
+        study(**alone)
+    alone["cardiac_ct"]["start"] = "0" * 64
+    assert study(**alone).wing.start == "0" * 64
+
+
+def test_tasks_are_kept_in_their_order(study: Study) -> None:
+    assert study(cardiac_ct={"tasks": ["calc", "hps", "ms"]}).wing.tasks == ("hps", "ms", "calc")
