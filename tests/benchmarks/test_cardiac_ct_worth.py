@@ -79,7 +79,11 @@ def shrink(worth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(worth.STUDY, "sites", 3)
     settings = json.loads(json.dumps(worth.STUDY["settings"]))
     phantom = {"sites": 3, "unseen": 3, "training": 2, "unlabeled": 2, "test": 1, "size": [64, 40, 40]}
-    settings["data"] = {"phantom": settings["data"]["phantom"] | phantom}
+    settings["data"] = {
+        "phantom": settings["data"]["phantom"] | phantom,
+        "spacing": [2.0, 2.0, 2.0],
+        "crop": [64, 32, 32],
+    }
     settings["cardiac_ct"]["teacher"] = {
         "steps": 2, "size": [32, 32, 32], "filters": [4, 8, 16], "strides": [1, 2, 2], "supervised": 1,
     }  # fmt: skip

@@ -37,7 +37,9 @@ class Decoded:
 def draw_spheres(points: ArrayLike, shape: Sequence[int], *, radius: float = RADIUS) -> NDArray[np.uint8]:
     """Label map (X, Y, Z): i + 1 at each voxel within ``radius`` of point i, 0 elsewhere.
 
-    ``points`` is (K, 3); a row of nan draws nothing, and where two spheres overlap the later point has the voxel.
+    ``points`` is (K, 3); a row of nan draws nothing, and where two spheres overlap the later point has the voxel, as
+    published. Points closer than two radii are therefore read further apart than they are: the ends of the phantoms'
+    membranous septa (5 to 9 mm apart, radius 4 mm, voxels of 1 mm) by 0.11 mm on average and 0.58 mm at most.
     """
     label = np.zeros(tuple(shape), dtype=np.uint8)
     for number, point in enumerate(np.asarray(points, dtype=np.float64).reshape(-1, 3), start=1):
