@@ -28,11 +28,6 @@ from typing import Any
 
 import torch
 import yaml
-from fedmedseg.cardiac_ct.evaluation import score_cases, to_plain
-from fedmedseg.cardiac_ct.foundation import load_foundation
-from fedmedseg.cardiac_ct.models import Networks
-from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
-from fedmedseg.core.start_file import START_FILE, save_start, tensors_of
 from worth import (
     HERE,
     AnyCell,
@@ -48,11 +43,16 @@ from worth import (
     work_on,
 )
 
+from fedmedseg.cardiac_ct.evaluation import score_cases, to_plain
+from fedmedseg.cardiac_ct.foundation import load_foundation
+from fedmedseg.cardiac_ct.models import Networks
+from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import CONFIG, find_job, find_preset, read_settings, write_job
 from fedmedseg.core.schema import read_yaml
+from fedmedseg.core.start_file import START_FILE, save_start, tensors_of
 from fedmedseg.core.versions import installed_versions
 from fedmedseg.data.site import Site, write_phantoms
 from fedmedseg.data.tasks import TASKS, TaskVolumes, counts_by_task
