@@ -16,7 +16,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.in_process import InProcessFederation
 
 Federate = Callable[..., InProcessFederation]
-ANYTHING = {"keep": "task", "hinge_points": None, "ostia": None, "septum": None, "calcium": None}
+ANYTHING = {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"}
 
 
 def part(federation: InProcessFederation, prefix: str) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ SMALL = (
     "test: 1, size: [96, 56, 56]}",
     "network={name: swin_unetr, feature_size: 12, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], window: 2}",
     "cardiac_ct.teacher={filters: [4, 4, 4], strides: [1, 2, 2], size: [32, 32, 24], supervised: 1, steps: 2}",
-    "cardiac_ct.gate={keep: task, hinge_points: null, ostia: null, septum: null, calcium: null}",
+    "cardiac_ct.gate={keep: task, hinge_points: any, ostia: any, septum: any, calcium: any}",
     "segmentation.steps=2",
     "segmentation.batch=1",
     "segmentation.overlap=0",

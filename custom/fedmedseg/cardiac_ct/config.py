@@ -101,31 +101,41 @@ class TeacherSection(Strict):
 
 
 class GateSection(Strict):
-    """Which answers of the teachers are learned from (``cardiac_ct.gate``); null leaves a limit out."""
+    """Which answers of the teachers are learned from (``cardiac_ct.gate``); ``any`` leaves a limit out."""
 
     keep: Literal["scan", "task"] = "scan"
     """``scan``: a scan counts where all its points were found and pass, as published; ``task``: each on its own."""
-    hinge_points: Range | None = (8.0, 50.0)
+    hinge_points: Range | Literal["any"] = (8.0, 50.0)
     """mm between any two hinge points."""
-    ostia: Range | None = (2.0, 50.0)
+    ostia: Range | Literal["any"] = (2.0, 50.0)
     """mm from an ostium to the nearest hinge point."""
-    septum: Range | None = (1.0, 25.0)
+    septum: Range | Literal["any"] = (1.0, 25.0)
     """mm between the ends of the membranous septum."""
-    calcium: Range | None = (0.0, 1.0e4)
+    calcium: Range | Literal["any"] = (0.0, 1.0e4)
     """mm3 of calcification."""
     least_confidence: float = Field(0.0, ge=0.0, le=1.0)
 
     @field_validator("hinge_points", "ostia", "septum", "calcium")
     @classmethod
-    def _ordered(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
-        if limits is not None and limits[0] >= limits[1]:
-            raise Misfit(got=list(limits), expected="(least, most) with least < most, or null")
+    def _ordered(cls, limits: tuple[float, float] | Literal["any"]) -> tuple[float, float] | Literal["any"]:
+        if limits != "any" and limits[0] >= limits[1]:
+            raise Misfit(got=list(limits), expected="(least, most) with least < most, or any")
         return limits
 
     @property
     def limits(self) -> Limits:
         """For ``cardiac_ct.gate``."""
-        return Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
+
+        def asked(limit: tuple[float, float] | Literal["any"]) -> tuple[float, float] | None:
+            return None if limit == "any" else limit
+
+        return Limits(
+            hinge_points=asked(self.hinge_points),
+            ostia=asked(self.ostia),
+            septum=asked(self.septum),
+            calcium=asked(self.calcium),
+            least_confidence=self.least_confidence,
+        )
 
 
 class DistillationSection(Strict):
