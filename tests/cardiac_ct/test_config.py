@@ -72,8 +72,8 @@ def test_tasks_are_kept_in_their_order(study: Study) -> None:
 
 
 def test_a_limit_of_the_gate_is_left_out_by_name(study: Study) -> None:
-    limits = study({"cardiac_ct": {"gate": {"calcium": "any", "septum": [2.0, 9.0]}}}).wing.gate.limits
+    limits = study(cardiac_ct={"gate": {"calcium": "any", "septum": [2.0, 9.0]}}).wing.gate.limits
     assert (limits.calcium, limits.septum) == (None, (2.0, 9.0))
     assert limits.hinge_points is not None
     with pytest.raises(ConfigurationError, match=r"gate\.calcium.*least < most, or any"):
-        study({"cardiac_ct": {"gate": {"calcium": [5.0, 1.0]}}})
+        study(cardiac_ct={"gate": {"calcium": [5.0, 1.0]}})
