@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from fedmedseg.cardiac_ct.distillation import distilled
 from fedmedseg.cardiac_ct.losses import (
     deeply_supervised,
     dice_and_cross_entropy,
     heatmap_error,
-    partly_labelled,
     task_loss,
 )
 
@@ -67,17 +67,18 @@ def test_a_head_without_a_label_gets_no_gradient_at_all() -> None:
     heads = {task: torch.nn.Conv3d(4, 2, 1) for task in ("hps", "ms", "calc")}
     logits = {task: layer(features) for task, layer in heads.items()}
     target = torch.randint(2, (1, 2, 2, 2))
-    partly_labelled(logits, {"ms": target}).backward()
+    (only,) = distilled(logits, {"ms": target}, {}, {}, temperature=1.0).values()
+    only.backward()
     assert all(parameter.grad is None for task in ("hps", "calc") for parameter in heads[task].parameters())
     assert all(bool(parameter.grad.any()) for parameter in heads["ms"].parameters() if parameter.grad is not None)
 
 
-def test_labelled_heads_add_up_with_their_weights() -> None:
+def test_every_labelled_head_has_its_loss_and_weight() -> None:
     logits = {task: torch.randn(1, 2, 3, 3, 3) for task in ("hps", "ms")}
     targets = {task: torch.randint(2, (1, 3, 3, 3)) for task in logits}
     each = {task: task_loss(logits[task], targets[task]) for task in logits}
-    torch.testing.assert_close(partly_labelled(logits, targets), each["hps"] + each["ms"])
-    torch.testing.assert_close(partly_labelled(logits, targets, {"ms": 0.25}), each["hps"] + 0.25 * each["ms"])
+    assert distilled(logits, targets, {}, {}, temperature=1.0) == each
+    assert distilled(logits, targets, {}, {"ms": 0.25}, temperature=1.0) == each | {"ms": 0.25 * each["ms"]}
 
 
 def test_heat_maps_are_compared_by_their_squares_and_the_background_is_not_read() -> None:

@@ -25,7 +25,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import Aborted, run_steps
-from fedmedseg.data.volumes import Volumes
+from fedmedseg.data.volumes import Volumes, training_volumes
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.together import steps_of_round
 
@@ -72,14 +72,7 @@ class KnowledgeDistillationLearner(SiteLearner):
     @cached_property
     def training(self) -> Volumes:
         """The cases that somebody annotated."""
-        data = self.experiment.data
-        return Volumes(
-            site=self.site,
-            experiment=self.experiment,
-            section="training",
-            fraction=data.labelled_fraction,
-            patients=data.labelled_patients,
-        )
+        return training_volumes(self.site, self.experiment)
 
     @cached_property
     def scans(self) -> Volumes:

@@ -10,7 +10,7 @@ negative loss is normal. The deep supervision's levels weigh 1, 1/2, 1/4, ..., w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -52,13 +52,3 @@ def deeply_supervised(levels: Sequence[torch.Tensor], target: torch.Tensor) -> t
     """Sum over ``levels``, finest first, of 2^-k times the loss; all are of the target's size."""
     losses = [0.5**level * task_loss(logits, target) for level, logits in enumerate(levels)]
     return torch.stack(losses).sum()
-
-
-def partly_labelled(
-    logits: Mapping[str, torch.Tensor],
-    targets: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float] | None = None,
-) -> torch.Tensor:
-    """Sum over the tasks whose label is in the batch; a missing task contributes nothing, not even to its head."""
-    given = weights or {}
-    return torch.stack([given.get(task, 1.0) * task_loss(logits[task], targets[task]) for task in targets]).sum()

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedmedseg.cardiac_ct.batches import Batch
 from fedmedseg.cardiac_ct.distillation import distilled
-from fedmedseg.cardiac_ct.losses import deeply_supervised, partly_labelled
+from fedmedseg.cardiac_ct.losses import deeply_supervised, task_loss
 from fedmedseg.cardiac_ct.network import Student, teacher_features, teacher_outputs
 from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import OptimizerSection
@@ -140,6 +140,6 @@ def transfer_terms(
                     backbone.features(images) if isinstance(backbone, Student) else teacher_features(backbone, images)
                 )
             logits = last(features).float()
-        return {task: partly_labelled({task: logits}, {task: batch.targets[task].to(device)})}
+        return {task: task_loss(logits, batch.targets[task].to(device))}
 
     return terms

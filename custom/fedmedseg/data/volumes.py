@@ -343,3 +343,15 @@ def listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
 def _stripped(case: Case) -> Case:
     """The image alone, with the heart's structures, which are no annotation but come with it."""
     return replace(case, label=None, annotated_labels=None, allow_empty=False, landmarks=None)
+
+
+def training_volumes(site: Site, experiment: Experiment) -> Volumes:
+    """A site's labelled volumes, after ``data.labelled_fraction`` or ``data.labelled_patients``."""
+    data = experiment.data
+    return Volumes(
+        site=site,
+        experiment=experiment,
+        section="training",
+        fraction=data.labelled_fraction,
+        patients=data.labelled_patients,
+    )

@@ -16,7 +16,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.learner import Task
 from fedmedseg.data.site import Site
-from fedmedseg.data.volumes import Volumes
+from fedmedseg.data.volumes import Volumes, training_volumes
 from fedmedseg.networks.factory import encoder_names
 from fedmedseg.segmentation.compute import way_of
 from fedmedseg.segmentation.models import load_model, save_model
@@ -155,14 +155,7 @@ class Bench:
     @cached_property
     def training(self) -> Volumes:
         """Labelled volumes, after ``data.labelled_fraction`` or ``data.labelled_patients``."""
-        data = self.experiment.data
-        return Volumes(
-            site=self.site,
-            experiment=self.experiment,
-            section="training",
-            fraction=data.labelled_fraction,
-            patients=data.labelled_patients,
-        )
+        return training_volumes(self.site, self.experiment)
 
     @cached_property
     def validation(self) -> Volumes | None:
