@@ -24,6 +24,8 @@ CLASS_ALLOW_LIST = (
     "fedmedseg.fclopt.executor.BootstrapExecutor",
     "fedmedseg.fedata.aggregator.AttentionAggregator",
     "fedmedseg.fedata.executor.MaskedDistillationExecutor",
+    "fedmedseg.fedavg.aggregator.StrategyAggregator",
+    "fedmedseg.fedavg.executor.FederatedAveragingExecutor",
     "fedmedseg.fedcrld.executor.RelocalizationExecutor",
     "fedmedseg.reporting.report.HTMLReporter",
     "fedmedseg.segmentation.executor.CMRFineTuningExecutor",

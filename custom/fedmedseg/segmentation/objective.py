@@ -66,7 +66,7 @@ class SupervisedObjective:
         self._section = experiment.segmentation
         self._batches = LabelledBatches(volumes=training, data=experiment.data, segmentation=experiment.segmentation)
         self._loss = SegmentationLoss()
-        self._optimizer = build_optimizer(_groups(self.model, self.pretrained), self._section.optimizer)
+        self._optimizer = self.make_optimizer()
 
     def step(self, index: int) -> Mapping[str, float]:
         """One optimiser step on one batch, and validation where it is due.
@@ -76,25 +76,44 @@ class SupervisedObjective:
             Aborted: the federation asked to stop during a validation.
         """
         section = self._section
-        self._set_rates(self.first_step + index)
+        self.set_rates(self.first_step + index)
         # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
         rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
         images, labels, annotated = self._batches.draw(rng)
         self.model.train()
         logits = logits_of(self.model, images, self.compute, self.device)
-        loss = self._loss(logits, labels.to(self.device), annotated)
+        loss = self.loss_of(logits, labels.to(self.device), annotated)
         value = float(loss.detach())
         if not math.isfinite(value):
             # the training loop raises on it; the weights must not take it in before
             return {"loss": value}
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.optimizer.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         require_finite("gradient norm", float(norm))
         self._optimizer.step()
+        self.after_step()
         if (index + 1) % section.validate_every == 0 or index + 1 == section.steps:
             self._validate(index + 1)
         return {"loss": value}
+
+    @property
+    def clip_norm(self) -> float:
+        """Largest norm of a step's gradient."""
+        return self._section.optimizer.clip_norm
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """What takes the steps; made once."""
+        return build_optimizer(_groups(self.model, self.pretrained), self._section.optimizer)
+
+    def loss_of(
+        self, logits: torch.Tensor, labels: torch.Tensor, annotated: Sequence[tuple[int, ...] | None]
+    ) -> torch.Tensor:
+        """What one step goes down; arguments as ``SegmentationLoss`` takes them."""
+        return self._loss(logits, labels, annotated)
+
+    def after_step(self) -> None:
+        """Called when the weights have moved; a system's own objective may move them further."""
 
     def finish(self) -> None:
         """Give the model its best weights; without any validation Dice it keeps the last ones."""
@@ -120,7 +139,8 @@ class SupervisedObjective:
         self._best = tree["best"]
         self.best_dice = tree["best_dice"]
 
-    def _set_rates(self, index: int) -> None:
+    def set_rates(self, index: int) -> None:
+        """Give the optimiser its rates of step ``index`` (from 0) of the whole training."""
         section = self._section
         factor = encoder_rate_factor(
             section.encoder_rate_factor, index, section.steps, share=section.encoder_rate_share

@@ -15,12 +15,12 @@ from torch import nn
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
+from fedmedseg.segmentation.memory import recall, remember
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.testing import score_models
 from fedmedseg.segmentation.together import consider, is_due, steps_of_round
 from fedmedseg.segviz.bench import PartialLabelBench
 from fedmedseg.segviz.distillation import weight_of
-from fedmedseg.segviz.memory import recall, remember
 from fedmedseg.segviz.network import HEAD, private_tensors, shared_tensors
 from fedmedseg.segviz.objective import PartialLabelObjective
 from fedmedseg.segviz.publication import laid_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmedseg.core.state import SiteState
-from fedmedseg.segviz.memory import recall, remember
+from fedmedseg.segmentation.memory import recall, remember
 
 
 def state(tmp_path: Path) -> SiteState:
