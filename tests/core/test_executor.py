@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -25,6 +26,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from fedmedseg.core import executor as module
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.approval import decide, matters
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
@@ -34,6 +36,7 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.training import Aborted
+from fedmedseg.core.transport import Codec
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header, Meta, Schema
 from fedmedseg.core.wishes import Submitter
@@ -204,6 +207,61 @@ def test_metrics_go_to_tensorboard_by_stage_and_round(
     assert call.kwargs["event_type"] == "fed.analytix_log_stats"
     content = from_shareable(call.kwargs["event_data"]).data
     assert (content["track_key"], content["track_value"], content["global_step"]) == ("training/loss", 0.5, 1)
+
+
+@pytest.fixture
+def thinly(experiment_file: Path, settings: dict[str, Any]) -> None:
+    """The toy study with differences that travel as int8."""
+    experiment_file.write_text(yaml.safe_dump({**settings, "federation": {"transport": "int8"}}))
+
+
+def test_differences_are_encoded_once_the_filters_have_seen_them(
+    thinly: None, do: Callable[..., Any], context: Callable[..., FLContext], round_of: Callable[..., Any]
+) -> None:
+    """What a filter changed is what is encoded; the server's judge takes it."""
+    reply, executor = do()
+    assert from_shareable(reply).data.keys() == {"a", "b"}
+    reply["DXO"]["data"]["b"] = torch.full((2, 2), 3.0)
+    after_filters(executor, reply, context)
+    entries = from_shareable(reply).data
+    assert {name: tensor.dtype for name, tensor in entries.items()} == {
+        "wire.plain": torch.float32,
+        "wire.values": torch.int8,
+        "wire.scales": torch.float32,
+    }
+    codec = Codec(transport="int8", schema=round_of().schema)
+    aggregator = SharedKeysAggregator()
+    aggregator.open_round(dataclasses.replace(round_of(), codec=codec))
+    assert aggregator.accept(reply, context("server", peer="site-1")), aggregator.rejections
+    kept = aggregator.contributions["site-1"].differences
+    assert kept["a"].tolist() == [1.0, 1.0]
+    assert kept["b"].tolist() == [[pytest.approx(3.0)] * 2] * 2
+    # FLARE fires the event for every reply; an encoded one is not encoded again
+    after_filters(executor, reply, context)
+    assert from_shareable(reply).data.keys() == entries.keys()
+
+
+def test_a_reply_that_cannot_be_encoded_leaves_as_a_failure_and_never_dense(
+    thinly: None, do: Callable[..., Any], context: Callable[..., FLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply, executor = do()
+
+    def full(*given: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "thin", full)
+    after_filters(executor, reply, context)
+    failed(reply, "DISK: disk full")
+
+
+def test_a_blocked_reply_is_not_encoded(
+    thinly: None, do: Callable[..., Any], context: Callable[..., FLContext]
+) -> None:
+    _, executor = do()
+    blocked = make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR)
+    before = dict(blocked)
+    after_filters(executor, blocked, context)
+    assert dict(blocked) == before
 
 
 def test_tensorboard_hears_what_the_filters_left_and_nothing_of_a_blocked_reply(

@@ -578,6 +578,19 @@ def test_fewer_sites_than_a_count_quorum_stop_the_stage_before_anything_is_sent(
     assert last_record(tmp_path)["needed"] == 3
 
 
+def test_fewer_sites_than_the_studys_rule_needs_are_below_the_quorum(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fault row 13: a fraction of the sites may be enough for the study, and too few for its rule."""
+    stage = federation(quorum=0.3, robust={"rule": "median", "faulty": 1})
+    stage.round(monkeypatch, site_1=["silent"])
+    assert last_record(tmp_path)["needed"] == 3
+    assert "2 of 3 needed replies were accepted" in stage.panics[0]
+    fine = federation(quorum=0.3)
+    fine.round(monkeypatch, site_1=["silent"])
+    assert fine.panics == []
+
+
 def test_a_stage_that_every_site_declined_stops_with_their_reasons(
     federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.in_process import InProcessFederation
+from fedmedseg.core.recall import recall
 from fedmedseg.fedavg.learner import MEMORY
 from fedmedseg.fedavg.sharing import CONTROL, private_tensors
-from fedmedseg.segmentation.memory import recall
 
 Federate = Callable[..., InProcessFederation]
 SGD = {"learning_rate": 0.05, "momentum": 0.0}
@@ -196,3 +197,30 @@ def test_a_site_goes_on_alone_from_the_federations_network(federate: Federate) -
         figures = one.run_stage(stage)
     models = {name.split("/")[1] for name in figures[-1]["site-1"] if name.startswith("dice/")}
     assert models == {"personal", "continued", "scratch"}
+
+
+@pytest.mark.parametrize(("transport", "most"), [("fp16", 0.9), ("int8", 0.8), ("topk", 0.7)])
+def test_a_thin_wire_carries_every_round_and_fresh_processes_keep_what_was_not_sent(
+    federate: Federate, transport: str, most: float
+) -> None:
+    """The network of a few hundred numbers has many vectors, which travel as they are; larger ones save more."""
+    ends = []
+    for fresh in (False, True):
+        one = federate(name=f"{transport}-{fresh}", federation={"transport": transport})
+        trained(one, fresh=fresh)
+        ends.append(one.shared)
+    assert equal(*ends)
+    dense = federate(name="dense")
+    trained(dense)
+    assert not equal(dense.shared, ends[0])
+    for thin, whole in zip(one.traffic, dense.traffic, strict=True):
+        for site in one.sites:
+            assert thin[site]["up"] < most * whole[site]["up"]
+            assert thin[site]["down"] == whole[site]["down"]
+
+
+@pytest.mark.parametrize("robust", [{"rule": "median"}, {"rule": "trimmed_mean"}, {"clip": "median"}], ids=str)
+def test_two_sites_are_too_few_for_a_robust_rule(federate: Federate, robust: dict[str, Any]) -> None:
+    one = federate(federation={"robust": robust})
+    with pytest.raises(FedMedSegError, match="at least 3"):
+        one._run_round("training", 0, 2)

@@ -27,7 +27,7 @@ TINY = (
     "segmentation.validate_every=4",
     "segmentation.test_untrained=false",
     "data.crop=[32, 32]",
-    "data.phantom={family: cine_mr, sites: 2, unlabeled: 0, training: 1, validation: 1, test: 1, size: [32, 32, 2]}",
+    "data.phantom={family: cine_mr, sites: 2, unlabeled: 0, training: 1, validation: 1, test: 1, size: [48, 48, 4]}",
 )
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

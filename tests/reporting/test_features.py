@@ -41,3 +41,10 @@ def test_parts_that_do_not_correspond_are_told_once_and_escaped(record: dict[str
 def test_the_spread_of_features_is_drawn(record: dict[str, Any]) -> None:
     assert "features" in figures(record)
     assert "features" not in figures(records.finished())
+
+
+def test_updates_unlike_the_others_are_named_with_their_round(record: dict[str, Any]) -> None:
+    record["rounds"][1]["notes"]["outliers"] = {"site-2": "its update is long: <9> times the median"}
+    page = render(record, {})
+    assert "round 2, site-2: its update is long: &lt;9&gt; times the median" in page
+    assert "Updates unlike the others" not in render(records.finished(), {})

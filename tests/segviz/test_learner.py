@@ -14,7 +14,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.learner import Reply
-from fedmedseg.segmentation.memory import recall
+from fedmedseg.core.recall import recall
 from fedmedseg.segmentation.models import load_for_inference
 from fedmedseg.segviz import learner as learner_module
 

@@ -13,7 +13,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.in_process import InProcessFederation
-from fedmedseg.segmentation.memory import recall
+from fedmedseg.core.recall import recall
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.network import private_tensors
 from fedmedseg.segviz.organs import own_study

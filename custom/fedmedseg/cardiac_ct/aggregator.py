@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -10,6 +10,7 @@ from fedmedseg.cardiac_ct.plan import HEADS
 from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
 
 Differences = Mapping[str, Mapping[str, torch.Tensor]]
+Mean = Callable[[Differences, Mapping[str, float]], dict[str, torch.Tensor]]
 
 
 def head_of(name: str) -> str:
@@ -23,14 +24,15 @@ def trained_heads(differences: Mapping[str, torch.Tensor]) -> frozenset[str]:
 
 
 def mean_by_head(
-    differences: Differences, weights: Mapping[str, float]
+    differences: Differences, weights: Mapping[str, float], *, mean_of: Mean = weighted_mean
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """Weighted mean per tensor, of each head over those sites alone that trained it, and which those are.
 
-    A site that returns a head untouched would dilute what the others learned of it. A head that nobody trained stays.
+    ``mean_of`` is the mean, or what a study has in its place. A site that returns a head untouched would dilute what
+    the others learned of it. A head that nobody trained stays.
     """
     moved = {site: trained_heads(tensors) for site, tensors in differences.items()}
-    mean = weighted_mean(differences, weights)
+    mean = mean_of(differences, weights)
     tasks = dict.fromkeys(filter(None, map(head_of, mean)))
     owners = {task: [site for site in sorted(moved) if task in moved[site]] for task in tasks}
     for task, sites in owners.items():
@@ -41,7 +43,7 @@ def mean_by_head(
             site: {name: tensor for name, tensor in differences[site].items() if head_of(name) == task}
             for site in sites
         }
-        mean |= weighted_mean(own, {site: weights[site] / total for site in sites})
+        mean |= mean_of(own, {site: weights[site] / total for site in sites})
     return mean, owners
 
 
@@ -55,6 +57,11 @@ class TrainedHeadsAggregator(GuardedAggregator):
         weights: Mapping[str, float],
     ) -> Mapping[str, torch.Tensor]:
         """See ``mean_by_head``; the record says who trained which head."""
-        mean, owners = mean_by_head({site: one.differences for site, one in contributions.items()}, weights)
+        differences = {site: one.differences for site, one in contributions.items()}
+        mean, owners = mean_by_head(differences, weights, mean_of=self.mean)
         self.notes["heads"] = owners
         return mean
+
+    def comparable(self, names: Iterable[str]) -> list[str]:
+        """The transformer alone: sites train different heads."""
+        return [name for name in names if not head_of(name)]

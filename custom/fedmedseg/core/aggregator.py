@@ -6,10 +6,11 @@ bytes whatever the order of arrival), and keeps no result beyond its round.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,20 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.ckks import SHARES, whole_shares
+from fedmedseg.core.config import RobustSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.personal import Payload, Personal, extended, joined, payloads
+from fedmedseg.core.robust import clipped, combined, norms_of, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing
-from fedmedseg.core.wire import Header, Meta, Schema, StageContract, tensor_bytes
+from fedmedseg.core.transport import Codec
+from fedmedseg.core.wire import Header, Meta, Schema, StageContract, is_finite, tensor_bytes
 
 WEIGHT_CAP = 10.0
 """No site weighs more than this many times the (low) median of its round."""
+BLOCK = 1 << 16
+"""Numbers that are summed at a time."""
 MOST_CASES = 2**53
 """Above this a float no longer counts: such a number is no count of cases."""
 
@@ -56,6 +62,12 @@ class Round:
     """All shared tensors as they were before the round, also those that are neither sent nor returned."""
     sealing: Sealing | None = field(default=None, repr=False)
     """Where replies come encrypted: what they are added to. ``shared`` is then the start alone."""
+    robust: RobustSection = field(default_factory=lambda: RobustSection.model_validate({}))
+    """What bounds the influence of single sites."""
+    medians: tuple[float, ...] = ()
+    """Median lengths of the sites' updates in the stage's earlier rounds."""
+    codec: Codec | None = field(default=None, repr=False)
+    """What decodes the differences, where they do not travel as they are."""
 
     @classmethod
     def begin(
@@ -72,6 +84,9 @@ class Round:
         exchanged: Personal | None = None,
         sealing: Sealing | None = None,
         behind: Collection[str] = (),
+        robust: RobustSection | None = None,
+        medians: tuple[float, ...] = (),
+        codec: Codec | None = None,
     ) -> Round:
         """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
 
@@ -96,6 +111,9 @@ class Round:
             personal=own,
             whole=dict(shared),
             sealing=sealing,
+            robust=robust or RobustSection.model_validate({}),
+            medians=medians,
+            codec=codec,
         )
 
     def given_to(self, site: str) -> Mapping[str, torch.Tensor]:
@@ -129,13 +147,18 @@ class Contribution:
     metrics: Mapping[str, float]
     features: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """What the site gave to the exchange, as it came; empty where the stage has none."""
+    carried: int | None = None
+    """Bytes in which the differences came, where they did not come as they are."""
+    norms: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Length of each of the differences; empty where they are encrypted, or nobody has taken them."""
     held: str = ""
     """SHA-256 of what the site worked out instead of being sent it, where the contract asks for it."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors that came."""
-        return tensor_bytes(self.differences) + tensor_bytes(self.features)
+        own = tensor_bytes(self.differences) if self.carried is None else self.carried
+        return own + tensor_bytes(self.features)
 
 
 class GuardedAggregator(Aggregator):
@@ -220,17 +243,19 @@ class GuardedAggregator(Aggregator):
             differences: Mapping[str, torch.Tensor] = {}
             if ordered and self.round.contract.returns == "shared":
                 counts = {site: c.examples for site, c in ordered.items()}
-                if self.round.contract.weighting == "equal":
+                if self.round.contract.weighting == "equal" or self.round.robust.rule != "mean":
                     counts = alike(counts)
                 self.weights, said = normalised_weights(counts)
                 for line in said:
                     self.log_warning(fl_ctx, f"round {self.round.number}: {line}")
                 self.notes["weighting"] = said
                 # a site without cases is left out, so that no rule has to cope with a weight of zero
-                counted = {site: c for site, c in ordered.items() if self.weights[site] > 0}
+                counted: Mapping[str, Contribution] = {site: c for site, c in ordered.items() if self.weights[site] > 0}
                 if self.round.sealing is not None:
                     return self._add_sealed(self.round.sealing, counted)
                 with single_threaded():
+                    if not self.round.contract.collects:
+                        counted = self._compared(self.round, counted, fl_ctx)
                     weights = {site: self.weights[site] for site in counted}
                     differences = self.combine(self.round.shared, counted, weights)
                     if self.round.contract.personal:
@@ -243,6 +268,50 @@ class GuardedAggregator(Aggregator):
                 if self.replaced:
                     return self._replace(self.round, differences)
             return DXO(data_kind=DataKind.WEIGHT_DIFF, data=dict(differences)).to_shareable()
+
+    def _compared(
+        self, current: Round, counted: Mapping[str, Contribution], fl_ctx: FLContext
+    ) -> Mapping[str, Contribution]:
+        """Note how the sites' updates lie to each other, name outliers, and clip where the study wants it.
+
+        Raises:
+            FedMedSegError: too few sites for the study's rule (reason ROBUST).
+        """
+        require_enough(len(counted), current.robust)
+        found = survey(
+            {site: c.differences for site, c in counted.items()},
+            self.comparable(current.shared),
+            norms={site: c.norms for site, c in counted.items()},
+            offset=current.number,
+        )
+        norms, limit = dict(found.norms), running_median(current.medians, found.median_norm)
+        self.notes["updates"] = {"norms": norms, "median": found.median_norm, "agreement": found.agreement}
+        self.notes["outliers"] = {site: "; ".join(why) for site, why in found.outliers().items()}
+        for site, why in self.notes["outliers"].items():
+            self.log_warning(fl_ctx, f"round {current.number}: {site}: {why}")
+        if current.robust.clip == "none":
+            return counted
+        self.notes["updates"]["limit"] = limit
+        return {
+            site: dataclasses.replace(c, differences=clipped(c.differences, norm=norms[site], limit=limit))
+            for site, c in counted.items()
+        }
+
+    def comparable(self, names: Iterable[str]) -> list[str]:
+        """Those of the returned tensors that every site trains and by which updates can be compared; here all."""
+        return list(names)
+
+    def mean(
+        self, differences: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """The weighted mean of sites' differences, or what the study has in its place (``federation.robust``).
+
+        Raises:
+            FedMedSegError: these are too few sites for the study's rule (reason ROBUST).
+        """
+        if self.round is None or self.round.robust.rule == "mean":
+            return weighted_mean(differences, weights)
+        return combined(differences, self.round.robust)
 
     def _replace(self, current: Round, differences: Mapping[str, torch.Tensor]) -> Shareable:
         """All shared tensors as they are to be: a sum with a difference would not give ``replaced`` bit for bit."""
@@ -311,6 +380,7 @@ class GuardedAggregator(Aggregator):
             raise _rejected(Reason.SCHEMA, "metrics that are no mapping")
         current.contract.check_metrics(metrics)
         features: Mapping[str, torch.Tensor] = {}
+        carried: int | None = None
         if current.contract.returns == "shared":
             if dxo.data_kind != DataKind.WEIGHT_DIFF:
                 raise _rejected(Reason.SCHEMA, "weights instead of differences")
@@ -319,18 +389,25 @@ class GuardedAggregator(Aggregator):
                 differences, features = split_features(differences)
                 if (found := exchange.problem(features)) is not None:
                     raise _rejected(*found)
-            judge = current.schema if current.sealing is None else current.sealing
-            found = judge.problem(differences)
+            if current.codec is not None:
+                if (found := current.codec.problem(differences)) is not None:
+                    raise _rejected(*found)
+                carried, differences = tensor_bytes(differences), current.codec.decode(differences)
+            sealing, schema = current.sealing, current.schema
+            found = schema.problem(differences, finite=False) if sealing is None else sealing.problem(differences)
             if found is not None:
                 raise _rejected(*found)
-            for name, tensor in differences.items() if current.sealing is None else ():
+            norms = norms_of(differences) if sealing is None else {}
+            for name, norm in norms.items():
                 # a finite reply whose squares overflow would make every rule that takes norms return NaN
-                if not math.isfinite(torch.linalg.vector_norm(tensor, dtype=torch.float32)):
-                    raise _rejected(Reason.NOT_FINITE, f"the norm of {name} overflows")
+                if not math.isfinite(norm):
+                    overflows = is_finite(differences[name])
+                    what = f"the norm of {name} overflows" if overflows else f"{name} holds NaN or infinity"
+                    raise _rejected(Reason.NOT_FINITE, what)
         else:
             if dxo.data:
                 raise _rejected(Reason.UNKNOWN_TENSORS, "tensors in a stage that returns metrics")
-            differences = {}
+            differences, norms = {}, {}
         return Contribution(
             site=site,
             differences=differences,
@@ -339,6 +416,8 @@ class GuardedAggregator(Aggregator):
             train_seconds=_number(dxo.get_meta_prop(Meta.TRAIN_SECONDS, 0.0), "training time"),
             metrics=metrics,
             features=features,
+            carried=carried,
+            norms=norms,
             held=_held(shareable) if current.contract.held else "",
         )
 
@@ -359,7 +438,7 @@ class SharedKeysAggregator(GuardedAggregator):
         weights: Mapping[str, float],
     ) -> Mapping[str, torch.Tensor]:
         """Sum of weight times difference, per tensor."""
-        return weighted_mean({site: c.differences for site, c in contributions.items()}, weights)
+        return self.mean({site: c.differences for site, c in contributions.items()}, weights)
 
 
 @contextmanager
@@ -376,14 +455,20 @@ def single_threaded() -> Iterator[None]:
 def weighted_mean(
     differences: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
-    """Per-tensor weighted sum over sites in sorted order, accumulated in float32 or wider."""
+    """Per-tensor weighted sum over sites in sorted order, accumulated in float32 or wider.
+
+    Block by block, so that the sum stays in the processor's cache while the sites are added to it.
+    """
     sites = sorted(differences)
     result: dict[str, torch.Tensor] = {}
     for name, first in differences[sites[0]].items():
-        total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
-        for site in sites:
-            total.add_(differences[site][name].to(total.dtype), alpha=weights[site])
-        result[name] = total.to(first.dtype)
+        total = torch.empty(first.numel(), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+        flat = [(differences[site][name].reshape(-1), weights[site]) for site in sites]
+        for begin in range(0, first.numel(), BLOCK):
+            part = total[begin : begin + BLOCK].zero_()
+            for tensor, weight in flat:
+                part.add_(tensor[begin : begin + BLOCK].to(total.dtype), alpha=weight)
+        result[name] = total.reshape(first.shape).to(first.dtype)
     return result
 
 

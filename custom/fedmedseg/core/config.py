@@ -395,6 +395,48 @@ class StageSection(Strict):
     """Seconds a round may take; unset: federation.timeout."""
 
 
+class RobustSection(Strict):
+    """What bounds a single site's influence on the shared model (``core.robust``)."""
+
+    rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    """In place of the mean, in every stage whose rule is one: number by number the mean without the ``faulty`` least
+    and largest, or the median, or the one update nearest to the others. Sites then count alike, however many cases."""
+    clip: Literal["none", "median"] = "none"
+    """``median``: an update longer than the running median of the sites' lengths is brought to it, before any rule."""
+    faulty: Positive = 1
+    """How many sites may be faulty, or in league: the rules hold from 2 faulty + 1 sites on, ``krum`` from
+    2 faulty + 3; with fewer the study is refused, and a round stays below its quorum."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is changed, not only told."""
+        return self.rule != "mean" or self.clip != "none"
+
+    @property
+    def least(self) -> int:
+        """Sites that a round needs at least for the rule to hold."""
+        if not self.acts:
+            return 1
+        return 2 * self.faulty + (3 if self.rule == "krum" else 1)
+
+    @property
+    def named(self) -> str:
+        """The rule and its condition, for messages."""
+        what = self.rule if self.clip == "none" else f"{self.rule} with clip {self.clip}"
+        return f"{what} with {self.faulty} faulty"
+
+    @model_validator(mode="after")
+    def _read(self) -> RobustSection:
+        if self.faulty != 1 and not self.acts:
+            raise Misfit(
+                "faulty",
+                got=self.faulty,
+                expected="nothing here: it is read with a rule other than mean, or clip median",
+                remedy="remove faulty, or choose a rule",
+            )
+        return self
+
+
 class FederationSection(Strict):
     """Quorum and patience."""
 
@@ -411,6 +453,43 @@ class FederationSection(Strict):
     encryption: Literal["none", "ckks"] = "none"
     """``ckks``: sites encrypt their differences and the server adds them up unread (``core.ckks``). For stages whose
     rule is a weighted mean, in a federation whose kits hold the keys; privacy/README.md says what it turns off."""
+    transport: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
+    """How the differences of a site travel to the server (``core.transport``): as they are, in half or a quarter of the
+    bytes, or the largest of a hundred numbers, with what was not sent added to the next round's."""
+    robust: RobustSection = Field(default_factory=lambda: RobustSection.model_validate({}))
+    """Bounds on the influence of single sites; none by default, when they are only told of."""
+
+    @model_validator(mode="after")
+    def _settings_suit_each_other(self) -> FederationSection:
+        if self.robust.acts and self.encryption != "none":
+            raise Misfit(
+                "robust",
+                got=f"{self.robust.named} and encryption {self.encryption}",
+                expected="no rule that compares the sites' updates, which the server then cannot read",
+                remedy="remove robust, or set encryption to none",
+            )
+        if self.transport != "fp32" and self.encryption != "none":
+            raise Misfit(
+                "transport",
+                got=f"{self.transport} with encryption {self.encryption}",
+                expected="fp32: what is encrypted has no scales or places that a server could read",
+                remedy="remove transport, or set encryption to none",
+            )
+        if self.transport == "topk" and self.robust.rule in ("trimmed_mean", "median"):
+            raise Misfit(
+                "transport",
+                got=f"topk with robust.rule {self.robust.rule}",
+                expected="another transport: number by number most sites send nothing, and that would be the median",
+                remedy="use fp16 or int8, or robust.clip",
+            )
+        if isinstance(self.quorum, int) and self.quorum < self.robust.least:
+            raise Misfit(
+                "quorum",
+                got=self.quorum,
+                expected=f"at least {self.robust.least}, below which {self.robust.named} does not hold",
+                remedy="raise quorum, or lower robust.faulty",
+            )
+        return self
 
     def needed(self, taking_part: int) -> int:
         """The number of accepted replies a round needs."""

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     OVERSIZE = "OVERSIZE"
     PREFLIGHT = "PREFLIGHT"
     PRIVACY = "PRIVACY"
+    ROBUST = "ROBUST"
     SCHEMA = "SCHEMA"
     SITE_ERROR = "SITE_ERROR"
     STALE = "STALE"

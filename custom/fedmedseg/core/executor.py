@@ -39,12 +39,13 @@ from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.memory import TaskCollector
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
-from fedmedseg.core.replies import encode
+from fedmedseg.core.replies import encode, thin
 from fedmedseg.core.scopes import FILTERS, ORDER
 from fedmedseg.core.sealing import layouts, refuse_simulation, split, unseal
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
+from fedmedseg.core.transport import Codec, codec_of
 from fedmedseg.core.versions import differences, own_versions
 from fedmedseg.core.wire import DECLINING, LASTING, Either, Header, Meta, Part, Schema, StageContract
 from fedmedseg.core.wishes import Wish, make_wish
@@ -72,6 +73,7 @@ class TrainingExecutor(Executor):
         fobs.register(TensorDecomposer)
         self._ready: _Ready | None = None
         self._unreported: str | None = None
+        self._leaving: tuple[Codec, SiteState] | None = None
         self._collector = TaskCollector()
 
     @abstractmethod
@@ -157,10 +159,14 @@ class TrainingExecutor(Executor):
             seconds=time.monotonic() - began,
         )
         self._unreported = answer.get_header(Header.NONCE)
+        codec = codec_of(ready.experiment, contract, ready.schema.part(contract.returned_in(task.round)))
+        self._leaving = None if codec is None else (codec, task.state)
         return answer
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Tell TensorBoard what this executor's reply tells, once the site's filters have let it pass."""
+        """Once the site's filters have let this executor's reply pass: tell TensorBoard its figures, and put its
+        differences into the form in which they travel.
+        """
         if event_type != EventType.AFTER_TASK_RESULT_FILTER or self._unreported is None:
             return
         reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
@@ -168,6 +174,19 @@ class TrainingExecutor(Executor):
         if passed and reply.get_header(Header.NONCE) == self._unreported:
             self._unreported = None
             self._to_tensorboard(reply, fl_ctx)
+            if self._leaving is not None:
+                self._thin(reply, *self._leaving, fl_ctx)
+
+    def _thin(self, reply: Shareable, codec: Codec, state: SiteState, fl_ctx: FLContext) -> None:
+        """FLARE forgets what an event handler raises, and would send the reply as it is: it becomes a failure here."""
+        try:
+            thin(reply, codec=codec, state=state)
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            what = f"{Reason.DISK}: disk full" if full else f"{Reason.INTERNAL}: {type(error).__name__}"
+            self.log_error(fl_ctx, f"the reply could not be encoded: {what}\n{_frames(error)}")
+            reply.clear()
+            reply.update(_failure(getattr(error, "public", what)))
 
     def _to_tensorboard(self, reply: Shareable, fl_ctx: FLContext) -> None:
         stage, step = reply.get_header(Header.STAGE), reply.get_header(Header.ROUND)

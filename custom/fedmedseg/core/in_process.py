@@ -32,11 +32,13 @@ from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
-from fedmedseg.core.replies import ECHOED, encode
+from fedmedseg.core.replies import ECHOED, encode, thin
+from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.sealing import refuse_simulation
 from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.traffic import Traffic
+from fedmedseg.core.transport import codec_of
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import DECLINING, Header, Schema, StageContract
 
@@ -120,6 +122,9 @@ class InProcessFederation:
             personal=self.personal,
             exchanged=of_others(self.exchanged, self.sites) if contract.exchange else {},
             behind=aggregator.behind(self.history, stage=stage, number=number, sites=self.sites),
+            robust=self.experiment.federation.robust,
+            medians=earlier_medians(self.history, stage=stage, number=number),
+            codec=codec_of(self.experiment, contract, self.schema.part(contract.returned_in(number))),
         )
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
@@ -148,6 +153,8 @@ class InProcessFederation:
                 request=_request(current, site),
                 seconds=seconds,
             )
+            if current.codec is not None:
+                thin(answer, codec=current.codec, state=task.state)
             traffic.sent(site, self._message(current, site, rounds))
             traffic.received(site, answer)
             if not aggregator.accept(answer, _from(site)):

@@ -154,6 +154,14 @@ def check_quorum(experiment: Experiment, sites: int, *, what: str = "the number 
         raise ConfigurationError(
             "federation.quorum", got=needed, expected=f"at most {sites}, {what}", remedy="lower it or add sites"
         )
+    robust = experiment.federation.robust
+    if sites < robust.least:
+        raise ConfigurationError(
+            "federation.robust",
+            got=f"{sites}, {what}",
+            expected=f"at least {robust.least} sites for {robust.named}",
+            remedy="add sites, lower federation.robust.faulty, or remove robust",
+        )
 
 
 def write_job(

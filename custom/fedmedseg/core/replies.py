@@ -1,15 +1,22 @@
-"""A learner's reply as it crosses the wire: differences to what was sent, declared figures, the task's own headers."""
+"""A learner's reply as it crosses the wire: differences to what was sent, declared figures, the task's own headers.
+
+How the differences travel is decided last (``thin``), when the site's filters have seen them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.shareable import Shareable
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.exchange import split
 from fedmedseg.core.learner import Reply
+from fedmedseg.core.recall import recall, remember
+from fedmedseg.core.state import SiteState
+from fedmedseg.core.transport import Codec
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, differences_to
 
 ECHOED = (Header.RUN, Header.STAGE, Header.ROUND, Header.BASE, Header.NONCE)
@@ -54,3 +61,25 @@ def encode(
     if contract.held:
         answer.set_header(Header.HELD, reply.held)
     return answer
+
+
+def thin(answer: Shareable, *, codec: Codec, state: SiteState) -> None:
+    """Put the differences of ``answer`` into the form in which they travel, in place; features stay as they are.
+
+    What is not sent now is remembered in ``state`` under the stage's name, beside what earlier rounds left.
+
+    Raises:
+        FedMedSegError: the differences are not those of the codec's schema.
+        OSError: the disk is full.
+    """
+    dxo = from_shareable(answer)
+    differences, features = split(dxo.data)
+    codec.schema.require(differences, sender="this site")
+    stage, number = answer.get_header(Header.STAGE), answer.get_header(Header.ROUND)
+    memory = f"unsent_{stage}"
+    kept = (recall(state, memory, number) or {}).get("tensors", {})
+    entries, left = codec.encode(differences, kept)
+    if left:
+        remember(state, memory, number, {"tensors": {**kept, **left}})
+    dxo.data = {**entries, **features}
+    dxo.update_shareable(answer)

@@ -10,6 +10,7 @@
 | server -> one site | workflow | where the stage's contract declares an exchange: the other sites' features |
 | site -> server | executor | the same: this site's features with their part ids, in no order (``core.exchange``) |
 | site -> server | executor | where the contract says so: SHA-256 of what the site worked out without being sent it |
+| site -> server | executor | under a transport other than fp32: the same, encoded once the filters are through |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
@@ -232,11 +233,11 @@ class Schema:
         lines = "\n".join(f"{name}|{spec.shape}|{spec.dtype}" for name, spec in self.specs.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def problem(self, tensors: object) -> tuple[Reason, str] | None:
+    def problem(self, tensors: object, *, finite: bool = True) -> tuple[Reason, str] | None:
         """The first reason why ``tensors`` may not be used, or None.
 
-        One pass: the number of keys, then names, types, shapes, and finiteness by one reduction per tensor.
-        Nothing is changed and nothing is raised, whatever the object is.
+        One pass: the number of keys, then names, types, shapes, and finiteness by one reduction per tensor, where
+        ``finite`` does not leave that to the caller. Nothing is changed and nothing is raised, whatever the object is.
         """
         if not isinstance(tensors, Mapping):
             return Reason.TENSOR_TYPE, f"a {type(tensors).__name__} instead of a mapping of tensors"
@@ -258,7 +259,7 @@ class Schema:
                 return Reason.TENSOR_TYPE, f"{name} is {tensor.dtype}, declared {spec.dtype}"
             if tuple(tensor.shape) != spec.shape:
                 return Reason.TENSOR_SHAPE, f"{name} is {tuple(tensor.shape)}, declared {spec.shape}"
-        for name in self.specs:
+        for name in self.specs if finite else ():
             if not is_finite(tensors[name]):
                 return Reason.NOT_FINITE, f"{name} holds NaN or infinity"
         return None

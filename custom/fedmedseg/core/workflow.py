@@ -39,9 +39,11 @@ from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
 from fedmedseg.core.records import RunRecord
+from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
 from fedmedseg.core.traffic import Traffic
+from fedmedseg.core.transport import codec_of
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import LASTING, Header, StageContract, tensor_bytes
 
@@ -176,6 +178,14 @@ class QuorumScatterAndGather(ScatterAndGather):
                 fl_ctx,
             )
             return
+        if self._num_rounds and self._least > len(sites):
+            robust = self.experiment.federation.robust
+            self.system_panic(
+                f"federation.robust: got {len(sites)} connected sites. Expected at least {robust.least} for "
+                f"{robust.named}. Remedy: connect more sites, lower federation.robust.faulty, or remove robust.",
+                fl_ctx,
+            )
+            return
         if len(sites) == 1:
             self.log_warning(fl_ctx, "only one site takes part: this is local training, nothing is federated")
         self._current_round = self.persistor.rounds_done.get(self.stage, 0)
@@ -237,6 +247,13 @@ class QuorumScatterAndGather(ScatterAndGather):
             sealing=self._sealing(kept),
             behind=self.aggregator.behind(
                 self.persistor.history, stage=self.stage, number=self._current_round, sites=self._connected()
+            ),
+            robust=self.experiment.federation.robust,
+            medians=earlier_medians(self.persistor.history, stage=self.stage, number=self._current_round),
+            codec=codec_of(
+                self.experiment,
+                self.contract,
+                self.persistor.schema.part(self.contract.returned_in(self._current_round)),
             ),
         )
         self._folder = place_of(fl_ctx).run / "report"
@@ -530,7 +547,13 @@ class QuorumScatterAndGather(ScatterAndGather):
         taking_part = sum(site not in self._declined for site in counted)
         if self.contract.collects and counted and not taking_part:
             return 0
-        return max(1, self.experiment.federation.needed(taking_part))
+        return max(1, self.experiment.federation.needed(taking_part), self._least)
+
+    @property
+    def _least(self) -> int:
+        """Sites without which the study's rule would not hold in this stage."""
+        aggregates = self.contract.returns == "shared" and not self.contract.collects
+        return self.experiment.federation.robust.least if aggregates else 1
 
     @staticmethod
     def _aborted(abort_signal: Signal | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.aggregator import Contribution, GuardedAggregator
 from fedmedseg.core.config import load_experiment
 from fedmedseg.fclopt.distance_prediction import corrected, gaps, noted, ratios
 from fedmedseg.fclopt.network import TARGET, from_wire, to_wire
@@ -58,7 +58,7 @@ class TargetPredictionAggregator(GuardedAggregator):
     ) -> Tensors:
         """Differences to the online network; what must be exact goes to ``replaced``."""
         differences = {site: contribution.differences for site, contribution in contributions.items()}
-        updated = weighted_mean({site: _online(tensors) for site, tensors in differences.items()}, weights)
+        updated = self.mean({site: _online(tensors) for site, tensors in differences.items()}, weights)
         if self._section.mode == "both" or self._section.predicts:
             self._follow(updated, {site: from_wire(tensors) for site, tensors in differences.items()}, weights)
         # where targets came back the rule has to say something of them, which ``replaced`` overrides
@@ -72,7 +72,7 @@ class TargetPredictionAggregator(GuardedAggregator):
         # in round 0 it is a copy of the online network, whatever that was given before the study began
         target = {name: whole[name] if number == 0 else kept[name] for name in kept}
         if self._section.mode == "both":
-            self.replaced = to_wire(_moved(target, returned, weights))
+            self.replaced = to_wire(_moved(target, self.mean(returned, weights)))
             return
         expected = digest_of(target)
         held = [site for site in sorted(self.contributions) if self.contributions[site].held == expected]
@@ -81,10 +81,14 @@ class TargetPredictionAggregator(GuardedAggregator):
         predicted = open_loop(self._section, target=target, before=whole, after=after)
         # differences to another target network than the server's mean nothing here
         usable = {site: tensors for site, tensors in returned.items() if tensors and site in held}
+        if len(usable) < self.round.robust.least:
+            # too few for the study's rule to hold: as if none had come, and told
+            self.notes["target"]["unused"] = sorted(usable)
+            usable = {}
         correction = {name: tensor for name, tensor in whole.items() if name.startswith(PREDICTION)}
         if usable:
             total = sum(weights[site] for site in usable)
-            true = _moved(target, usable, {site: weights[site] / total for site in usable})
+            true = _moved(target, self.mean(usable, {site: weights[site] / total for site in usable}))
             correction = self._measured(predicted, true, after, correction)
             crude = predict(
                 target,
@@ -127,9 +131,8 @@ def _online(tensors: Tensors) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(TARGET)}
 
 
-def _moved(target: Tensors, returned: Mapping[str, Tensors], weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
-    """The target network and the weighted mean of what the sites' differ from it."""
-    mean = weighted_mean(returned, weights)
+def _moved(target: Tensors, mean: Tensors) -> dict[str, torch.Tensor]:
+    """The target network and the mean of what the sites' differ from it."""
     return {name: tensor + mean[name] for name, tensor in target.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.aggregator import Contribution, GuardedAggregator
 from fedmedseg.core.config import load_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.personal import Personal
@@ -50,7 +50,7 @@ class AttentionAggregator(GuardedAggregator):
             _students(shared), {site: _students(tensors) for site, tensors in differences.items()}, weights
         )
         teachers = {site: _teachers(tensors) for site, tensors in differences.items()}
-        return {**updated, **weighted_mean(teachers, weights)}
+        return {**updated, **(self.mean(teachers, weights) if any(teachers.values()) else {})}
 
     def personalise(self, shared: Tensors, contributions: Mapping[str, Contribution]) -> Personal:
         """The model of each site that was heard, under ``pair_att``."""
@@ -83,7 +83,7 @@ class AttentionAggregator(GuardedAggregator):
             # sites start from models of their own: the mean is one of models, not of differences
             return moved(shared, self._starts(differences), differences, weights)
         if section.server_aggregation == "fedavg":
-            return weighted_mean(differences, weights)
+            return self.mean(differences, weights)
         raise ConfigurationError(
             "fedata.server_aggregation", got=repr(section.server_aggregation), expected="a rule that aggregates tensors"
         )

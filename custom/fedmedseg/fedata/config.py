@@ -130,6 +130,7 @@ class Section(Strict):
         check_stages(experiment)
         self._check_starts(experiment)
         self._check_encryption(experiment)
+        self._check_robust(experiment)
         refuse_unread(self, "fedata", self._server_readers())
         check_pretext(self, experiment)
         check_mixing(self)
@@ -162,6 +163,17 @@ class Section(Strict):
                 got=self.mask_ratio,
                 expected=f"a ratio that leaves at least one of the crop's {units} units visible, not {masked} masked",
                 remedy="lower mask_ratio or enlarge data.crop",
+            )
+
+    def _check_robust(self, experiment: Experiment) -> None:
+        """Refuse another rule in place of a mean that this study does not take."""
+        robust = experiment.federation.robust
+        if robust.rule != "mean" and self.server_aggregation != "fedavg":
+            raise ConfigurationError(
+                "federation.robust.rule",
+                got=f"{robust.rule} with fedata.server_aggregation {self.server_aggregation}",
+                expected="mean, which clip may bound: the study's own rule weighs sites by their updates",
+                remedy="set fedata.server_aggregation to fedavg, or federation.robust.rule to mean",
             )
 
     def _check_encryption(self, experiment: Experiment) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from nvflare.app_opt.pt.fedopt import PTFedOptModelShareableGenerator
 from torch import nn
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.aggregator import Contribution, GuardedAggregator
 from fedmedseg.core.config import load_experiment
 from fedmedseg.fedavg.config import ServerSection
 from fedmedseg.fedavg.sharing import CONTROL, SERVER, STEP, moments
@@ -106,7 +106,7 @@ class StrategyAggregator(GuardedAggregator):
         weights: Mapping[str, float],
     ) -> Mapping[str, torch.Tensor]:
         """Differences to the shared tensors; what the server's optimiser moves goes to ``replaced``."""
-        mean = weighted_mean({site: one.differences for site, one in contributions.items()}, weights)
+        mean = self.mean({site: one.differences for site, one in contributions.items()}, weights)
         if self._section.strategy == "fedopt":
             assert self.round is not None, "open_round was not called"
             if self._optimizer is None:
@@ -118,3 +118,7 @@ class StrategyAggregator(GuardedAggregator):
             share = len(contributions) / len(heard)
             mean |= {name: share * tensor for name, tensor in mean.items() if name.startswith(CONTROL)}
         return mean
+
+    def comparable(self, names: Iterable[str]) -> list[str]:
+        """The network alone: control variates have another scale."""
+        return [name for name in names if not name.startswith(CONTROL)]

@@ -144,6 +144,14 @@ class Section(Strict):
                 remedy="set fedavg.sgd to {learning_rate: 0.05, momentum: 0.0}, or use another strategy",
             )
 
+        if self.strategy == "scaffold" and experiment.federation.robust.clip != "none":
+            raise ConfigurationError(
+                "federation.robust.clip",
+                got=f"{experiment.federation.robust.clip} with strategy scaffold",
+                expected="none: the length of an update says nothing of the control variates beside it",
+                remedy="set federation.robust.rule to trimmed_mean or median, which bound both number by number",
+            )
+
     def _check_unread(self) -> None:
         readers = {
             "mu": (self.strategy == "fedprox", "strategy fedprox"),

@@ -14,6 +14,7 @@ from torch import nn
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task
+from fedmedseg.core.recall import recall, remember
 from fedmedseg.core.training import run_steps
 from fedmedseg.data.site import Site
 from fedmedseg.fedavg.config import STAGE
@@ -23,7 +24,6 @@ from fedmedseg.fedavg.parts import Parts
 from fedmedseg.fedavg.sharing import CONTROL, private_tensors, shared_tensors, split
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.local import announced_training, fine_tune
-from fedmedseg.segmentation.memory import recall, remember
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.stages import PERSONAL
 from fedmedseg.segmentation.testing import score_models

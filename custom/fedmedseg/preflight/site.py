@@ -159,7 +159,10 @@ def needs_of_disk(
     starts, copies = 0, {}
     if experiment is not None:
         plan: Any = system_module(experiment.system, "plan")
-        starts, copies = len(experiment.wing.starts), plan.copies(experiment)
+        starts, copies = len(experiment.wing.starts), dict(plan.copies(experiment))
+        if experiment.federation.transport == "topk" and copies:
+            # what was not sent of the last two rounds
+            copies["network"] = copies.get("network", 0) + 2
     planned: dict[Path, dict[str, int]] = {}
     for folder, name, size in (
         (site.cache, "cache", cached),

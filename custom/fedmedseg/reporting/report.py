@@ -101,6 +101,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "points": _points(record),
         "alarms": _alarms(record),
         "mismatches": _mismatches(record),
+        "outliers": _outliers(record),
         "encryption": encryption_of(record),
         "refusals": _refusals(record),
         "movement": _movement(record),
@@ -271,6 +272,15 @@ def _mismatches(record: Record) -> list[str]:
     """What was said of sites whose parts cannot correspond, each sentence once."""
     said = [line for one in rounds_of(record) for line in (one.get("notes") or {}).get("correspondence") or ()]
     return list(dict.fromkeys(map(str, said)))
+
+
+def _outliers(record: Record) -> list[str]:
+    """Sites whose updates were unlike the others', round by round."""
+    return [
+        f"{_stage(one)} round {_round(one)}, {site}: {why}"
+        for one in rounds_of(record)
+        for site, why in ((one.get("notes") or {}).get("outliers") or {}).items()
+    ]
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

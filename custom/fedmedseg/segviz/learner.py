@@ -14,8 +14,8 @@ from torch import nn
 
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
+from fedmedseg.core.recall import recall, remember
 from fedmedseg.core.training import run_steps
-from fedmedseg.segmentation.memory import recall, remember
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.testing import score_models
 from fedmedseg.segmentation.together import consider, is_due, steps_of_round

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmedseg.core.recall import recall, remember
 from fedmedseg.core.state import SiteState
-from fedmedseg.segmentation.memory import recall, remember
 
 
 def state(tmp_path: Path) -> SiteState:
