@@ -67,17 +67,17 @@ def write_list(folder: Path, *, seed: int, training: int) -> Path:
 
 @pytest.fixture
 def federate(tmp_path: Path) -> Callable[..., InProcessFederation]:
-    """federate(name="a", fedavg={...}): the tiny study's federation; site-1 has two cases, site-2 one."""
+    """federate(name="a", fedavg={...}): the tiny study's federation; site-1 has two cases, every other one."""
 
-    def make(*, name: str = "a", **changes: Any) -> InProcessFederation:
+    def make(*, name: str = "a", sites: tuple[str, ...] = SITES, **changes: Any) -> InProcessFederation:
         settings, _ = read_settings(find_job("fedavg"), [TINY, changes])
         local = tmp_path / name / "w" / "local" / "sites"
         local.mkdir(parents=True)
-        for number, site in enumerate(SITES):
-            listed = write_list(tmp_path / name / "data" / site, seed=number, training=2 - number)
+        for number, site in enumerate(sites):
+            listed = write_list(tmp_path / name / "data" / site, seed=number, training=1 if number else 2)
             content = {"datasets": {"shapes": {"list": str(listed)}}, "salt": "pepper-and-salt"}
             (local / f"{site}.yaml").write_text(yaml.safe_dump(content))
         job = write_job(find_job("fedavg"), settings, tmp_path / name / "job")
-        return InProcessFederation(job=job, workspace=tmp_path / name / "w", sites=list(SITES), run="run")
+        return InProcessFederation(job=job, workspace=tmp_path / name / "w", sites=list(sites), run="run")
 
     return make

@@ -1,7 +1,7 @@
-"""FedCRLD, SegViz and cardiac CT with mutual TLS: what every site receives is equal, what is private is not.
+"""FedCRLD, SegViz, cardiac CT and SCAFFOLD with mutual TLS: what every site receives is equal, what is private is not.
 
 Two hospitals do these systems' smallest studies one after the other, in kits as they are made but for an ear at each
-site. The public scripts of both papers never exchange a weight; this is the test they would fail.
+site. The public scripts of the first two papers never exchange a weight; this is the test they would fail.
 """
 
 from __future__ import annotations
@@ -65,7 +65,22 @@ HEART_CT = (
     "data.phantom={family: cardiac_ct, annotation: shared_out, sites: 2, unlabeled: 1, training: 1, validation: 0, "
     "test: 1, size: [96, 56, 56]}",
 )
-STUDIES = {"fedcrld": FEDCRLD, "segviz": SEGVIZ, "cardiac_ct": HEART_CT}
+FEDAVG = (
+    "stages.training.rounds=2",
+    "stages.fine_tuning.rounds=0",
+    "fedavg.starts=[personal]",
+    "fedavg.strategy=scaffold",
+    "fedavg.sgd={learning_rate: 0.05}",
+    "federation.transport=int8",
+    "network.channels=[4, 8, 16]",
+    "segmentation.steps=4",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.role=cine",
+    "data.crop=[32, 32]",
+    f"data.phantom={{family: cine_mr, {SMALLEST.format(sites=2)}, size: [48, 48, 4]}}",
+)
+STUDIES = {"fedcrld": FEDCRLD, "segviz": SEGVIZ, "cardiac_ct": HEART_CT, "fedavg": FEDAVG}
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -130,7 +145,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stud
         }
 
 
-STAGE = {"fedcrld": "relocalization", "segviz": "training", "cardiac_ct": "distillation"}
+STAGE = {"fedcrld": "relocalization", "segviz": "training", "cardiac_ct": "distillation", "fedavg": "training"}
 
 
 @pytest.mark.parametrize("system", STUDIES)
@@ -153,8 +168,8 @@ def test_the_shared_tensors_that_the_sites_receive_are_bit_equal_and_move(
         assert ones
         assert all(torch.equal(ones[name], others[name]) for name in ones)
     moved = [name for name in first[0] if not torch.equal(first[0][name], later[0][name])]
-    # of a transformer a step may leave a bias where it was
-    assert moved == list(first[0]) if system != "cardiac_ct" else len(moved) > 0.9 * len(first[0])
+    # of a transformer a step may leave a bias where it was, and so may one before a norm
+    assert moved == list(first[0]) if system in ("fedcrld", "segviz") else len(moved) > 0.8 * len(first[0])
     if system == "fedcrld":
         assert len(later[0]) == 32
         assert {name.partition(".")[0] for name in later[0]} == {"globalnet"}
@@ -162,6 +177,8 @@ def test_the_shared_tensors_that_the_sites_receive_are_bit_equal_and_move(
         assert digest == study.ended.rounds(STAGE[system])[0]["shared_sha256"]
     elif system == "cardiac_ct":
         assert {name.partition(".")[0] for name in later[0]} == {"student"}
+    elif system == "fedavg":
+        assert {name.partition(".")[0] for name in later[0]} == {"model", "control"}
     else:
         assert not [name for name in later[0] if ".adn.N" in name or name.startswith("model.2")]
 
@@ -176,6 +193,24 @@ def test_what_is_private_under_fedcrld_differs_from_site_to_site(studies: dict[s
         assert not [
             name for name in ones if ones[name].shape == others[name].shape and torch.equal(ones[name], others[name])
         ]
+
+
+def test_control_variates_differ_from_site_to_site_and_their_mean_came_over_a_thin_wire(
+    studies: dict[str, Study],
+) -> None:
+    """Encoded after the filters of a real kit: a quarter of what came down went up, and the server took it."""
+    study = studies["fedavg"]
+    ones, others = (study.remembered(site, "site")["rounds"][0]["tree"]["controls"] for site in SITES)
+    common = study.received("site-1", "training", 1)
+    for name, tensor in ones.items():
+        mean = (tensor + others[name]) / 2
+        slack = 0.02 * float(torch.maximum(tensor.abs(), others[name].abs()).max())
+        assert torch.allclose(common[f"control.{name}"], mean, rtol=0, atol=slack), name
+    assert any(not torch.equal(tensor, others[name]) for name, tensor in ones.items())
+    for entry in study.ended.rounds("training"):
+        for site in entry["sites"].values():
+            assert 0 < site["bytes_up"] < 0.5 * site["bytes_down"]
+            assert site["payload_up"] < site["payload_down"]
 
 
 def test_what_is_private_under_segviz_differs_from_site_to_site(studies: dict[str, Study]) -> None:

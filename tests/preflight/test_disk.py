@@ -56,7 +56,23 @@ FCL = (
     f"data.phantom={CINE}",
 )
 FCLOPT = tuple(change.replace("fcl.", "fclopt.") for change in FCL)
+FEDAVG = (
+    "stages.training.rounds=2",
+    "stages.fine_tuning.rounds=0",
+    "fedavg.starts=[personal]",
+    "segmentation.steps=4",
+    "segmentation.batch=1",
+    "segmentation.test_untrained=false",
+    "data.crop=[32, 32]",
+    f"data.phantom={CINE}",
+)
 STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fedavg": ("fedavg", FEDAVG),
+    "fedavg, with a network of its own": ("fedavg", (*FEDAVG, "fedavg.strategy=ditto")),
+    "fedavg, with control variates and what was not sent": (
+        "fedavg",
+        (*FEDAVG, "fedavg.strategy=scaffold", "fedavg.sgd={learning_rate: 0.05}", "federation.transport=topk"),
+    ),
     "segviz": ("segviz", SEGVIZ),
     "segviz, without the local baseline, with tuned heads": (
         "segviz",
