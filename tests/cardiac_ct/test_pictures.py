@@ -141,3 +141,9 @@ def test_the_students_worst_and_best_case_lie_beside_the_scores_and_older_pictur
     assert sorted(file.name for file in tmp_path.iterdir()) == ["overlay_best.png", "overlay_worst.png"]
     # the worst is case 2, which has no mask
     assert [bool(truth.any()) for _, truth, _, _ in drawn] == [False, True]
+
+
+def test_a_site_without_a_model_gets_no_picture(scene: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "overlay_best.png").write_bytes(b"of an earlier test")
+    write_pictures(tmp_path, {}, **{**scene, "models": {}})
+    assert not list(tmp_path.iterdir())

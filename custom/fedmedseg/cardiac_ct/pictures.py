@@ -61,11 +61,12 @@ def write_pictures(
 ) -> None:
     """Draw the cases that the transformer, or without one the CNNs, did worst, middling and best on; see ``draw``.
 
-    ``results`` are in the order in which ``score_cases`` went through the annotated cases.
+    ``results`` are in the order in which ``score_cases`` went through the annotated cases. A site may have no model
+    where nothing is shared: it gets no picture.
     """
     judge = TRANSFORMER if TRANSFORMER in models else CNN
     tested = sorted({index for one in marked.values() for index in one.indices})
-    places = chosen([standing(one) for one in results[judge]])
+    places = chosen([standing(one) for one in results[judge]]) if models else {}
     for place in PLACES:
         file = folder / f"overlay_{place}.png"
         if place in places:
