@@ -8,6 +8,7 @@ import torch
 
 from fedmedseg.cardiac_ct.plan import HEADS
 from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.config import load_experiment
 
 Differences = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -46,7 +47,21 @@ def mean_by_head(
 
 
 class TrainedHeadsAggregator(GuardedAggregator):
-    """FedAvg over the transformer, and over each head among the sites that trained it."""
+    """FedAvg over the transformer; over each head among the sites that trained it, or all (``cardiac_ct.head_mean``).
+
+    Args:
+        experiment_file: path of experiment.yaml; its `cardiac_ct` section chooses the rule.
+    """
+
+    def __init__(self, experiment_file: str) -> None:
+        super().__init__()
+        self.experiment_file = experiment_file
+        self._over_all = load_experiment(experiment_file).wing.head_mean == "all"
+
+    @property
+    def needs_plain(self) -> str:
+        """Who trained a head shows in the replies; the mean over all sites does not ask for it."""
+        return "" if self._over_all else "cardiac_ct.head_mean trained reads the sites' differences"
 
     def combine(
         self,
@@ -55,6 +70,7 @@ class TrainedHeadsAggregator(GuardedAggregator):
         weights: Mapping[str, float],
     ) -> Mapping[str, torch.Tensor]:
         """See ``mean_by_head``; the record says who trained which head."""
-        mean, owners = mean_by_head({site: one.differences for site, one in contributions.items()}, weights)
+        differences = {site: one.differences for site, one in contributions.items()}
+        mean, owners = mean_by_head(differences, weights)
         self.notes["heads"] = owners
-        return mean
+        return weighted_mean(differences, weights) if self._over_all else mean
