@@ -80,15 +80,13 @@ PROBES: dict[str, Method] = {
     "published_losses": ([], {"fedcrld": {"loss": {"form": "published"}}}),
     "encoder_alone": (["fedavg"], {"fedcrld": {"share": "encoder"}}),
     "everything_with_terms": ([], {"fedcrld": {"share": "everything"}}),
-    "other_rate": ([], {}),
     "longer": ([], {"stages": {"relocalization": {"rounds": 60}}}),
     "longer_fedavg": (["fedavg"], {"stages": {"relocalization": {"rounds": 60}}}),
 }
 """Why it does as it does: each term left out, a slow bank, a contrast with a negative, the losses as published; the
-encoder shared without any term, all terms with everything shared; at local training's rate instead of its own; three
-times the rounds, and as many of FedAvg."""
+encoder shared without any term, all terms with everything shared; three times the rounds, and as many of FedAvg."""
 
-RATES = {"longer_fedavg": "fedavg", "other_rate": BASELINE}
+RATES = {"longer_fedavg": "fedavg"}
 """Probe -> the method whose learning rate it has; FedCRLD's otherwise."""
 
 NAMES = {
@@ -104,7 +102,6 @@ NAMES = {
     "published_losses": "FedCRLD, losses as published",
     "encoder_alone": "shared encoder, segmentation loss alone",
     "everything_with_terms": "FedCRLD, everything shared",
-    "other_rate": "FedCRLD, at local training's rate",
     "longer": "FedCRLD, three times the rounds",
     "longer_fedavg": "FedAvg, three times the rounds",
 }

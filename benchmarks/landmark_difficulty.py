@@ -1,8 +1,8 @@
-"""Landmarks of an aortic root by heat maps at half resolution: the small network of the difficulty benchmark."""
+"""Landmarks of an aortic root for the difficulty benchmark: a small network's heat maps, and rules without one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,8 @@ class Case(Protocol):
 
 
 LANDMARK_CROP = (64, 64, 48)
+BRIGHT = (70.0, 80.0, 90.0, 95.0)
+"""Percentiles of a scan above which the rule of brightness looks for the contrast-filled heart."""
 
 
 def landmark_input(volume: Case, shift: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +91,51 @@ def train_landmarks(volumes: Sequence[Case], *, steps: int, seed: int = 1, rate:
     return model.eval()
 
 
+def mean_place(training: Sequence[Case], test: Sequence[Case]) -> dict[str, float]:
+    """Errors of a rule that looks at no image: every point where it lies on average, in mm from the scan's middle."""
+    return _rule(training, test, _middle)
+
+
+def bright_place(training: Sequence[Case], test: Sequence[Case]) -> dict[str, float]:
+    """Errors of a threshold: every point as far as on average from the middle of the largest bright component.
+
+    Of a few percentiles that which is best on the training volumes themselves.
+    """
+
+    def error(percentile: float) -> float:
+        return _rule(training, training, lambda case: _bright(case, percentile))["mean"]
+
+    best = min(BRIGHT, key=error)
+    return _rule(training, test, lambda case: _bright(case, best))
+
+
+def _rule(training: Sequence[Case], test: Sequence[Case], anchor: Callable[[Case], np.ndarray]) -> dict[str, float]:
+    """Mean error in mm per landmark, and over all, of points at their mean offset in training from ``anchor``."""
+    offset = np.mean([(case.points - anchor(case)) * case.spacing for case in training], axis=0)
+    errors = [np.linalg.norm((case.points - anchor(case)) * case.spacing - offset, axis=1) for case in test]
+    return _named(np.mean(errors, axis=0))
+
+
+def _middle(case: Case) -> np.ndarray:
+    return (np.array(case.image.shape) - 1) / 2
+
+
+def _bright(case: Case, percentile: float) -> np.ndarray:
+    """Centre of mass of the largest component above a percentile of the scan, in voxels."""
+    from scipy.ndimage import center_of_mass, label
+
+    parts, count = label(case.image > np.percentile(case.image, percentile))
+    if not count:
+        return _middle(case)
+    return np.array(center_of_mass(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))))
+
+
+def _named(errors: np.ndarray) -> dict[str, float]:
+    return {name: round(float(e), 2) for name, e in zip(LANDMARKS, errors, strict=True)} | {
+        "mean": round(float(errors.mean()), 2)
+    }
+
+
 @torch.no_grad()
 def landmark_errors(model: torch.nn.Module, volumes: Sequence[Case]) -> dict[str, float]:
     """Mean distance in mm per landmark and over all."""
@@ -97,7 +144,4 @@ def landmark_errors(model: torch.nn.Module, volumes: Sequence[Case]) -> dict[str
         image, points = landmark_input(volume, np.zeros(3, dtype=int))
         offset = (expected_place(model(image[None]))[0] - points).numpy() * 2 * volume.spacing
         errors.append(np.linalg.norm(offset, axis=1))
-    per = np.mean(errors, axis=0)
-    return {name: round(float(e), 2) for name, e in zip(LANDMARKS, per, strict=True)} | {
-        "mean": round(float(per.mean()), 2)
-    }
+    return _named(np.mean(errors, axis=0))

@@ -1,4 +1,5 @@
-"""Measure whether phantoms are hard enough: thresholds fail, one site's model fails elsewhere, pooled training works.
+"""Measure whether phantoms are hard enough: thresholds and mean places fail, one site's model fails elsewhere, pooled
+training works.
 
 Usage: ``python benchmarks/phantom_difficulty.py cine_mr [--steps N] [--out FILE]`` with the package importable.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from landmark_difficulty import landmark_errors, train_landmarks
+from landmark_difficulty import bright_place, landmark_errors, mean_place, train_landmarks
 
 from fedmedseg.core.seeding import generator, seed_everything
 from fedmedseg.data.phantoms.style import LABELS as DRAWN
@@ -43,7 +44,11 @@ STEPS = {
 LANDMARK_STEPS = (300, 750)
 RESULTS = Path(__file__).parent / "results" / "phantom_difficulty"
 BOUNDS = {"threshold_below": 0.5, "loss_elsewhere_at_least": 0.1, "pooled_at_least": 0.8}
-LANDMARK_BOUNDS = {"pooled_error_below_mm": 4.0, "error_ratio_elsewhere_at_least": 1.5}
+LANDMARK_BOUNDS = {
+    "pooled_error_below_mm": 4.0,
+    "error_ratio_elsewhere_at_least": 1.5,
+    "rule_error_at_least_mm": 5.0,
+}
 WINDOWS = {"abdominal_ct": (-175.0, 250.0), "cardiac_ct": (-200.0, 1200.0)}
 CROPS: dict[str, tuple[int, ...]] = {"abdominal_ct": (64, 56, 40), "cardiac_ct": (48, 48, 32)}
 BANDS = ((2.5, 97.5), (5.0, 95.0), (10.0, 90.0), (25.0, 75.0))
@@ -280,6 +285,24 @@ def measure_segmentation(family: str, folder: Path, *, steps: tuple[int, int], h
     }
 
 
+def measure_rules(family: str, folder: Path) -> dict[str, Any]:
+    """Errors in mm of rules without a network at every site: mean place, and threshold; fast."""
+    mean_places, thresholds = {}, {}
+    for site in range(SITES):
+        sections = load(family, folder, site)
+        mean_places[f"site-{site + 1}"] = mean_place(sections["training"], sections["test"])
+        thresholds[f"site-{site + 1}"] = bright_place(sections["training"], sections["test"])
+    return {
+        "landmarks_mean_place": mean_places,
+        "landmarks_threshold": thresholds,
+        "landmark_rules": {
+            "mean_place_mm": round(float(np.mean([row["mean"] for row in mean_places.values()])), 2),
+            "threshold_mm": round(float(np.mean([row["mean"] for row in thresholds.values()])), 2),
+            "best_of_a_site_mm": min(row["mean"] for row in [*mean_places.values(), *thresholds.values()]),
+        },
+    }
+
+
 def measure_landmarks(family: str, folder: Path, *, home: int = 0) -> dict[str, Any]:
     """Errors in mm of one site's model everywhere and of pooled training."""
     sites = [load(family, folder, site) for site in range(SITES)]
@@ -315,7 +338,7 @@ def measure(family: str, folder: Path, *, steps: int | None = None) -> dict[str,
     result = measure_segmentation(family, folder, steps=(local, pooled))
     bounds = dict(BOUNDS)
     if family == "cardiac_ct":
-        result |= measure_landmarks(family, folder)
+        result |= measure_rules(family, folder) | measure_landmarks(family, folder)
         bounds |= LANDMARK_BOUNDS
     return {
         "family": family,
@@ -338,10 +361,11 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(chosen.family, Path(folder), steps=chosen.steps)
-    for part in ("threshold", "one_site", "pooled", "landmarks_one_site", "landmarks_pooled"):
+    landmarks = ("landmarks_mean_place", "landmarks_threshold", "landmarks_one_site", "landmarks_pooled")
+    for part in ("threshold", "one_site", "pooled", *landmarks):
         for site, row in result.get(part, {}).items():
-            sys.stdout.write(f"{part:18s} {site:8s} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + "\n")
-    summary = result["summary"] | result.get("landmark_summary", {})
+            sys.stdout.write(f"{part:20s} {site:8s} " + "  ".join(f"{k} {v:.3f}" for k, v in row.items()) + "\n")
+    summary = result["summary"] | result.get("landmark_rules", {}) | result.get("landmark_summary", {})
     sys.stdout.write(json.dumps(summary) + f"  {result['processor_seconds']} s of one core\n")
     out = chosen.out or RESULTS / f"{chosen.family}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

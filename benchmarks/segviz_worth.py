@@ -305,18 +305,18 @@ def against(runs: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]) 
     return "" if found is None else f"{found.difference:+.3f}, p {found.p:.2g} ({found.n} patients)"
 
 
-def table(methods: Iterable[str]) -> str:
+def table(methods: Iterable[str], numbers: Iterable[int] = SITES) -> str:
     """Markdown: per number of sites, each method's Dice and HD95 per structure at the external hospital."""
     lines: list[str] = []
-    for sites in SITES:
+    for sites in numbers:
         found = read_results(RESULTS / f"{sites}_sites")
-        if not found:
+        runs = {name: [one for one in found if one["method"] == name] for name in NAMES}
+        shown = {name: runs[name] for name in NAMES if runs[name] and name in set(methods)}
+        if not shown:
             continue
         structures = list(found[0]["patients"][0])
         columns = [f"{name}: Dice" for name in structures] + [f"{name}: HD95 (mm)" for name in structures]
         lines += ["", f"**{sites} sites**, {len(found[0]['patients'])} patients of the external hospital", ""]
-        runs = {name: [one for one in found if one["method"] == name] for name in NAMES}
-        shown = {name: runs[name] for name in NAMES if runs[name] and name in set(methods)}
         rows = [
             [
                 NAMES[name],
@@ -370,7 +370,7 @@ def main() -> None:
     if options.trials:
         print(trial_table(read_results(TRIALS / ROLE), NAMES))
     else:
-        print(table(options.methods))
+        print(table(options.methods, options.numbers))
 
 
 if __name__ == "__main__":

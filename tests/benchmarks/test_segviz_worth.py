@@ -197,6 +197,7 @@ def test_the_table_is_over_patients_then_seeds_and_pairs_patients(worth: ModuleT
     # the same patients' distances do not differ
     assert "| single-structure models, local | +0.100 | 0.5 | +0.00 | 1 | 2 | 1 |" in text
     assert worth.table(["local"]).count("\n| ") == 4
+    assert worth.table(["pooled"]) == worth.table(worth.METHODS, [3]) == "no finished cell"
 
 
 def test_a_structure_that_nothing_holds_is_left_out_of_a_patients_mean(worth: ModuleType) -> None:

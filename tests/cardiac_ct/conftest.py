@@ -87,6 +87,9 @@ class Scans:
     drawn: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
     hearts: Mapping[int, np.ndarray] = field(default_factory=dict)
     section: str = "scans"
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    points: np.ndarray = field(default_factory=lambda: np.full((2, 3), 4.0))
+    """Where every scan that annotates points has them."""
 
     @property
     def cases(self) -> list[Case]:
@@ -104,6 +107,12 @@ class Scans:
     def to_voxel(self, index: int, points: np.ndarray) -> np.ndarray:
         return points
 
+    def to_world(self, index: int, voxels: np.ndarray) -> np.ndarray:
+        return voxels
+
+    def spacing(self, index: int) -> tuple[float, float, float]:
+        return 1.0, 1.0, 1.0
+
 
 class Marked:
     """Those of ``volumes`` that somebody marked."""
@@ -120,7 +129,7 @@ class Marked:
         return self.volumes.drawn[self.task][self.indices[place]]
 
     def truth(self, place: int) -> np.ndarray:
-        return np.full((2, 3), 4.0)
+        return self.volumes.points
 
 
 @pytest.fixture

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 
 from fedmedseg.cardiac_ct.aggregator import TrainedHeadsAggregator, mean_by_head, trained_heads
-from fedmedseg.core.aggregator import weighted_mean
+from fedmedseg.cardiac_ct.plan import stages
+from fedmedseg.core.aggregator import Contribution, weighted_mean
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.jobs import find_job, read_settings, write_job
+from fedmedseg.core.sealing import Sealing, layouts, seal, split, unseal
+from fedmedseg.core.wire import Part, Schema
 
+Study = Callable[..., Experiment]
+Rule = Callable[[str], TrainedHeadsAggregator]
 TRUNK, HPS, MS, CALC = "student.trunk.a", "student.heads.hps.w", "student.heads.ms.w", "student.heads.calc.w"
+
+
+@pytest.fixture
+def rule(tmp_path: Path) -> Rule:
+    """rule("all"): the rule of the shipped job with that ``head_mean``."""
+
+    def make(head_mean: str) -> TrainedHeadsAggregator:
+        settings, _ = read_settings(find_job("cardiac_ct"), [{"cardiac_ct": {"head_mean": head_mean}}])
+        job = write_job(find_job("cardiac_ct"), settings, tmp_path / head_mean)
+        return TrainedHeadsAggregator(experiment_file=str(job / "app" / "config" / "experiment.yaml"))
+
+    return make
 
 
 def site(trunk: float, *, hps: float = 0.0, ms: float = 0.0, calc: float = 0.0) -> dict[str, torch.Tensor]:
@@ -52,5 +75,47 @@ def test_a_difference_of_another_part_of_the_network_is_no_head() -> None:
     assert trained_heads({"teacher.hps.w": torch.ones(1)}) == frozenset()
 
 
-def test_a_rule_that_looks_at_heads_says_that_it_cannot_be_encrypted() -> None:
-    assert "reads the sites' differences" in TrainedHeadsAggregator().needs_plain
+def test_a_rule_that_looks_at_heads_cannot_be_encrypted_and_the_mean_over_all_is_fedavg(
+    rule: Rule,
+) -> None:
+    replies = {"a": site(1.0, hps=4.0), "b": site(2.0, ms=8.0)}
+    weights = {"a": 0.75, "b": 0.25}
+    came = {name: Contribution(name, tensors, 3, 1, 0.0, {}) for name, tensors in replies.items()}
+    by_head, over_all = rule("trained"), rule("all")
+    assert "head_mean trained reads the sites' differences" in by_head.needs_plain
+    assert over_all.needs_plain == ""
+    assert by_head.combine({}, came, weights)[HPS].item() == 4.0
+    found = over_all.combine({}, came, weights)
+    assert {name: tensor.item() for name, tensor in found.items()} == {TRUNK: 1.25, HPS: 3.0, MS: 2.0, CALC: 0.0}
+    # who trained what is recorded all the same
+    assert over_all.notes["heads"] == by_head.notes["heads"] == {"hps": ["a"], "ms": ["b"], "calc": []}
+
+
+def test_encrypted_rounds_of_distillation_and_head_tuning_open_to_the_sums_of_the_plain_ones(study: Study) -> None:
+    """Heads lie in the entries of both stages; the sites add both up."""
+    pytest.importorskip("tenseal", reason="the extra he is not installed")
+    from fedmedseg.core.ckks import GRID, SHARES, Cipher, make_contexts
+
+    server, own = map(Cipher, make_contexts())
+    contracts = stages(study(federation={"encryption": "ckks"}, cardiac_ct={"head_mean": "all"}))
+    shared = {**site(1.0, hps=2.0, ms=3.0, calc=4.0), "teacher.hps.w": torch.tensor([5.0])}
+    schema, kept = Schema(shared), dict(shared)
+    expected = dict(shared)
+    rounds = {
+        "distillation": {"a": site(1.0, hps=0.5), "b": site(3.0, hps=0.25, ms=1.0)},
+        "head_tuning": {"a": site(9.0, ms=0.5), "b": site(9.0, calc=0.125)},
+    }
+    for stage, replies in rounds.items():
+        back = {name: contracts[stage].returned_in(0).of(tensors) for name, tensors in replies.items()}
+        sealing = Sealing.begin(
+            server, stage=stage, part=contracts[stage].sent_in(0), schema=schema, contracts=contracts, whole=kept
+        )
+        sealed = {name: {sealing.name: seal(own, tensors)} for name, tensors in back.items()}
+        kept = sealing.added(sealed, {"a": SHARES // 4, "b": SHARES - SHARES // 4})
+        for name, difference in weighted_mean(back, {"a": 0.25, "b": 0.75}).items():
+            expected[name] = expected[name] + difference
+    plain, entries = split(kept)
+    opened = unseal(own, plain, entries, layouts(schema, contracts, Part()))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(opened[name], tensor, atol=2 * GRID + 1e-3, rtol=0)
+    assert opened["teacher.hps.w"].item() == 5.0

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused by name, and baselines are valid overlays."""
+"""Settings that cannot work are refused by name."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ OFF = {"rounds": 0}
             r"distillation\.rounds.*nothing",
         ),
         ({"stages": {"teacher_hps": OFF}}, r"transfer\.rounds.*teacher_hps"),
+        ({"federation": {"encryption": "ckks"}}, r"federation\.encryption.*which heads a site trained.*head_mean all"),
+        (
+            {
+                "cardiac_ct": {"share": "nothing", "head_mean": "all", "distillation": {"pseudo_labels": False}},
+                "stages": {"pseudo_labelling": OFF, "distillation": {"rounds": 1}},
+            },
+            r"cardiac_ct\.head_mean: got all.*share federated",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(study: Study, changes: dict[str, Any], words: str) -> None:
@@ -67,6 +75,19 @@ def test_a_stage_alone_needs_an_earlier_runs_tensors(study: Study) -> None:
     assert study(**alone).wing.start == "0" * 64
 
 
+def test_one_changed_setting_of_the_cnns_optimiser_leaves_the_others_as_published(study: Study) -> None:
+    """torch's own AdamW; what the shipped study changes is taken out first."""
+    shipped = dict.fromkeys(("weight_decay", "betas", "warmup_fraction", "clip_norm"))
+    found = study(cardiac_ct={"teacher": {"optimizer": {**shipped, "learning_rate": 1.0e-3}}}).wing.teacher.optimizer
+    assert found.model_dump() == {
+        "learning_rate": 1.0e-3,
+        "weight_decay": 0.01,
+        "betas": (0.9, 0.999),
+        "warmup_fraction": 0.0,
+        "clip_norm": 1.0e9,
+    }
+
+
 def test_tasks_are_kept_in_their_order(study: Study) -> None:
     assert study(cardiac_ct={"tasks": ["calc", "hps", "ms"]}).wing.tasks == ("hps", "ms", "calc")
 
@@ -77,3 +98,11 @@ def test_a_limit_of_the_gate_is_left_out_by_name(study: Study) -> None:
     assert limits.hinge_points is not None
     with pytest.raises(ConfigurationError, match=r"gate\.calcium.*least < most, or any"):
         study(cardiac_ct={"gate": {"calcium": [5.0, 1.0]}})
+
+
+def test_a_study_is_encrypted_where_no_reply_has_to_be_read(study: Study) -> None:
+    encrypted = {"encryption": "ckks"}
+    assert study(federation=encrypted, cardiac_ct={"head_mean": "all"}).federation.encryption == "ckks"
+    cnns_alone = dict.fromkeys(("pseudo_labelling", "distillation", "head_tuning", "transfer"), OFF)
+    wing = {"gate": None, "head_steps": 0, "transfer": None}
+    assert study(federation=encrypted, stages=cnns_alone, cardiac_ct=wing).wing.head_mean == "trained"

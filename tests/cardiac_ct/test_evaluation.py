@@ -6,11 +6,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 
-from fedmedseg.cardiac_ct.evaluation import CaseResult, from_plain, metrics, to_plain, write_results
+from fedmedseg.cardiac_ct.evaluation import CaseResult, from_plain, metrics, score_cases, to_plain, write_results
+from fedmedseg.cardiac_ct.lessons import Lessons
 from fedmedseg.core.config import Experiment
+from fedmedseg.data.site import Site
+from fedmedseg.data.tasks import TaskVolumes
+from fedmedseg.data.volumes import Volumes
 from fedmedseg.reporting.metrics import StructureScore
 
 CALC = {"volume": 90.0, "agatston": 80.0, "true_volume": 100.0, "true_agatston": 120.0}
@@ -51,3 +59,46 @@ def test_the_sites_own_file_names_cases_by_their_hash_alone(study: Callable[...,
     assert [case["key"] for case in content["models"]["student"]] == ["a", "b"]
     assert content["models"]["student"][1]["distances"] == {"RCC": None, "LCC": 40.0}
     assert content["figures"]["distance/median/student/LCC"] == pytest.approx(21.5)
+
+
+def test_training_and_test_see_a_scan_through_the_same_constants_and_a_perfect_answer_is_scored_so(
+    study: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """Invariant 8, with the constants of the predictor by hand."""
+    affine, shape = np.diag([3.0, 3.0, 3.0, 1.0]), (64, 32, 33)
+    hounsfield = np.random.default_rng(0).uniform(-1500, 1500, shape).astype(np.float32)
+    mask = np.zeros(shape, np.uint8)
+    mask[30:34, 15:18, 15:18] = 1
+    hounsfield[mask > 0] = 500.0
+    for name in ("a", "b"):
+        nib.Nifti1Image(hounsfield, affine).to_filename(tmp_path / f"{name}.nii")
+        nib.Nifti1Image(mask, affine).to_filename(tmp_path / f"{name}_label.nii")
+    listed = {
+        section: [{"image": f"{name}.nii", "label": f"{name}_label.nii", "patient": name}]
+        for section, name in (("training", "a"), ("test", "b"))
+    }
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    experiment = study()
+    site = Site(
+        name="site-1", state_root=tmp_path, cache=tmp_path / "c", models=tmp_path, device="cpu",
+        datasets={"cardiac_ct": tmp_path / "list.json"}, salt="salt and pepper", simulated=True,
+    )  # fmt: skip
+    taught = Lessons(
+        volumes=Volumes(site=site, experiment=experiment, section="training"), experiment=experiment, tasks=("calc",)
+    )
+    test = Volumes(site=site, experiment=experiment, section="test")
+    seen: list[np.ndarray] = []
+
+    def predict(inputs: np.ndarray, tasks: Any) -> dict[str, torch.Tensor]:
+        seen.append(inputs)
+        found = torch.from_numpy(mask.astype(np.float32))
+        return {"calc": torch.stack([1 - found, found])}
+
+    marked = {"calc": TaskVolumes(volumes=test, task="calc", radius=2.0)}
+    (result,) = score_cases(predict, volumes=test, marked=marked, experiment=experiment, salt="salt and pepper")
+    assert np.array_equal(seen[0], taught.inputs(0))
+    expected = (np.clip(hounsfield, -42.0, 878.0) - 373.769) / 166.805
+    np.testing.assert_allclose(seen[0][0], expected, rtol=1e-5, atol=1e-5)
+    assert result.structures["calcification"].dice == 1.0
+    assert result.calcium["volume"] == result.calcium["true_volume"] == pytest.approx(36 * 27.0)
+    assert result.calcium["agatston"] == result.calcium["true_agatston"] > 0

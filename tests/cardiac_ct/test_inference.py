@@ -30,7 +30,7 @@ def test_what_is_cut_or_padded_comes_back_where_it_was(shape: tuple[int, int, in
 
 
 def test_a_cnn_answers_with_probabilities_of_the_whole_scan(study: Study) -> None:
-    experiment = study()
+    experiment = study(cardiac_ct={"teacher": {"dropout": 0.5}})
     teacher = build_teacher(experiment, "hps").train()
     inputs = np.random.default_rng(1).normal(size=(1, 40, 30, 26)).astype(np.float32)
 
@@ -51,20 +51,28 @@ def test_a_cnn_answers_with_probabilities_of_the_whole_scan(study: Study) -> Non
 
 def test_patches_overlap_and_blend_to_probabilities_of_each_head(study: Study) -> None:
     student = build_student(study())
-    inputs = np.random.default_rng(2).normal(size=(1, 64, 32, 40)).astype(np.float32)
-    found = predict_patches(
-        student,
-        inputs,
-        heads={task: student.heads[task] for task in ("ms", "calc")},
-        crop=(64, 32, 32),
-        overlap=0.5,
-        landmarks="spheres",
-        device="cpu",
-        choice=SHIPPED,
-    )
-    assert {task: tuple(one.shape) for task, one in found.items()} == {"ms": (3, 64, 32, 40), "calc": (2, 64, 32, 40)}
-    for one in found.values():
-        torch.testing.assert_close(one.sum(dim=0), torch.ones(64, 32, 40))
+    inputs = np.random.default_rng(2).normal(size=(1, 64, 32, 64)).astype(np.float32)
+
+    def predict(overlap: float, choice: ComputeChoice = SHIPPED) -> dict[str, torch.Tensor]:
+        return predict_patches(
+            student,
+            inputs,
+            heads={task: student.heads[task] for task in ("ms", "calc")},
+            crop=(64, 32, 32),
+            overlap=overlap,
+            landmarks="spheres",
+            device="cpu",
+            choice=choice,
+        )
+
+    found = predict(0.5)
+    assert {task: tuple(one.shape) for task, one in found.items()} == {"ms": (3, 64, 32, 64), "calc": (2, 64, 32, 64)}
+    apart, rounded = predict(0.0), predict(0.0, ComputeChoice(precision="bf16"))
+    for task, one in found.items():
+        torch.testing.assert_close(one.sum(dim=0), torch.ones(64, 32, 64))
+        assert not torch.equal(one, apart[task])
+        assert not torch.equal(rounded[task], apart[task])
+        torch.testing.assert_close(rounded[task], apart[task], atol=0.05, rtol=0)
 
 
 def test_heat_maps_of_points_are_each_their_own() -> None:

@@ -84,6 +84,7 @@ def _check_evaluation(federation: InProcessFederation, figures: dict[str, dict[s
         learner = federation.learner(site, "evaluation")
         content = json.loads((learner.folder / "test_scores.json").read_text())  # type: ignore[attr-defined]
         assert [len(content["models"][model]) for model in ("cnn", "student")] == [1, 1]
+        assert [file.name for file in learner.folder.glob("*.png")] == ["overlay_best.png"]  # type: ignore[attr-defined]
         held = load_foundation(learner.folder / "student.safetensors")  # type: ignore[attr-defined]
         ours = part(federation, "student.") | part(federation, "transfer.student.")
         assert content_sha256(held.tensors) == content_sha256(ours)

@@ -61,6 +61,16 @@ def test_a_cnn_in_training_gives_full_size_logits_of_each_level_and_one_in_use_o
     torch.testing.assert_close(teacher.output_block(teacher_features(teacher, images)), used)
 
 
+def test_a_cnn_drops_channels_in_training_where_the_study_says_so(study: Study) -> None:
+    images = torch.randn(1, 1, 32, 32, 24)
+    same = {}
+    for dropout in (0.0, 0.5):
+        teacher = build_teacher(study(cardiac_ct={"teacher": {"dropout": dropout}}), "ms").train()
+        with torch.no_grad():
+            same[dropout] = torch.equal(teacher(images), teacher(images))
+    assert same == {0.0: True, 0.5: False}
+
+
 def test_the_student_gives_logits_of_the_tasks_that_are_asked_for(study: Study) -> None:
     student = build_student(study())
     images = torch.randn(1, 1, 64, 32, 32)

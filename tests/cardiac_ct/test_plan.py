@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 
-from fedmedseg.cardiac_ct.plan import copies, fresh, initial_shared, made, stages, work
+from fedmedseg.cardiac_ct.plan import copies, fresh, initial_shared, made, scan_bytes, stages, work
 from fedmedseg.core.config import Experiment
 
 Study = Callable[..., Experiment]
@@ -89,4 +88,13 @@ def test_work_and_copies_are_planned_for_every_stage(study: Study) -> None:
         "transfer": 2,
         "evaluation": 1,
     }
-    assert copies(experiment) == {"network": pytest.approx(3)}
+    assert copies(experiment) == {"network": 3}
+    assert scan_bytes(experiment) == 1 / 8
+
+
+def test_a_site_that_shares_nothing_keeps_every_network_of_the_study(study: Study) -> None:
+    """Three CNNs and the transformer, beside weights and moments of the one that trains; and no pseudo-labels."""
+    alone = {"share": "nothing", "distillation": {"pseudo_labels": False}, "gate": None}
+    experiment = study(cardiac_ct=alone, stages={"pseudo_labelling": OFF, "distillation": {"rounds": 1}})
+    assert copies(experiment) == {"network": 3 + 4}
+    assert scan_bytes(experiment) == 0

@@ -104,8 +104,9 @@ def test_a_deformation_moves_image_and_label_alike_and_all_slices_alike() -> Non
 def test_smoothing_is_scipys(shape: tuple[int, int], sigma: float) -> None:
     from scipy.ndimage import gaussian_filter
 
-    field = np.random.default_rng(2).uniform(-1.0, 1.0, size=shape)
-    np.testing.assert_allclose(smoothed(field, sigma), gaussian_filter(field, sigma, mode="constant"), atol=1e-12)
+    fields = np.random.default_rng(2).uniform(-1.0, 1.0, size=(2, *shape))
+    expected = [gaussian_filter(field, sigma, mode="constant") for field in fields]
+    np.testing.assert_allclose(smoothed(fields, sigma), expected, atol=1e-12)
 
 
 def test_an_image_may_be_deformed_alone() -> None:

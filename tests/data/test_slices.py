@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedmedseg.core.config import DataSection
-from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_crop, slice_view
+from fedmedseg.data.augmentation import VIEWS, augment, deform
+from fedmedseg.data.slices import DEFORMED, SliceAt, all_slices, draw_slices, middle_crop, slice_crop, slice_views
 
 
 class Stacks:
@@ -91,11 +92,30 @@ def test_a_crop_prefers_tissue() -> None:
 def test_views_follow_from_the_generator_and_differ_between_draws() -> None:
     stacks = Stacks(1)
     stacks.volumes = [np.random.default_rng(3).normal(size=(1, 32, 32, 1)).astype(np.float32)]
-    one, same = (slice_view(stacks, SliceAt(0, 0, 0), np.random.default_rng(5), data()) for _ in range(2))
-    other = slice_view(stacks, SliceAt(0, 0, 0), np.random.default_rng(6), data())
-    assert one.shape == (1, 16, 16)
+    one, same = (slice_views(stacks, [SliceAt(0, 0, 0)], np.random.default_rng(5), data()) for _ in range(2))
+    other = slice_views(stacks, [SliceAt(0, 0, 0)], np.random.default_rng(6), data())
+    assert one.shape == (1, 1, 16, 16)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("crop", [(16, 16), (24, 16)])
+@pytest.mark.parametrize("modality", ["mr", "ct"])
+def test_views_computed_together_are_those_computed_one_after_the_other(crop: tuple[int, int], modality: str) -> None:
+    """To the last bit: a study's figures do not hang on how many slices a step takes."""
+    stacks = Stacks(3, 5)
+    stacks.volumes = [np.random.default_rng(7).normal(size=(1, 32, 32, depth)).astype(np.float32) for depth in (3, 5)]
+    section, places = data(crop=crop, modality=modality), all_slices(stacks, 2) * 2
+    together = slice_views(stacks, places, np.random.default_rng(8), section)
+    rng, one_by_one, moved = np.random.default_rng(8), [], 0
+    for at in places:
+        view = slice_crop(stacks, at, rng, section)
+        if rng.random() < DEFORMED:
+            view, _ = deform(view, None, rng, ranges=VIEWS)
+            moved += 1
+        one_by_one.append(augment(view, None, rng, modality=section.modality, flip=0.5, turn=0.0, intensity=0.5)[0])
+    assert 0 < moved < len(places)
+    assert torch.equal(together, torch.stack(one_by_one))
 
 
 def test_the_middle_crop_depends_on_nothing() -> None:

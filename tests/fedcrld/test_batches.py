@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.fedcrld.batches import EpochBatches
 
@@ -42,6 +43,42 @@ def test_with_whole_depth_a_crop_has_all_slices_of_its_volume(study: Study, volu
     assert seen == {(1, 1, 16, 16, depth) for depth in (2, 3, 4)}
     without = batches(study(), volumes(depths=(2, 3, 4)))
     assert {without.draw(step, np.random.default_rng(step))[0].shape for step in range(3)} == {(1, 1, 16, 16, 2)}
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"augment": True},
+        {"augment": True, "augmentation": "elastic"},
+        {"foreground_share": 0.0},
+        {"foreground_share": 1.0},
+    ],
+)
+def test_each_setting_of_the_crops_changes_what_is_drawn(
+    settings: Callable[..., dict[str, Any]], volumes: Callable[..., Any], switch: dict[str, Any]
+) -> None:
+    held, seen = volumes(depths=(4, 5, 6)), []
+    # of equal settings but one: elastic against flips, anything else against the study's own
+    base = {"augment": True} if "augmentation" in switch else {"foreground_share": 0.5}
+    for change in (base, base | switch):
+        content = settings()
+        content["segmentation"] |= change
+        made = batches(parse_experiment(content), held)
+        seen.append(torch.stack([made.draw(step, np.random.default_rng(step))[0] for step in range(8)]))
+    assert seen[0].shape == seen[1].shape
+    assert not torch.equal(*seen)
+
+
+def test_a_batch_has_as_many_volumes_as_the_study_says(
+    settings: Callable[..., dict[str, Any]], volumes: Callable[..., Any]
+) -> None:
+    content = settings()
+    content["segmentation"]["batch"] = 3
+    made = batches(parse_experiment(content), volumes(depths=(2, 2, 2)))
+    images, labels = made.draw(0, np.random.default_rng(0))
+    assert images.shape == labels.shape == (3, 1, 16, 16, 2)
+    drawn = {one.numpy().tobytes() for one in images}
+    assert drawn == {held.tobytes() for held in volumes(depths=(2, 2, 2)).images}, "a step of three is an epoch"
 
 
 def test_cases_that_mark_only_some_structures_are_left_out_and_counted(

@@ -10,7 +10,7 @@ import torch
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.aggregator import weighted_mean
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import Aborted
@@ -18,6 +18,7 @@ from fedmedseg.data.views import site_view
 from fedmedseg.fedcrld import learner as module
 from fedmedseg.fedcrld.learner import BEST, MEMORY, RelocalizationLearner
 from fedmedseg.fedcrld.plan import initial_shared, stages
+from fedmedseg.segmentation import together
 
 Tensors = Mapping[str, torch.Tensor]
 MakeLearner = Callable[..., RelocalizationLearner]
@@ -77,26 +78,48 @@ def test_exchange_really_happens_between_four_and_five_classes(
         assert not torch.equal(received["site-1"][name], received["site-2"][name]), name
 
 
-def test_a_new_process_goes_on_from_the_sites_disk(
+def test_a_sites_disk_holds_what_is_private_and_the_whole_bank_and_nothing_shared(
     study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask
 ) -> None:
-    """With one thread in the simulator every task has a fresh process: client and bank must be found again."""
     experiment = study()
-    shared = initial_shared(experiment)
-    one = learner(experiment)
-    shared_after = dict(one.run(task(experiment, shared), shared).tensors)
-    same_process = one.run(task(experiment, shared_after, round=1), shared_after)
-    # the same second round by a process that was not there in the first
-    first = learner(experiment, "site-1")
-    state = task(experiment, shared, site="site-1").state
-    state.remove(f"running_{module.STAGE}")
-    saved = checkpoint.load(state.folder / f"{MEMORY}.safetensors")
+    tensors, one = initial_shared(experiment), learner(experiment)
+    for round in range(2):
+        given = task(experiment, tensors, round=round)
+        tensors = dict(one.run(given, tensors).tensors)
+    saved = checkpoint.load(given.state.folder / f"{MEMORY}.safetensors")
     assert saved is not None
     assert saved["tree"]["round"] == 1
-    del first
-    assert set(saved["tree"]["bank"]) == set(client_of(one))
-    assert not any(name in shared for name in saved["tree"]["tensors"])
-    assert same_process.tensors.keys() == shared.keys()
+    client = client_of(one)
+    kept = saved["tree"]["tensors"]
+    assert kept.keys() == client.keys() - tensors.keys()
+    assert all(torch.equal(tensor, client[name]) for name, tensor in kept.items())
+    bank = one.objective(given).bank
+    assert bank is not None
+    assert all(torch.equal(tensor, saved["tree"]["bank"][name]) for name, tensor in bank.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "steps"),
+    [
+        ({"local_steps": 3}, 1, 3),
+        ({"local_steps": None, "local_epochs": 2}, 1, 6),
+        ({"local_steps": None, "local_epochs": 2}, 2, 4),
+    ],
+)
+def test_a_round_is_so_many_steps_or_passes_over_the_sites_own_volumes(
+    learner: MakeLearner,
+    task: MakeTask,
+    settings: Callable[..., dict[str, Any]],
+    length: dict[str, Any],
+    batch: int,
+    steps: int,
+) -> None:
+    """Of three volumes; the last batch of a pass is filled up from the next."""
+    content = settings(**length)
+    content["segmentation"]["batch"] = batch
+    experiment = parse_experiment(content)
+    shared = initial_shared(experiment)
+    assert learner(experiment).run(task(experiment, shared), shared).steps == steps
 
 
 def test_fresh_processes_and_one_process_end_with_the_same_bits(
@@ -141,6 +164,41 @@ def test_a_task_that_was_stopped_goes_on_to_the_same_bits(
     assert any(not torch.equal(tensor, whole.tensors[name]) for name, tensor in resumed.tensors.items()), "other site"
 
 
+def test_a_finished_round_given_again_ends_with_the_same_bits(
+    study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask
+) -> None:
+    """As after a server's death: what is remembered of the round itself is no obstacle."""
+    experiment = study()
+    shared, one = initial_shared(experiment), learner(experiment)
+    tensors = dict(one.run(task(experiment, shared), shared).tensors)
+    given = task(experiment, tensors, round=1)
+    reply, memory = one.run(given, tensors), given.state.load(MEMORY)
+    again = learner(experiment).run(task(experiment, tensors, round=1), tensors)
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in reply.tensors.items())
+    assert "memory_missing" not in again.metrics
+    after = given.state.load(MEMORY)
+    assert memory is not None
+    assert after is not None
+    for part in ("tensors", "bank"):
+        assert all(torch.equal(tensor, after[part][name]) for name, tensor in memory[part].items())
+
+
+def test_without_validation_cases_a_site_keeps_its_last_round(
+    study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask
+) -> None:
+    experiment = study(rounds=2)
+    tensors, one = initial_shared(experiment), learner(experiment)
+    one.bench.__dict__["validation"] = None
+    for round in range(2):
+        given = task(experiment, tensors, round=round)
+        reply = one.run(given, tensors)
+        tensors = dict(reply.tensors)
+        assert reply.metrics["best_round/personal"] == round + 1
+        assert "validation_dice/personal" not in reply.metrics
+    kept = one.bench.finished_tensors("personal", given)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in client_of(one).items())
+
+
 def test_a_site_without_memory_says_so_and_starts_its_private_part_anew(
     study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask
 ) -> None:
@@ -166,7 +224,7 @@ def test_a_site_keeps_the_round_that_validated_best(
     study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dice = iter([0.5, 0.8, 0.6])
-    monkeypatch.setattr(module, "validate", lambda *args, **options: next(dice))
+    monkeypatch.setattr(together, "validate", lambda *args, **options: next(dice))
     experiment = study(rounds=3)
     tensors = initial_shared(experiment)
     one = learner(experiment)
@@ -186,8 +244,6 @@ def test_a_site_keeps_the_round_that_validated_best(
 def test_rounds_are_validated_where_enough_steps_are_full(
     study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask, settings: Callable[..., dict[str, Any]]
 ) -> None:
-    from fedmedseg.core.config import parse_experiment
-
     content = settings(rounds=3)
     content["segmentation"]["validate_every"] = 4
     experiment = parse_experiment(content)
@@ -246,6 +302,25 @@ def test_a_site_continues_alone_from_its_own_model(
     )
     continued = one.bench.finished_tensors("continued", tuning)
     assert any(not torch.equal(tensor, personal[name]) for name, tensor in continued.items())
+
+
+def test_a_reference_is_trained_alone_from_the_studys_first_weights(
+    study: Callable[..., Experiment], learner: MakeLearner, task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmedseg.segmentation.local import fine_tune
+
+    experiment = study(starts=["personal", "scratch"], tuning=1)
+    shared = initial_shared(experiment)
+    one = learner(experiment)
+    given = task(experiment, shared)
+    one.run(given, shared)
+    begun: list[dict[str, torch.Tensor]] = []
+    real = one.bench.begin
+    monkeypatch.setattr(one.bench, "begin", lambda tensors: (real(tensors), begun.append(client_of(one)))[0])
+    tuning = Task(**{**given.__dict__, "stage": "fine_tuning", "rounds": 1})
+    assert "loss/scratch" in fine_tune(one.bench, tuning, {}).metrics
+    (first,) = begun
+    assert all(torch.equal(tensor, first[name]) for name, tensor in one.bench.initial.items())
 
 
 def test_a_model_file_alone_is_enough_for_inference(

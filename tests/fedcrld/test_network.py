@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.fedcrld.network import RelocalizationNetwork
+from fedmedseg.fedcrld.relocalization import Attention
 from fedmedseg.networks.factory import encoder_names
 
 
@@ -47,13 +49,17 @@ def test_logits_leave_it_and_not_probabilities(network: RelocalizationNetwork) -
 
 def test_depth_is_never_reduced_but_slices_see_their_neighbours(network: RelocalizationNetwork) -> None:
     image = torch.randn(1, 1, 16, 16, 4, requires_grad=True)
-    maps = network.globalnet(image.permute(0, 1, 4, 2, 3))
-    assert [one.shape[2] for one in maps] == [4] * 4
-    maps[0][:, :, 0].sum().backward()
-    assert image.grad is not None
-    reached = image.grad.abs().sum(dim=(0, 1, 2, 3)) > 0
-    # group normalisation ties all slices, so what is compared is the convolutions' own reach
-    assert reached[:2].all()
+    encoder = network.globalnet
+    slices = image.permute(0, 1, 4, 2, 3)
+    assert [one.shape[2] for one in encoder(slices)] == [4] * 4
+    for block in encoder.blocks:
+        # group normalisation ties all slices: without it what is left is the convolutions' own reach
+        block[1], block[4] = nn.Identity(), nn.Identity()
+    for level, reached in enumerate(((True, True, False, False), (True, True, True, False))):
+        image.grad = None
+        encoder(slices)[level][:, :, 0].sum().backward()
+        assert image.grad is not None
+        assert tuple((image.grad.abs().sum(dim=(0, 1, 2, 3)) > 0).tolist()) == reached, "a slice further per block"
 
 
 def test_skips_come_from_the_private_encoder_alone(network: RelocalizationNetwork) -> None:
@@ -91,6 +97,18 @@ def test_the_factory_knows_its_encoder(study: Callable[..., Experiment]) -> None
     model = build_segmentation(study())
     assert isinstance(model, RelocalizationNetwork)
     assert encoder_names(model, study()) == [n for n, _ in model.named_parameters() if n.startswith("globalnet.")]
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_width_and_tokens_are_the_studys(settings: Callable[..., dict[str, Any]], faithful: bool) -> None:
+    from fedmedseg.networks.factory import build_segmentation
+
+    content = settings()
+    content["network"] = {"name": "relocalization", "width": 16, "faithful_reshape": faithful}
+    model = build_segmentation(parse_experiment(content))
+    assert model.output.in_channels == 16
+    attentions = [one for one in model.modules() if isinstance(one, Attention)]
+    assert [one.faithful_reshape for one in attentions] == [faithful] * 2
 
 
 def test_every_norm_has_four_groups(network: RelocalizationNetwork) -> None:

@@ -68,6 +68,7 @@ def test_a_term_that_is_switched_off_is_gone_and_the_weights_are_others(
         {"bank": {"learning_rate": 0.0}},
         {"optimizer": {"learning_rate": 1e-6}},
         {"optimizer": {"weight_decay": 0.1}},
+        {"optimizer": {"betas": [0.5, 0.9]}},
     ],
 )
 def test_every_other_switch_changes_the_weights(objective: Make, switch: dict[str, Any]) -> None:

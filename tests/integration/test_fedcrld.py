@@ -44,10 +44,11 @@ def in_one_process(folder: Path, changes: tuple[str, ...]) -> tuple[InProcessFed
     return federation, simulated.digests(folder / "w", names)
 
 
-def test_cine_and_late_enhancement_train_one_encoder(tmp_path: Path) -> None:
-    """The smallest run: two rounds, one thread, so that every task is a process that finds its client and bank."""
+@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_cine_and_late_enhancement_train_one_encoder(tmp_path: Path, threads: str) -> None:
+    """The smallest run: two rounds. With one thread every task is a process that finds its client and bank."""
     changes = (*TINY, "fedcrld.starts=[personal]", "stages.fine_tuning.rounds=0")
-    study = simulate(tmp_path / "w", "-t", "1", changes=changes)
+    study = simulate(tmp_path / "w", "-t", threads, changes=changes)
     assert study.code == 0, study.out
     record = study.record
     assert record["sites"] == ["site-1", "site-2"]

@@ -49,6 +49,7 @@ SEGVIZ = (
     f"data.phantom={{family: abdominal_ct, annotation: shared_out, {SMALLEST.format(sites=2)}, size: [32, 32, 24]}}",
 )
 HEART_CT = (
+    "stages.teacher_hps.rounds=2",
     "stages.teacher_ms.rounds=0",
     "stages.teacher_calc.rounds=0",
     "stages.head_tuning.rounds=0",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simulated
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
@@ -17,7 +18,6 @@ from fedmedseg.data.phantoms import write_site
 from fedmedseg.reporting.floor import floor, overall
 from fedmedseg.segviz.publication import published_models
 
-ROOT = Path(__file__).parents[2]
 TINY = (
     "segmentation.steps=4",
     "segmentation.batch=2",
@@ -35,21 +35,19 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     """The record of a finished call of `fedmedseg simulate`."""
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "segviz", "-w", str(workspace), *options]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=800, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads((workspace / "server" / "simulate_job" / "report" / "run.json").read_text()))
+    study = simulated.simulate("segviz", workspace, *options, changes=changes)
+    assert study.code == 0, study.out
+    return study.record
 
 
 def site_files(workspace: Path, site: str, pattern: str) -> list[Path]:
     return sorted((workspace.with_name(workspace.name + ".fedmedseg") / site).glob(pattern))
 
 
-def test_two_sites_share_a_trunk_and_end_with_the_bytes_of_one_process(tmp_path: Path) -> None:
-    """The smallest run: every task in a fresh process, so that head, norms and moments come from the disk."""
-    record = simulate(tmp_path / "w", "-n", "2", "-t", "1", changes=TINY)
+@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_two_sites_share_a_trunk_and_end_with_the_bytes_of_one_process(tmp_path: Path, threads: str) -> None:
+    """The smallest run. With one thread every task is a fresh process: head, norms and moments come from the disk."""
+    record = simulate(tmp_path / "w", "-n", "2", "-t", threads, changes=TINY)
     training = [entry for entry in record["rounds"] if entry["stage"] == "training"]
     assert [entry["accepted"] for entry in training] == [["site-1", "site-2"]] * 2
     assert training[0]["shared_sha256"] != training[1]["shared_sha256"]

@@ -254,6 +254,32 @@ def test_the_cache_estimate_is_what_the_volumes_take(site: Any, study: Callable[
     assert whole(site, sections).cache_bytes == 0
 
 
+def test_heart_maps_are_part_of_the_estimate_once_for_each_image(site: Any) -> None:
+    """Against the cache that a study of CT really writes: a scan in two sections has one map."""
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.data.site import Site
+    from fedmedseg.data.volumes import Volumes
+
+    affine, shape = np.diag([2.0, 3.0, 3.0, 1.0]), (64, 32, 34)
+    settings = {"data": {"role": "cmr", "phantom": None}, "cardiac_ct": {"conditioning": True}}
+    experiment = read_settings(find_job("cardiac_ct"), [settings])[1]
+    nib.Nifti1Image(np.full(shape, 5, np.uint8), affine).to_filename(site.root / "heart.nii")
+    scan = {"image": site.volume("DOE_1.nii.gz", seed=1, shape=shape, affine=affine), "patient": "DOE_1"}
+    sections = {"unlabeled": [{**scan, "heart": "heart.nii"}], "training": [{**scan, "heart": "heart.nii"}], "test": []}
+    report = check_list(site.datalist(sections), role="cmr", data=experiment.data, salt=SALT)
+    voxels = 64 * 32 * 34
+    assert report.cache_bytes == 4 * voxels + voxels
+    assert report.scan_voxels == voxels
+    opened = Site(
+        name="site-1", state_root=site.root / "s", cache=site.root / "c", models=site.root / "m", device="cpu",
+        datasets={"cmr": site.root / "datalist.json"}, salt=SALT, simulated=True,
+    )  # fmt: skip
+    Volumes(site=opened, experiment=experiment, section="scans")
+    written = sum(file.stat().st_size for file in (site.root / "c").rglob("*.npy"))
+    # each file begins with a header of 128 bytes
+    assert written == report.cache_bytes + 2 * 128
+
+
 def test_progress_is_told_case_by_case(site: Any, study: Callable[..., Any]) -> None:
     told: list[tuple[int, int]] = []
     whole(site, site.healthy(), study, tick=lambda done, of: told.append((done, of)))

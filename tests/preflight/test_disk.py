@@ -156,6 +156,19 @@ def test_a_sites_state_and_models_stay_below_the_estimate_and_near_it(
     assert 0 < models < 1.1 * planned[site.models]["models"]
 
 
+def test_what_is_remembered_of_every_scan_is_part_of_the_state(site: SiteSettings) -> None:
+    """Cardiac CT: a bit per voxel of a mask; softened, the 6, 3 and 2 classes of its tasks in two bytes each."""
+
+    def state(voxels: int, **distillation: Any) -> int:
+        changes = {"cardiac_ct": {"distillation": distillation}}
+        _, experiment = read_settings(find_job("cardiac_ct"), [changes])
+        return needs_of_disk(site, experiment=experiment, wanted=[], cached=0, voxels=voxels)[site.state]["state"]
+
+    assert state(0) == 0
+    assert state(800) == 100
+    assert state(800, targets="soft") == 100 + 2 * 11 * 800
+
+
 def test_without_a_study_nothing_is_known_of_its_size(site: SiteSettings) -> None:
     planned = needs_of_disk(site, experiment=None, wanted=[], cached=0)
     assert {folder: sum(sizes.values()) for folder, sizes in planned.items()} == {

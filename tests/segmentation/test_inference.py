@@ -83,6 +83,14 @@ def test_label_map_takes_the_most_probable_class():
     assert labels.reshape(-1).tolist() == [1, 0]
 
 
+def test_label_map_is_argmax_of_equals_the_first():
+    probabilities = torch.randint(3, (5, 8, 8, 4), generator=torch.Generator().manual_seed(0)) / 2
+    probabilities[:, 0] = 0.0
+    probabilities[3, 1] = torch.nan
+    np.testing.assert_array_equal(label_map(probabilities), probabilities.argmax(dim=0).numpy())
+    np.testing.assert_array_equal(label_map(probabilities)[0], 0)
+
+
 @pytest.mark.parametrize("shape", [(64, 64, 3), (2, 64, 64, 3)])
 def test_anything_but_one_channel_and_three_axes_is_refused(make_experiment, shape):
     with pytest.raises(DataError, match="image"):

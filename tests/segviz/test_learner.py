@@ -225,9 +225,11 @@ def test_sites_weigh_the_same_unless_cases_are_asked_for(federate: Federate) -> 
         {"schedule": "cosine"},
         {"mode": "one_model"},
         {"mode": "one_model", "exclusion": 0.0},
+        {"mode": "one_model", "exclusion": 0.5},
         {"mode": "one_model", "distillation": {}},
         {"mode": "one_model", "distillation": {"temperature": 1.0}},
-        {"mode": "one_model", "distillation": {"first": 1.0, "last": 1.0}},
+        {"mode": "one_model", "distillation": {"first": 0.5}},
+        {"mode": "one_model", "distillation": {"last": 0.5}},
     ],
 )
 def test_each_choice_changes_what_is_trained(federate: Federate, section: dict[str, Any]) -> None:
@@ -243,6 +245,31 @@ def test_each_choice_changes_what_is_trained(federate: Federate, section: dict[s
             name: t for name, t in federation.shared.items() if not name.startswith("model.2") and "adn" not in name
         }
         digests.append(content_sha256(trunk))
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": 1},
+        {"steps": 6},
+        {"augment": True},
+        {"augment": True, "augmentation": "affine"},
+        {"foreground_share": 0.0},
+        {"optimizer": {"learning_rate": 1e-3}},
+        {"optimizer": {"weight_decay": 0.5}},
+        {"optimizer": {"betas": [0.5, 0.9]}},
+        {"optimizer": {"clip_norm": 1e-3}},
+        {"optimizer": {"warmup_fraction": 0.5}},
+    ],
+)
+def test_each_setting_of_the_training_reaches_the_site(federate: Federate, change: dict[str, Any]) -> None:
+    base = {"augment": True} if "augmentation" in change else {}
+    digests = []
+    for name, section in (("b", base), ("c", change)):
+        federation = federate(name=name, marks={"site-1": [(1,)]}, segmentation=section)
+        federation.run_stage("training")
+        digests.append(content_sha256(federation.shared))
     assert digests[0] != digests[1]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
@@ -50,6 +51,23 @@ def test_so_many_tensors_are_shared_at_full_size(
     if "mode" not in section:
         assert not [name for name in shared if name.startswith("model.2")]
     assert not [name for name in shared if "running" in name or "num_batches" in name]
+
+
+def test_each_choice_of_the_network_shapes_it(study: Callable[..., Experiment]) -> None:
+    def layers(kind: type[nn.Module], **network: object) -> list[nn.Module]:
+        model = build_segmentation(study(network=network, segviz={"share": "fedavg"}))
+        return [one for one in model.modules() if isinstance(one, kind)]
+
+    assert {one.stride for one in layers(nn.Conv2d)} == {(1, 1), (2, 2)}
+    assert {one.stride for one in layers(nn.Conv2d, strides=[3])} == {(1, 1), (3, 3)}
+    assert [layers(nn.Conv2d, channels=[width, 8])[0].out_channels for width in (4, 6)] == [4, 6]
+    units = [len(layers(nn.Conv2d, res_units=number)) for number in (0, 1, 2)]
+    assert units[0] < units[1] < units[2]
+    assert layers(nn.BatchNorm2d)
+    assert not layers(nn.InstanceNorm2d)
+    for norm in ("instance", "instance_affine"):
+        assert {one.affine for one in layers(nn.InstanceNorm2d, norm=norm)} == {norm == "instance_affine"}
+        assert not layers(nn.BatchNorm2d, norm=norm)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance_affine"])

@@ -102,6 +102,30 @@ def test_a_data_list_says_what_its_site_marks(federate: Callable[..., InProcessF
     assert told.value.reason == Reason.NO_CASES
 
 
+def test_only_the_labelled_patients_that_a_study_takes_decide_what_a_site_marks(
+    federate: Callable[..., InProcessFederation],
+) -> None:
+    """Of three patients who mark an organ each, one is trained on."""
+    federation = federate(marks={"a": [(1,), (2,), (3,)]}, data={"labelled_patients": 1})
+    bench = federation.learner("a", "training").bench
+    assert len(bench.training) == len(bench.organs) == 1
+    assert bench.training.cases[0].annotated_labels == (1,), "under its own number"
+    whole = federate(name="b", marks={"a": [(1,), (2,), (3,)]}).learner("a", "training").bench
+    assert (len(whole.training), whole.organs) == (3, (1, 2, 3))
+
+
+def test_a_sites_volumes_have_its_organs_window_in_every_section(federate: Callable[..., InProcessFederation]) -> None:
+    """Bars are the brightest: a window that ends at 200 makes them as bright as squares, one to 1000 does not."""
+    windows = {"disc": [100, 200], "square": [0, 1000], "bar": [0, 1000]}
+    federation = federate(marks={"a": [(1,)], "b": [(2,)]}, data={"modality": "ct"}, segviz={"windows": windows})
+    benches = {site: federation.learner(site, "training").bench for site in ("a", "b")}
+    assert [bench.experiment.data.window for bench in benches.values()] == [(100, 200), (0, 1000)]
+    for section in ("training", "validation", "test"):
+        narrow, wide = (getattr(bench, section).image(0) for bench in benches.values())
+        assert narrow.max() == 1.0
+        assert 0.2 < wide.max() < 0.4
+
+
 def test_a_window_changes_what_a_site_sees(study: Callable[..., Experiment]) -> None:
     from fedmedseg.data.preprocessing import normalise
 

@@ -8,6 +8,7 @@ import torch
 
 from fedmedseg.cardiac_ct.plan import HEADS
 from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.config import load_experiment
 
 Differences = Mapping[str, Mapping[str, torch.Tensor]]
 Mean = Callable[[Differences, Mapping[str, float]], dict[str, torch.Tensor]]
@@ -48,7 +49,21 @@ def mean_by_head(
 
 
 class TrainedHeadsAggregator(GuardedAggregator):
-    """FedAvg over the transformer, and over each head among the sites that trained it."""
+    """FedAvg over the transformer; over each head among the sites that trained it, or all (``cardiac_ct.head_mean``).
+
+    Args:
+        experiment_file: path of experiment.yaml; its `cardiac_ct` section chooses the rule.
+    """
+
+    def __init__(self, experiment_file: str) -> None:
+        super().__init__()
+        self.experiment_file = experiment_file
+        self._over_all = load_experiment(experiment_file).wing.head_mean == "all"
+
+    @property
+    def needs_plain(self) -> str:
+        """Who trained a head shows in the replies; the mean over all sites does not ask for it."""
+        return "" if self._over_all else "cardiac_ct.head_mean trained reads the sites' differences"
 
     def combine(
         self,
@@ -60,7 +75,7 @@ class TrainedHeadsAggregator(GuardedAggregator):
         differences = {site: one.differences for site, one in contributions.items()}
         mean, owners = mean_by_head(differences, weights, mean_of=self.mean)
         self.notes["heads"] = owners
-        return mean
+        return self.mean(differences, weights) if self._over_all else mean
 
     def comparable(self, names: Iterable[str]) -> list[str]:
         """The transformer alone: sites train different heads."""

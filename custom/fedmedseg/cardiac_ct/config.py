@@ -22,21 +22,21 @@ Range = tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]]
 Steps = Annotated[int, Field(ge=0, le=LARGEST)]
 
 CT_INTENSITIES = ("heart_crop", "whole_scan")
+HEAD_STAGES = ("distillation", "head_tuning")
+"""Stages that train the transformer's heads."""
 MASKS = {"calc": "calcification", "coronaries": "coronaries"}
 """Tasks whose labels are numbers of data.labels, and the names these must have."""
 
 
-def _adamw(learning_rate: float) -> OptimizerSection:
-    """torch's own AdamW, as published: betas 0.9 and 0.999, decay 0.01, no schedule and no clipping to speak of."""
-    return OptimizerSection.model_validate(
-        {
-            "learning_rate": learning_rate,
-            "weight_decay": 0.01,
-            "betas": (0.9, 0.999),
-            "warmup_fraction": 0.0,
-            "clip_norm": 1.0e9,
-        }
-    )
+class PublishedAdamW(OptimizerSection):
+    """torch's own AdamW, as published: betas 0.9 and 0.999, decay 0.01, no warm-up and no clipping to speak of."""
+
+    learning_rate: float = Field(1.0e-2, gt=0.0)
+    """The published rate is high for AdamW; 1e-3 where it is unstable."""
+    weight_decay: float = Field(0.01, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    clip_norm: float = Field(1.0e9, gt=0.0)
 
 
 class TeacherSection(Strict):
@@ -55,8 +55,7 @@ class TeacherSection(Strict):
     """Optimiser steps of a site in each task's stage, over all its rounds."""
     batch: Positive = 1
     """Volumes per step."""
-    optimizer: OptimizerSection = Field(default_factory=lambda: _adamw(1.0e-2))
-    """The published rate of 1e-2 is high for AdamW; 1e-3 where it is unstable."""
+    optimizer: PublishedAdamW = Field(default_factory=lambda: PublishedAdamW.model_validate({}))
 
     @model_validator(mode="after")
     def _fits(self) -> TeacherSection:
@@ -186,6 +185,10 @@ class Section(Strict):
     """The heart's structures (0 to 7, as they are) as a second input; zeros where a case has none."""
     share: Literal["federated", "nothing"] = "federated"
     """``nothing``: every site trains on its own, to compare with."""
+    head_mean: Literal["trained", "all"] = "trained"
+    """Over whose replies the mean of a head goes. ``trained``: those sites that trained it, so that nobody dilutes it;
+    the server must read the replies for it. ``all``: every site, as published, where all sites learn all tasks; a head
+    that some did not train then moves by their share less. Encrypted replies allow no other."""
     checkpointing: bool = True
     """The transformer computes activations again in the backward pass, which saves memory and costs a third of time."""
     start: Digest | None = None
@@ -310,6 +313,7 @@ class Section(Strict):
         if rounds["transfer"]:
             self._check_transfer(rounds, student)
         self._check_lengths(experiment, rounds)
+        self._check_encryption(experiment, rounds)
         if self.share == "nothing":
             self._check_alone(rounds)
 
@@ -343,6 +347,19 @@ class Section(Strict):
                     expected=f"at most {steps}, the steps that rounds share",
                 )
 
+    def _check_encryption(self, experiment: Experiment, rounds: dict[str, int]) -> None:
+        """Refuse encrypted replies where the server's rule has to read them, before a CNN is trained for nothing."""
+        encryption = experiment.federation.encryption
+        if encryption != "none" and self.head_mean == "trained" and any(rounds[stage] for stage in HEAD_STAGES):
+            raise ConfigurationError(
+                "federation.encryption",
+                got=f"{encryption} with cardiac_ct.head_mean trained: which heads a site trained shows in its reply, "
+                "which the server could not read",
+                expected="cardiac_ct.head_mean all, a weighted mean",
+                remedy="set it to all, the rounds of distillation and head_tuning to 0, or federation.encryption to "
+                "none",
+            )
+
     def _check_alone(self, rounds: dict[str, int]) -> None:
         if self.start is not None:
             raise ConfigurationError(
@@ -374,6 +391,10 @@ class Section(Strict):
             "cardiac_ct",
             {
                 "sigma": (self.landmarks == "heatmaps", "landmarks heatmaps"),
+                "head_mean": (
+                    self.share == "federated" and any(rounds[stage] for stage in HEAD_STAGES),
+                    "share federated and rounds of distillation or head_tuning",
+                ),
                 "gate": (rounds["pseudo_labelling"] > 0, "stages.pseudo_labelling.rounds 1"),
                 "transfer": (rounds["transfer"] > 0, "stages.transfer.rounds above 0"),
             },

@@ -122,7 +122,7 @@ def tuning_study(
         )
     settings: dict[str, Any] = foundation.experiment.model_dump(mode="json", exclude={"resume"})
     wing = settings["cardiac_ct"]
-    for unread in ("gate", "distillation", "transfer", "head_steps", "share"):
+    for unread in ("gate", "distillation", "transfer", "head_steps", "share", "head_mean"):
         wing.pop(unread)
     known = [name.split(".")[1] for name in foundation.tensors if name.startswith(TEACHER)]
     wing["start"] = foundation.digest

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fedmedseg.cardiac_ct.answers import found_in, log_probabilities
 from fedmedseg.cardiac_ct.batches import Patches, WholeHearts
-from fedmedseg.cardiac_ct.evaluation import from_plain, metrics, score_cases, to_plain, write_results
-from fedmedseg.cardiac_ct.foundation import save_models
-from fedmedseg.cardiac_ct.gate import Answer, passed
-from fedmedseg.cardiac_ct.lessons import Lessons, annotated, inputs_of, without_heart
-from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, UNTRAINED, Networks
+from fedmedseg.cardiac_ct.labelling import label_scans
+from fedmedseg.cardiac_ct.lessons import Lessons, without_heart
+from fedmedseg.cardiac_ct.models import TRANSFORMER, Networks
 from fedmedseg.cardiac_ct.network import parameters_of
 from fedmedseg.cardiac_ct.objective import TaskObjective, student_terms, teacher_terms, transfer_terms
-from fedmedseg.cardiac_ct.plan import HEADS, STUDENT, TAUGHT, TEACHER, TRANSFER, initial_shared, made
-from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_index, load_labels, save_index, save_labels
-from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason
+from fedmedseg.cardiac_ct.plan import HEADS, STUDENT, TAUGHT, TEACHER, TRANSFER, initial_shared
+from fedmedseg.cardiac_ct.pseudo_labels import load_index
+from fedmedseg.cardiac_ct.testing import score_models
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task
-from fedmedseg.core.training import Aborted, run_steps
+from fedmedseg.core.training import run_steps
 from fedmedseg.data.volumes import Volumes, training_volumes
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.together import steps_of_round
@@ -32,8 +29,8 @@ from fedmedseg.segmentation.together import steps_of_round
 logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
-TESTED, OWN = "tested", "own"
-"""What a site remembers beside its pseudo-labels: how far its test came, and models of its own."""
+OWN = "own"
+"""What a site remembers beside pseudo-labels and an interrupted test: models of its own."""
 RUNNING = (*(f"teacher_{task}" for task in TAUGHT), "distillation", "head_tuning", "transfer_student", "transfer_cnn")
 
 
@@ -112,66 +109,8 @@ class KnowledgeDistillationLearner(SiteLearner):
 
     def _label(self, task: Task, shared: Tensors) -> Reply:
         """Let the CNNs label every scan where nobody has, and keep on the disk what passes the gate."""
-        wing, scans = self.experiment.wing, self.scans
-        networks = self._networks(task, shared)
-        tasks = [name for name in wing.tasks if networks.has(f"{TEACHER}{name}.")]
-        if not tasks:
-            raise DataError(
-                "pseudo-labels",
-                got="no CNN of this site's own",
-                expected="at least one",
-                remedy="annotate a task at this site, or share the CNNs",
-                reason=Reason.NO_CASES,
-            )
-        teachers = content_sha256({name: t for name, t in networks.tensors.items() if name.startswith(TEACHER)})
-        predict = networks.predict_cnn()
-        drawn = {
-            name: frozenset(found.indices)
-            for name in (tasks if wing.distillation.real_labels else ())
-            if (found := annotated(scans, name, wing.radius)) is not None
-        }
-        every = []
-        for index, case in enumerate(scans.cases):
-            if task.aborted():
-                raise Aborted
-            labels = load_labels(task.state, case.key, teachers=teachers)
-            if labels is None:
-                asked = [name for name in tasks if index not in drawn.get(name, ())]
-                labels = self._judged(index, predict(inputs_of(scans, index, self.experiment), asked))
-                save_labels(task.state, case.key, labels, teachers=teachers)
-            every.append(labels)
-            task.progress.update("labelling scans", index + 1, len(scans))
-        kept = {case.key: labels.kept.keys() for case, labels in zip(scans.cases, every, strict=True)}
-        save_index(task.state, kept, teachers=teachers)
-        figures = {"scans": float(len(scans)), **self._cases(scans)}
-        for name in tasks:
-            sure = [labels.kept[name].confidence for labels in every if name in labels.kept]
-            figures[f"kept/{name}"] = float(len(sure))
-            figures[f"refused/{name}"] = float(sum(name in labels.refused for labels in every))
-            if sure:
-                figures[f"confidence/{name}"] = sum(sure) / len(sure)
-        return Reply(metrics=figures, examples=len(scans))
-
-    def _judged(self, index: int, probabilities: Tensors) -> ScanLabels:
-        """The answers to one scan that pass the gate."""
-        wing, scans = self.experiment.wing, self.scans
-        x, y, z = scans.spacing(index)
-        found = {name: found_in(one, name, wing.landmarks) for name, one in probabilities.items()}
-        answers = {
-            name: Answer(
-                points=None if one.points is None else scans.to_world(index, one.points),
-                volume=0.0 if one.mask is None else float((one.mask > 0).sum()) * x * y * z,
-                confidence=one.confidence,
-            )
-            for name, one in found.items()
-        }
-        kept, refused = passed(answers, wing.gate.limits, keep=wing.gate.keep)
-        soft = wing.distillation.targets == "soft"
-        return ScanLabels(
-            kept={name: found[name] for name in kept},
-            refused=refused,
-            soft={name: log_probabilities(probabilities[name]) for name in kept} if soft else {},
-        )
+        figures = label_scans(task, networks=self._networks(task, shared), scans=self.scans)
+        return Reply(metrics=figures | self._cases(self.scans), examples=len(self.scans))
 
     def _distil(self, task: Task, shared: Tensors) -> Reply:
         """A share of the steps on the student, from the CNNs' answers and the real labels."""
@@ -294,63 +233,15 @@ class KnowledgeDistillationLearner(SiteLearner):
         return self._reply(task, trained, figures | lessons.counts(), examples=len(lessons), steps=steps)
 
     def _evaluate(self, task: Task, shared: Tensors) -> Reply:
-        """Score every model on whatever the test cases annotate; a model that was scored is not scored again."""
-        wing = self.experiment.wing
+        """Score every model on whatever the test cases annotate."""
         test = Volumes(site=self.site, experiment=self.experiment, section="test")
-        wanted = dict.fromkeys([*wing.tasks, *([wing.transfer.task] if self._made(TRANSFER) else [])])
-        marked = {name: found for name in wanted if (found := annotated(test, name, wing.radius)) is not None}
-        if not marked:
-            raise DataError(
-                "section test",
-                got=f"{len(test)} cases that annotate none of {', '.join(wanted)}",
-                expected="at least one that does",
-                remedy="add annotated test cases, or leave the test to other sites",
-                reason=Reason.NO_CASES,
-            )
-        networks = self._networks(task, shared)
-        key = f"{task.stage}|{task.round}|{content_sha256(networks.tensors)}"
-        saved = task.state.load(TESTED)
-        tested: dict[str, list[Any]] = dict(saved["models"]) if saved is not None and saved["key"] == key else {}
-        for model, predict in self._models(networks).items():
-            if model in tested:
-                continue
-            work = f"testing {model}"
-            scored = score_cases(
-                predict(),
-                volumes=test,
-                marked=marked,
-                experiment=self.experiment,
-                salt=self.site.salt,
-                aborted=task.aborted,
-                on_case=lambda done, total, work=work: task.progress.update(work, done, total),  # type: ignore[misc]
-            )
-            tested[model] = [to_plain(one) for one in scored]
-            task.state.save(TESTED, {"key": key, "models": tested})
-        results = {model: [from_plain(one) for one in every] for model, every in tested.items()}
-        write_results(self.folder / "test_scores.json", results, experiment=self.experiment)
-        save_models(self.folder, networks.tensors, experiment=self.experiment)
-        cases = len({index for one in marked.values() for index in one.indices})
-        figures = {"cases": float(cases), **self._cases(test)}
-        return Reply(metrics=metrics(results) | figures, examples=cases)
+        reply = score_models(task, networks=self._networks(task, shared), test=test, folder=self.folder)
+        return replace(reply, metrics={**reply.metrics, **self._cases(test)})
 
     @property
     def folder(self) -> Path:
         """This study's models and scores at this site."""
         return self.site.models / self.experiment.study
-
-    def _models(self, networks: Networks) -> dict[str, Any]:
-        """What is tested, by the names of reports; each is built when its turn comes."""
-        models: dict[str, Any] = {}
-        if networks.has(TEACHER):
-            models[CNN] = networks.predict_cnn
-        if networks.has(STUDENT):
-            models[TRANSFORMER] = networks.predict_student
-        if networks.has(STUDENT) and self.experiment.segmentation.test_untrained:
-            models[UNTRAINED] = lambda: networks.predict_student(untrained=True)
-        return models
-
-    def _made(self, prefix: str) -> bool:
-        return any(there and name.startswith(prefix) for name, there in made(self.experiment).items())
 
     def _networks(self, task: Task, shared: Tensors) -> Networks:
         """The study's networks with the tensors that came; where nothing is shared, with this site's own.

@@ -172,6 +172,23 @@ def trained(experiment: Experiment) -> dict[str, Any]:
 def copies(experiment: Experiment) -> dict[str, int]:
     """Copies of the network that a site's state holds at once, for preflight's estimate.
 
-    Of an unfinished round weights and two moments. Models of its own are kept where nothing is shared.
+    Of an unfinished round weights and two moments. Where nothing is shared, every network of the study as well, each
+    taken for the largest.
     """
-    return {"network": 3 + (experiment.wing.share == "nothing")}
+    networks = sum(there for name, there in made(experiment).items() if not name.startswith(TRANSFER))
+    return {"network": 3 + (networks if experiment.wing.share == "nothing" else 0)}
+
+
+def scan_bytes(experiment: Experiment) -> float:
+    """What a site remembers of a voxel of each scan as pseudo-labels, for preflight's estimate.
+
+    A bit for each class of the tasks that mark voxels; where the study distils softly, every class in float16.
+    """
+    from fedmedseg.data.tasks import TASKS
+
+    if not experiment.stages["pseudo_labelling"].rounds:
+        return 0.0
+    tasks = [TASKS[task] for task in experiment.wing.tasks]
+    soft = experiment.wing.distillation.targets == "soft"
+    bits = sum(task.classes - 1 for task in tasks if task.kind != "points")
+    return bits / 8 + (2.0 * sum(task.classes for task in tasks) if soft else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from fedmedseg.core.config import DataSection
 from fedmedseg.core.errors import DataError
-from fedmedseg.data.augmentation import VIEWS, augment, deform
+from fedmedseg.data.augmentation import VIEWS, changed, deformed, draw_change, draw_deformation
 from fedmedseg.data.partitions import Rule, partition_of_slices
 from fedmedseg.data.sampling import ATTEMPTS, ImageSource, tissue_share
 
@@ -89,16 +90,25 @@ def slice_crop(volumes: ImageSource, at: SliceAt, rng: np.random.Generator, data
     return torch.from_numpy(np.array(best, dtype=np.float32, order="C"))[None]
 
 
-def slice_view(volumes: ImageSource, at: SliceAt, rng: np.random.Generator, data: DataSection) -> torch.Tensor:
-    """One random view (1, *data.crop) of a slice: a crop, mirrored; two of three times turned, scaled and deformed.
+def slice_views(
+    volumes: ImageSource, places: Sequence[SliceAt], rng: np.random.Generator, data: DataSection
+) -> torch.Tensor:
+    """One random view each of several slices, (B, 1, *data.crop): a crop, mirrored; two of three times turned, scaled
+    and deformed. Intensities of MR change a little, as in fine-tuning.
 
-    Intensities of MR change a little, as in fine-tuning.
+    Drawn one after the other, and then computed together: a view is the same whatever others stand behind it.
     """
-    crop = slice_crop(volumes, at, rng, data)
-    if rng.random() < DEFORMED:
-        crop, _ = deform(crop, None, rng, ranges=VIEWS)
-    changed, _ = augment(crop, None, rng, modality=data.modality, flip=0.5, turn=0.0, intensity=0.5)
-    return changed
+    crops, deformations, changes = [], {}, []
+    for index, at in enumerate(places):
+        crops.append(slice_crop(volumes, at, rng, data))
+        if rng.random() < DEFORMED:
+            deformations[index] = draw_deformation(data.crop, rng, ranges=VIEWS)
+        changes.append(draw_change(data.crop, rng, flip=0.5, turn=0.0, intensity=0.5))
+    views = torch.stack(crops)
+    if deformations:
+        moved = list(deformations)
+        views[moved] = deformed(views[moved], list(deformations.values()))
+    return torch.stack([changed(view, one, data.modality) for view, one in zip(views, changes, strict=True)])
 
 
 def middle_crop(volumes: ImageSource, at: SliceAt, data: DataSection) -> torch.Tensor:

@@ -16,7 +16,7 @@ from fedmedseg.core.optimizer import build_sgd, learning_rate, restore_optimizer
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import Aborted, require_finite
 from fedmedseg.data.sampling import ImageSource
-from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_view
+from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_views
 from fedmedseg.fcl.bank import FeatureBank, capacity_of, received_rows, sampled
 from fedmedseg.fcl.losses import SLICES, Rows, contrastive_losses
 from fedmedseg.fcl.sharing import ContrastiveNetwork, follow, momentum_network
@@ -154,7 +154,7 @@ class ContrastiveObjective:
             parts=section.parts,
             rule=section.partition,
         )
-        views = [torch.stack([self._view(at, rng) for at in batch]) for _ in range(2)]
+        views = [slice_views(self.volumes, batch, rng, self.experiment.data) for _ in range(2)]
         queries, keys = self._both(views, batch)
         count = section.bank.samples or len(self.bank)
         local, remote = self._losses(queries, keys, sampled(self.bank.rows, self.received, count=count))
@@ -233,9 +233,6 @@ class ContrastiveObjective:
             # both encoders in training mode: features that are compared must be normalised alike
             features: torch.Tensor = network.train()(images)
         return features
-
-    def _view(self, at: SliceAt, rng: np.random.Generator) -> torch.Tensor:
-        return slice_view(self.volumes, at, rng, self.experiment.data)
 
     def _rows(self, vectors: torch.Tensor, slices: Sequence[SliceAt]) -> Rows:
         return Rows(

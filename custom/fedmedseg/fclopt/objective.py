@@ -14,7 +14,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.optimizer import build_sgd, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
-from fedmedseg.data.slices import draw_slices, slice_view
+from fedmedseg.data.slices import draw_slices, slice_views
 from fedmedseg.fclopt.config import RateSection
 from fedmedseg.fclopt.losses import structural_loss, structural_partners, symmetric_loss
 from fedmedseg.fclopt.network import (
@@ -108,9 +108,7 @@ class BootstrapObjective:
             parts=section.parts,
             rule=section.partition,
         )
-        first, second = (
-            torch.stack([slice_view(self.volumes, at, rng, self.experiment.data) for at in places]) for _ in range(2)
-        )
+        first, second = (slice_views(self.volumes, places, rng, self.experiment.data) for _ in range(2))
         partners: list[int | None] = []
         if section.structural_weight:
             partners = structural_partners([at.volume for at in places], [at.part for at in places], rng)

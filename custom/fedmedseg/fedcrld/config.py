@@ -28,7 +28,8 @@ class AdamSection(Strict):
 
 
 class LossSection(Strict):
-    """Which terms, and in which form (``fedcrld.losses``). A weight of 0 leaves its term out."""
+    """Which terms, and in which form (``fedcrld.losses``). Distillation and history are left out by a weight of 0, the
+    contrast by ``off``."""
 
     form: Form = "corrected"
     """``published``: cross-entropies with their arguments reversed, and the contrastive difference over the last axis

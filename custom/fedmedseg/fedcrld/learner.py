@@ -21,10 +21,9 @@ from fedmedseg.fedcrld.network import RelocalizationNetwork
 from fedmedseg.fedcrld.objective import RelocalizationObjective
 from fedmedseg.fedcrld.sharing import shared_names
 from fedmedseg.segmentation.bench import Bench
-from fedmedseg.segmentation.evaluation import validate
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.stages import PERSONAL
-from fedmedseg.segmentation.together import better, is_due
+from fedmedseg.segmentation.together import better, is_due, validated
 
 logger = logging.getLogger(__name__)
 
@@ -119,17 +118,7 @@ class RelocalizationLearner(SiteLearner):
         done = task.round + 1
         if not is_due(done, task.rounds, task.rounds * steps, self.experiment.segmentation.validate_every):
             return {}
-        dice: float | None = None
-        if self.bench.validation is not None:
-            measured = validate(
-                self.bench.model,
-                volumes=self.bench.validation,
-                experiment=self.experiment,
-                device=self.site.device,
-                choice=self.bench.way("inference", task),
-                aborted=task.aborted,
-            )
-            dice = None if math.isnan(measured) else measured
+        dice = validated(self.bench, task)
         kept: dict[str, Any] | None = task.state.load(BEST)
         # what is kept of a later round does not count: the server then went back to an older checkpoint
         if kept is None or kept["rounds"] > done or better(dice, kept["dice"]):

@@ -73,6 +73,8 @@ class ListReport:
 
     findings: list[Finding]
     cache_bytes: int = 0
+    scan_voxels: int = 0
+    """Voxels on the study's grid of all scans that may be learned from, labelled or not."""
     set_aside: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -112,25 +114,41 @@ def check_list(
     return ListReport(
         findings=findings,
         cache_bytes=cache_bytes(volumes, settings.classes) if data is not None else 0,
+        scan_voxels=scan_voxels(volumes) if data is not None else 0,
         set_aside=Counter(volume.section for volume in volumes if volume.reason),
     )
 
 
 def cache_bytes(volumes: Iterable[Volume], classes: int) -> int:
-    """Bytes that the preprocessed volumes take: float32 images, uint8 labels, voxels to centre crops on."""
+    """Bytes that the preprocessed volumes take: float32 images, uint8 labels and hearts, voxels to centre crops on."""
     from fedmedseg.data.preprocessing import POINTS_PER_CLASS
 
-    total, seen = 0, set()
+    total = 0
+    seen: set[tuple[Path, Path | None]] = set()
     for volume in volumes:
         if volume.prepared is None or volume.reason is not None:
             continue
         voxels = math.prod(volume.prepared)
-        # an image's entry is shared by sections, a label's belongs to its case
-        total += 0 if volume.case.image in seen else 4 * voxels
-        seen.add(volume.case.image)
+        # an image's entry and its heart map's are shared by sections, a label's belongs to its case
+        entries: list[tuple[tuple[Path, Path | None], int]] = [((volume.case.image, None), 4)]
+        if volume.case.heart is not None:
+            entries.append(((volume.case.image, volume.case.heart), 1))
+        for entry, size in entries:
+            total += 0 if entry in seen else size * voxels
+            seen.add(entry)
         if volume.case.label is not None:
             total += voxels + (classes - 1) * POINTS_PER_CLASS * POINT_BYTES
     return total
+
+
+def scan_voxels(volumes: Iterable[Volume]) -> int:
+    """Prepared voxels of training and unlabelled volumes, each image once."""
+    scans = {
+        volume.case.image: math.prod(volume.prepared)
+        for volume in volumes
+        if volume.prepared is not None and volume.reason is None and volume.section in ("training", "unlabeled")
+    }
+    return sum(scans.values())
 
 
 def _volumes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def check_site(
 ) -> list[Finding]:
     """Data lists (only the study's, where a study is given) and disks."""
     findings: list[Finding] = []
-    cached = 0
+    cached, voxels = 0, 0
     roles = sorted(site.lists) if experiment is None else [experiment.data.role]
     for role in roles if with_data else ():
         if role not in site.lists:
@@ -92,7 +93,8 @@ def check_site(
         if experiment is not None:
             findings += label_names(site.lists[role], role=role, data=experiment.data)
         cached += report.cache_bytes
-    planned = needs_of_disk(site, experiment=experiment, wanted=wanted, cached=cached)
+        voxels += report.scan_voxels
+    planned = needs_of_disk(site, experiment=experiment, wanted=wanted, cached=cached, voxels=voxels)
     return [*run_checks([("disk", lambda: disk(planned))]), *findings]
 
 
@@ -146,27 +148,30 @@ def encryption(kit: Kit, experiment: Experiment, site: SiteSettings | None) -> l
 
 
 def needs_of_disk(
-    site: SiteSettings, *, experiment: Experiment | None, wanted: list[Need], cached: int
+    site: SiteSettings, *, experiment: Experiment | None, wanted: list[Need], cached: int, voxels: int = 0
 ) -> dict[Path, dict[str, int]]:
     """Bytes a study writes at this site at most, by folder: preprocessed volumes, state between rounds, models.
 
-    How many copies of its networks a site remembers is its system's to say (``copies`` of its plan).
+    How many copies of its networks a site remembers is its system's to say (``copies`` of its plan), and what it
+    remembers of each of the ``voxels`` of its scans (``scan_bytes``, where it has that).
     """
     sizes = {
         "network": max((4 * need.parameters for need in wanted), default=0),
         "encoder": max((4 * need.parameters for need in wanted if need.frozen), default=0),
     }
-    starts, copies = 0, {}
+    starts, copies, scans = 0, {}, 0
     if experiment is not None:
         plan: Any = system_module(experiment.system, "plan")
         starts, copies = len(experiment.wing.starts), dict(plan.copies(experiment))
         if experiment.federation.transport == "topk" and copies:
             # what was not sent of the last two rounds
             copies["network"] = copies.get("network", 0) + 2
+        scans = math.ceil(voxels * plan.scan_bytes(experiment)) if hasattr(plan, "scan_bytes") else 0
     planned: dict[Path, dict[str, int]] = {}
     for folder, name, size in (
         (site.cache, "cache", cached),
-        (site.state, "state", GENERATIONS * sum(number * sizes[part] for part, number in copies.items())),
+        # a scan's file is written once
+        (site.state, "state", scans + GENERATIONS * sum(number * sizes[part] for part, number in copies.items())),
         (site.models, "models", GENERATIONS * starts * sizes["network"]),
     ):
         planned.setdefault(folder, {})[name] = size

@@ -113,6 +113,21 @@ def adopt(bench: Bench, task: Task, shared: Mapping[str, torch.Tensor]) -> dict[
     return figures
 
 
+def validated(bench: Bench, task: Task) -> float | None:
+    """Mean Dice of the bench's network, as it stands, on the validation cases; None without a figure."""
+    if bench.validation is None:
+        return None
+    measured = validate(
+        bench.model,
+        volumes=bench.validation,
+        experiment=bench.experiment,
+        device=bench.site.device,
+        choice=bench.way("inference", task),
+        aborted=task.aborted,
+    )
+    return None if math.isnan(measured) else measured
+
+
 def consider(bench: Bench, start: str, network: Mapping[str, torch.Tensor], rounds: int, task: Task) -> dict[str, Any]:
     """Keep the shared network as it stands after ``rounds`` rounds where no earlier one validated better here.
 
@@ -120,17 +135,7 @@ def consider(bench: Bench, start: str, network: Mapping[str, torch.Tensor], roun
     round does not count: the server then went back to an older checkpoint.
     """
     bench.begin(network)
-    dice: float | None = None
-    if bench.validation is not None:
-        measured = validate(
-            bench.model,
-            volumes=bench.validation,
-            experiment=bench.experiment,
-            device=bench.site.device,
-            choice=bench.way("inference", task),
-            aborted=task.aborted,
-        )
-        dice = None if math.isnan(measured) else measured
+    dice = validated(bench, task)
     name = f"best_{start}"
     kept: dict[str, Any] | None = task.state.load(name)
     if kept is None or kept["rounds"] > rounds or better(dice, kept["dice"]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,16 @@ import numpy as np
 import pytest
 
 from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.jobs import find_job, find_preset, read_settings
+from fedmedseg.core.schema import read_yaml
+from fedmedseg.data.datalist import read_datalist
 from fedmedseg.data.importers import create
 from fedmedseg.data.importers.base import Collection, SourceCase
+from fedmedseg.data.site import open_site
+from fedmedseg.data.views import site_view
+
+README = Path(__file__).parents[3] / "jobs" / "fedcrld" / "README.md"
+BLOCK = re.compile(r"```\n(.*?)```", re.DOTALL)
 
 AFFINE = np.diag([1.5, 1.5, 9.0, 1.0])
 TRUTH = {"left_ventricle": 1, "myocardium": 2, "right_ventricle": 3}
@@ -174,6 +184,19 @@ def test_sites_are_written_from_all_three(
         assert (out / "sites" / f"{site}.yaml").is_file()
         assert role in (out / "sites" / f"{site}.yaml").read_text()
         assert (out / site / "datalist.json").is_file()
+    # as the job's README puts them together
+    script = next(block for block in BLOCK.findall(README.read_text()) if block.startswith("mv "))
+    moves = "\n".join(line for line in script.splitlines() if line.startswith("mv ")).replace("runs/", "out-")
+    subprocess.run(["bash", "-e", "-c", moves], cwd=tmp_path, check=True)
+    experiment = read_settings(find_job("fedcrld"), [read_yaml(find_preset("fedcrld", "paper"))])[1]
+    local, workspace = tmp_path / "out-mnms", tmp_path / "w"
+    for name, role, classes in (("centre-2", "cmr", 4), ("emidec", "lge", 5)):
+        site = open_site(experiment, name=name, local=local, workspace=workspace, simulated=True)
+        view = site_view(experiment, site.datasets, preferred=site.prefers)
+        assert (view.data.role, view.data.classes) == (role, classes)
+        listed = read_datalist(site.data_list(role), salt=site.salt)["training"]
+        assert listed
+        assert all(file.is_file() for case in listed for file in (case.image, case.label) if file is not None)
 
 
 @pytest.fixture

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import json
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +21,8 @@ from fedmedseg.data.importers.decathlon import DecathlonImporter
 from fedmedseg.data.importers.kits19 import KiTS19Importer
 from fedmedseg.data.importers.relabel import Relabelled, parse_label_map, target_names
 
+README = Path(__file__).parents[3] / "jobs" / "segviz" / "README.md"
+BLOCK = re.compile(r"```\n(.*?)```", re.DOTALL)
 AFFINE = np.diag([0.8, 0.8, 2.0, 1.0])
 
 
@@ -128,6 +134,64 @@ def test_other_layouts_are_told_what_was_expected(tmp_path: Path) -> None:
     save(tmp_path / "label" / "label0009.nii.gz", LABEL.astype(np.uint8))
     with pytest.raises(ConfigurationError, match=r"1 label\(s\) without an image"):
         BTCVImporter().read(tmp_path, tick=lambda done, of: None)
+
+
+@pytest.fixture
+def downloads(tmp_path: Path) -> Path:
+    """The public sets of SegViz's README where it looks for them, five cases each."""
+    label = np.zeros((16, 16, 16), dtype=np.uint8)
+    label[:8], label[8:10] = 1, 2
+    image = label.astype(np.int16) * 50
+    for folder, names in (
+        ("Task03_Liver", ("liver", "cancer")),
+        ("Task07_Pancreas", ("pancreas", "cancer")),
+        ("Task09_Spleen", ("spleen",)),
+    ):
+        entries = []
+        for number in range(5):
+            entry = {"image": f"imagesTr/{number}.nii.gz", "label": f"labelsTr/{number}.nii.gz"}
+            save(tmp_path / folder / entry["image"], image)
+            save(tmp_path / folder / entry["label"], np.minimum(label, len(names)))
+            entries.append(entry)
+        labels = {str(value): name for value, name in enumerate(("background", *names))}
+        content = {"name": folder, "labels": labels, "modality": {"0": "CT"}, "training": entries, "test": []}
+        (tmp_path / folder / "dataset.json").write_text(json.dumps(content))
+    for number in range(5):
+        save(tmp_path / "kits19" / "data" / f"case_{number:05d}" / "imaging.nii.gz", image)
+        save(tmp_path / "kits19" / "data" / f"case_{number:05d}" / "segmentation.nii.gz", label)
+        save(tmp_path / "RawData" / "Training" / "img" / f"img{number:04d}.nii.gz", image)
+        save(tmp_path / "RawData" / "Training" / "label" / f"label{number:04d}.nii.gz", label)
+    return tmp_path
+
+
+def test_the_commands_of_the_readme_make_four_sites_of_one_organ_each_and_an_outside_one(
+    downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from fedmedseg.cli.main import app
+    from fedmedseg.core.jobs import find_job, read_settings
+    from fedmedseg.data.site import open_site
+    from fedmedseg.segviz.external import labelled_cases
+    from fedmedseg.segviz.organs import organs_of
+
+    imports, moves = (block for block in BLOCK.findall(README.read_text()) if "runs/liver" in block or "mv " in block)
+    monkeypatch.chdir(downloads)
+    for line in imports.splitlines():
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert result.exit_code == 0, (line, result.output)
+    shell = "\n".join(line for line in moves.splitlines() if not line.startswith("fedmedseg"))
+    subprocess.run(["bash", "-e", "-c", shell], check=True)
+
+    small = {"data": {"spacing": [None] * 3, "crop": [16, 16, 16], "phantom": None}}
+    study = read_settings(find_job("segviz"), [small])[1]
+    local = downloads / "runs" / "abdomen"
+    assert sorted(file.stem for file in (local / "sites").iterdir()) == ["kidneys", "liver", "pancreas", "spleen"]
+    for number, organ in study.data.labels.items():
+        site = open_site(study, name=organ, local=local, workspace=downloads / "w", simulated=True)
+        assert organs_of(site, study) == (number,)
+    outside = downloads / "runs" / "external" / "site-1" / "datalist.json"
+    assert len(labelled_cases(outside, data=study.data, budget_mb=64)[0]) == 5
 
 
 def test_an_importer_without_a_map_says_so() -> None:

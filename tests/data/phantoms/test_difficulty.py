@@ -52,6 +52,28 @@ def test_threshold_and_largest_component_fail(family, difficulty, tmp_path, monk
     assert scores["site-1"]["mean"] < difficulty.BOUNDS["threshold_below"]
 
 
+def test_rules_without_a_network_by_hand(difficulty):
+    """Two scans whose point lies 2 voxels of 3 mm apart: on average 3 mm off; where it keeps to what is bright, 0."""
+    from landmark_difficulty import bright_place, mean_place
+
+    def scan(shift):
+        image = np.zeros((21, 21, 21), np.float32)
+        image[8 + shift : 13 + shift, 5:16, 5:16] = 1.0
+        points = np.full((7, 3), 10.0) + np.array([shift, 0, 0])
+        return difficulty.Volume(image=image, label=image > 0, points=points, spacing=np.array([3.0, 1.0, 1.0]))
+
+    scans = [scan(0), scan(2)]
+    assert mean_place(scans, scans)["mean"] == pytest.approx(3.0)
+    assert bright_place(scans, scans) == {**dict.fromkeys(difficulty.LANDMARKS, 0.0), "mean": 0.0}
+
+
+def test_no_rule_without_a_network_places_the_points_of_a_root(difficulty, tmp_path, monkeypatch):
+    monkeypatch.setattr(difficulty, "SITES", 1)
+    monkeypatch.setitem(difficulty.COUNTS, "cardiac_ct", {"training": 3, "test": 2})
+    rules = difficulty.measure_rules("cardiac_ct", tmp_path)["landmark_rules"]
+    assert rules["best_of_a_site_mm"] >= difficulty.LANDMARK_BOUNDS["rule_error_at_least_mm"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,5 +85,6 @@ def test_bounds_of_difficulty_hold(family, difficulty, tmp_path):
     assert summary["pooled"] >= difficulty.BOUNDS["pooled_at_least"]
     if family == "cardiac_ct":
         found = result["landmark_summary"]
+        assert result["landmark_rules"]["best_of_a_site_mm"] >= difficulty.LANDMARK_BOUNDS["rule_error_at_least_mm"]
         assert found["pooled_mm"] < difficulty.LANDMARK_BOUNDS["pooled_error_below_mm"]
         assert found["ratio"] >= difficulty.LANDMARK_BOUNDS["error_ratio_elsewhere_at_least"]
