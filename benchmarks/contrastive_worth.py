@@ -13,6 +13,9 @@ fine-tuned on another set (--transfer names its folder of site files) and tested
     fedmedseg data import decathlon $FEDMEDSEG_DATA/hippocampus --out runs/hippocampus --sites 4 --by volume
     python benchmarks/contrastive_worth.py sunnybrook --folds runs/sunnybrook-folds --transfer runs/hippocampus/sites
 
+FedATA's encoder is not among them: it is of a network of tokens (UNETR, SwinUNETR), which this U-Net cannot start
+from, so that a difference would be one of networks and not of pretraining.
+
 Runs happen in one process per method, fold and seed (`fedmedseg.core.in_process`). A finished cell is a JSON file under
 benchmarks/results/contrastive_worth/; a call continues with those that are missing or whose settings have changed,
 starts none after --minutes, and works on --workers groups at once. --table prints the tables of what there is, --figure

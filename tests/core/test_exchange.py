@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from fedmedseg.core.exchange import (
     Exchange,
     Features,
     canonical,
+    even_shares,
+    features_of_others,
     of_others,
     pooled,
     rows_in,
@@ -23,6 +26,9 @@ from fedmedseg.core.exchange import (
 from fedmedseg.core.wire import StageContract, tensor_bytes
 
 PLAIN = Exchange(width=16, most_rows=8, parts=4)
+LARGE = Exchange(width=16, most_rows=40, parts=4)
+SIZES = ((1, 40), (2, 40), (3, 4))
+"""Sites and how many rows they give."""
 
 
 def drawn(rows: int = 6, width: int = 16, seed: int = 1) -> Features:
@@ -138,8 +144,13 @@ def test_a_download_may_hold_more_rows_than_an_upload() -> None:
     entries = PLAIN.encode(drawn())
     both = pooled([entries, entries])
     assert PLAIN.problem(both) is not None
-    assert PLAIN.problem(both, uploads=2) is None
-    assert PLAIN.problem(both, uploads=None) is None
+    assert PLAIN.problem(both, received=True) is None
+    bounded = dataclasses.replace(PLAIN, most_received=11)
+    found = bounded.problem(both, received=True)
+    assert found is not None
+    assert found[1] == "12 features, at most 11 declared"
+    assert dataclasses.replace(PLAIN, most_received=12).problem(both, received=True) is None
+    assert bounded.problem(entries) is None, "an upload has a bound of its own"
 
 
 def test_noise_without_renormalising_widens_the_lengths_that_are_taken() -> None:
@@ -191,6 +202,75 @@ def test_what_a_site_gets_does_not_tell_which_row_is_of_which_site() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_of_more_rows_than_a_site_may_be_sent_an_even_choice_is() -> None:
+    """Three sites with 40, 40 and 4 rows of four parts: 30 rows are 7 or 8 of every part, and the small site's all."""
+    given = {f"site-{number}": canonical(LARGE.encode(drawn(rows, seed=number))) for number, rows in SIZES}
+    received = of_others(given, ["x", "y"], most=30, seed=3)
+    for entries in received.values():
+        assert rows_in(entries) == 30
+        assert sorted(torch.bincount(entries[PARTS].long(), minlength=4).tolist()) == [7, 7, 8, 8]
+        got = as_set(entries[FEATURES], entries[PARTS])
+        assert len(got) == 30, "no row twice"
+        of_site = [len(got & as_set(one[FEATURES], one[PARTS])) for one in given.values()]
+        # of every part the small site's only row, and of the large ones' a half each of what is left
+        assert of_site[2] == 4
+        assert sum(of_site) == 30
+        assert abs(of_site[0] - of_site[1]) <= 4
+        assert all(torch.equal(entries[name], canonical(entries)[name]) for name in entries)
+    assert not torch.equal(received["x"][FEATURES], received["y"][FEATURES]), "each site has a choice of its own"
+
+
+def test_the_choice_follows_from_the_seed_and_stays_away_from_the_sites_own_rows() -> None:
+    given = {f"site-{number}": canonical(LARGE.encode(drawn(rows, seed=number))) for number, rows in SIZES}
+    one, same, other = (of_others(given, ["site-1"], most=20, seed=seed)["site-1"] for seed in (1, 1, 2))
+    assert torch.equal(one[FEATURES], same[FEATURES])
+    assert not torch.equal(one[FEATURES], other[FEATURES])
+    assert not as_set(one[FEATURES], one[PARTS]) & as_set(given["site-1"][FEATURES], given["site-1"][PARTS])
+    everything = of_others(given, ["site-1"])["site-1"]
+    assert torch.equal(of_others(given, ["site-1"], most=44, seed=1)["site-1"][FEATURES], everything[FEATURES])
+    assert rows_in(of_others(given, ["site-1"], most=43, seed=1)["site-1"]) == 43
+
+
+def test_every_round_has_a_choice_of_its_own_and_a_stage_without_an_exchange_none() -> None:
+    given = {f"site-{number}": canonical(LARGE.encode(drawn(rows, seed=number))) for number, rows in SIZES}
+    exchange = dataclasses.replace(LARGE, transport="fp32", most_received=20)
+
+    def sent(**changes: Any) -> torch.Tensor:
+        place = {"seed": 1, "stage": "pretraining", "number": 4, **changes}
+        return features_of_others(exchange, given, ["site-1"], **place)["site-1"][FEATURES]
+
+    assert torch.equal(sent(), sent()), "asked again, or after the server's death"
+    for change in ({"number": 5}, {"seed": 2}, {"stage": "other"}):
+        assert not torch.equal(sent(), sent(**change))
+    assert features_of_others(None, given, ["site-1"], seed=1, stage="pretraining", number=4) == {}
+
+
+def test_whatever_the_sites_gave_the_bytes_that_a_site_is_sent_have_a_bound() -> None:
+    given = canonical(LARGE.encode(drawn(40)))
+    for sites in (2, 5, 30):
+        down = of_others({f"site-{number}": given for number in range(sites)}, ["site-0"], most=100)["site-0"]
+        assert tensor_bytes(down) == min(100, 40 * (sites - 1)) * LARGE.row_bytes
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "expected"),
+    [
+        ([5, 5, 5], 9, [3, 3, 3]),
+        ([1, 10, 10], 9, [1, 4, 4]),
+        ([0, 3, 20], 11, [0, 3, 8]),
+        ([2, 2], 9, [2, 2]),
+        ([5, 5, 5], 0, [0, 0, 0]),
+    ],
+)
+def test_shares_are_as_even_as_what_is_there_allows(counts: list[int], total: int, expected: list[int]) -> None:
+    assert even_shares(counts, total, np.random.default_rng(0)) == expected
+
+
+def test_who_gets_one_more_is_drawn() -> None:
+    found = {tuple(even_shares([5, 5, 5], 7, np.random.default_rng(seed))) for seed in range(30)}
+    assert found == {(3, 2, 2), (2, 3, 2), (2, 2, 3)}
+
+
 def test_splitting_parts_features_from_everything_else() -> None:
     tensors = {"a": torch.ones(1), FEATURES: torch.ones(1, 2), PARTS: torch.ones(1)}
     plain, exchanged = split(tensors)
@@ -202,6 +282,8 @@ def test_splitting_parts_features_from_everything_else() -> None:
 def test_an_exchange_of_nothing_is_no_exchange(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         dataclasses.replace(PLAIN, **wrong)
+    with pytest.raises(ValueError, match="most_received must be at least 1, not 0"):
+        dataclasses.replace(PLAIN, most_received=0)
     with pytest.raises(ValueError, match="transport"):
         dataclasses.replace(PLAIN, transport="fp8")
 

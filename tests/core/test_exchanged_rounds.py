@@ -32,7 +32,7 @@ from fedmedseg.core.wire import Header, Part, Schema, StageContract
 from fedmedseg.core.wishes import make_wish
 
 Tensors = dict[str, torch.Tensor]
-EXCHANGE = Exchange(width=3, most_rows=4, parts=2)
+EXCHANGE = Exchange(width=3, most_rows=4, parts=2, most_received=12)
 ROW = 13
 
 
@@ -170,7 +170,7 @@ def test_features_extra_tensors_and_a_sites_own_come_in_one_payload(
     assert torch.equal(current.start_of("site-1")["a"], shared["a"] + 5)
     for site, payload in current.personal.items():
         assert payload.base == content_sha256(dict(current.given_to(site)))
-        assert EXCHANGE.problem(split(payload.tensors)[1], uploads=None) is None
+        assert EXCHANGE.problem(split(payload.tensors)[1], received=True) is None
 
 
 def test_the_first_round_sends_nobody_any(opened: Any) -> None:
@@ -318,6 +318,7 @@ def test_crafted_features_of_a_server_are_refused_before_any_training(simulated:
         {**entries, FEATURES: 5 * entries[FEATURES]},
         {PARTS: entries[PARTS]},
         {"exchange.code": torch.ones(1)},
+        {name: torch.cat([tensor] * 5) for name, tensor in entries.items()},
     ):
         reply, tasks = ask(wrong)
         assert "features from the server" in reply.get_header(Header.REASON)

@@ -40,6 +40,8 @@ def test_defaults_are_those_of_the_specification(study) -> None:
         ({"rounds": 0}, "fcl.starts.*where stages.pretraining.rounds is 0"),
         ({"structural": False, "warmup_rounds": 2}, "fcl.warmup_rounds.*structural true"),
         ({"exchange": False, "transport": "fp16"}, "fcl.transport.*exchange true"),
+        ({"exchange": False, "most_received": 9}, "fcl.most_received.*exchange true"),
+        ({"most_received": 0}, "fcl.most_received"),
         ({"exchange": False, "noise": {"sigma": 0.1}}, "fcl.noise.*exchange true"),
         ({"exchange": False, "upload": "recompute"}, "fcl.upload.*exchange true"),
         ({"exchange": False, "correspondence": {"factor": 3}}, "fcl.correspondence.*exchange true"),

@@ -19,6 +19,7 @@ def test_switches_change_the_contract(study) -> None:
     alone = stages(study(exchange=False, aggregation="none", starts=["personal", "scratch"]))["pretraining"]
     assert (alone.returns, alone.sent_in(1).within) == ("metrics", ())
     assert exchange_of(study(noise={"sigma": 0.1})).noise == 0.0
+    assert [exchange_of(study(**changes)).most_received for changes in ({}, {"most_received": 9})] == [9 * 2048, 9]
     assert exchange_of(study(noise={"sigma": 0.1, "renormalise": False})).noise == 0.1
 
 

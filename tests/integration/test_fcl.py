@@ -104,6 +104,22 @@ def test_report_and_last_lines_tell_dice_and_traffic(two_sites: simulated.Study)
 
 
 @pytest.mark.slow
+def test_a_site_is_sent_no_more_features_than_the_study_says(tmp_path: Path) -> None:
+    """Five of two others' in every round but the first, in records and figures, and the same ones in one process."""
+    changes = (*TINY, "fcl.most_received=5")
+    study = simulate(tmp_path / "w", "-n", "3", "-t", "1", changes=changes)
+    assert study.code == 0, study.out
+    pretraining = [entry for entry in study.record["rounds"] if entry["stage"] == "pretraining"]
+    for entry in pretraining[1:]:
+        for site in entry["sites"].values():
+            assert site["features_down"] == {"rows": 5, "bytes": 5 * 33}
+            assert site["metrics"]["bank/received"] == 5
+            assert site["features_up"]["rows"] > 5
+    federation = in_one_process(tmp_path / "p", 3, changes)
+    assert checkpoint.content_sha256(federation.shared) == pretraining[-1]["shared_sha256"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -13,6 +13,10 @@ the shared tensors under names that begin with ``exchange.``, uploads and downlo
 **Order.** A sender shuffles its rows with the operating system's own randomness, which nobody can repeat: else their
 order would tell which rows are of one volume, and in which order a site holds its patients. The server then brings
 what came into an order that follows from the rows' bytes alone, so that runs of equal seed stay equal byte for byte.
+
+**Bound.** What all others give grows with their number. A site is sent ``most_received`` rows at most; of more, a
+choice that the study's seed draws anew in every round for each site, as even over parts, and in a part over givers, as
+what they gave allows.
 """
 
 from __future__ import annotations
@@ -23,9 +27,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.seeding import derive_seed, generator
 
 PREFIX = "exchange."
 """Beginning of the names of what is exchanged; no shared tensor is called so."""
@@ -67,12 +73,16 @@ class Exchange:
     parts: int
     """Part ids lie below this."""
     transport: Transport = "fp32"
+    most_received: int | None = None
+    """Rows that one site is sent, at most; None: all that the others gave."""
     noise: float = 0.0
     """Standard deviation of noise on rows that are not brought back to length 1 after it; 0: every row has length 1."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.most_rows < 1 or not 1 <= self.parts <= 256 or self.noise < 0.0:
             raise ValueError("an exchange has at least one number, row and part, at most 256 parts, and noise >= 0")
+        if self.most_received is not None and self.most_received < 1:
+            raise ValueError(f"most_received must be at least 1, not {self.most_received}")
         if self.transport not in TYPES:
             raise ValueError(f"transport must be one of {', '.join(TYPES)}, not {self.transport!r}")
 
@@ -133,10 +143,10 @@ class Exchange:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return Features(vectors=vectors, parts=entries[PARTS])
 
-    def problem(self, entries: object, *, uploads: int | None = 1) -> tuple[Reason, str] | None:
+    def problem(self, entries: object, *, received: bool = False) -> tuple[Reason, str] | None:
         """The first reason why ``entries`` may not be used, or None; nothing is raised, whatever they are.
 
-        ``uploads`` is of how many sites they are, which bounds their rows; None: not bounded, what a site receives.
+        They are an upload, or what a site has ``received``, whose rows have another bound.
         """
         if not isinstance(entries, Mapping) or set(entries) != set(self.names):
             return Reason.UNKNOWN_TENSORS, "features that are not those declared"
@@ -155,24 +165,27 @@ class Exchange:
                 return Reason.TENSOR_SHAPE, f"{name} is {tuple(entries[name].shape)}, declared (rows, {self.width})"
         if rows < 1:
             return Reason.EMPTY, "no features"
-        if uploads is not None and rows > uploads * self.most_rows:
-            return Reason.OVERSIZE, f"{rows} features, at most {uploads * self.most_rows} declared"
+        most = self.most_received if received else self.most_rows
+        if most is not None and rows > most:
+            return Reason.OVERSIZE, f"{rows} features, at most {most} declared"
         if int(entries[PARTS].max()) >= self.parts:
             return Reason.SCHEMA, f"a part of {int(entries[PARTS].max())}, declared below {self.parts}"
         return self._lengths(entries)
 
-    def require(self, entries: object, *, sender: str, uploads: int | None = 1) -> None:
+    def require(self, entries: object, *, sender: str, received: bool = False) -> None:
         """Raise where ``problem`` finds one.
 
         Raises:
             FedMedSegError: naming the sender and the first problem.
         """
-        found = self.problem(entries, uploads=uploads)
+        found = self.problem(entries, received=received)
         if found is not None:
+            most = self.most_received if received else self.most_rows
+            number = "rows" if most is None else f"1 to {most} rows"
             raise FedMedSegError(
                 f"features from {sender}",
                 got=found[1],
-                expected=f"1 to {self.most_rows} rows of {self.width} numbers as {self.transport}, with a part each",
+                expected=f"{number} of {self.width} numbers as {self.transport}, with a part each",
                 reason=found[0],
             )
 
@@ -218,17 +231,63 @@ def pooled(several: Sequence[Tensors]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([entries[name] for entries in several]) for name in sorted(several[0])}
 
 
-def of_others(pool: Pool, sites: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+def of_others(
+    pool: Pool, sites: Sequence[str], *, most: int | None = None, seed: int = 0
+) -> dict[str, dict[str, torch.Tensor]]:
     """Per site what all others gave, in canonical order, so that no row tells which site it is of.
 
-    A site to which nobody gives is left out.
+    Of more than ``most`` rows, a choice by ``seed``, another for each site (``chosen``). A site to which nobody gives
+    is left out.
     """
     found = {}
     for site in sorted(sites):
-        given = pooled([pool[other] for other in sorted(pool) if other != site])
+        others = [pool[other] for other in sorted(pool) if other != site]
+        if most is not None:
+            others = chosen(others, most=most, rng=generator(seed, "features for", site))
+        given = pooled(others)
         if given:
             found[site] = canonical(given)
     return found
+
+
+def features_of_others(
+    exchange: Exchange | None, pool: Pool, sites: Sequence[str], *, seed: int, stage: str, number: int
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What each of ``sites`` is sent in round ``number`` of a stage; nothing where the stage has no ``exchange``.
+
+    A round that is asked again, or after the server's death, sends the same: ``seed`` is the study's.
+    """
+    if exchange is None:
+        return {}
+    return of_others(pool, sites, most=exchange.most_received, seed=derive_seed(seed, "exchange", stage, number))
+
+
+def chosen(several: Sequence[Tensors], *, most: int, rng: np.random.Generator) -> list[Tensors]:
+    """At most ``most`` rows of several sites together: as many of every part as there are, and in a part as many of
+    every site, as far as they gave so many; drawn without replacement. All, where they are no more.
+    """
+    parts = [entries[PARTS].numpy() for entries in several]
+    if sum(map(len, parts)) <= most:
+        return list(several)
+    known = np.unique(np.concatenate(parts))
+    counts = np.array([[np.count_nonzero(own == part) for own in parts] for part in known])
+    kept: list[list[np.ndarray]] = [[] for _ in several]
+    for part, of_part, total in zip(known, counts, even_shares(counts.sum(axis=1), most, rng), strict=True):
+        for place, share in enumerate(even_shares(of_part, total, rng)):
+            kept[place].append(rng.choice(np.flatnonzero(parts[place] == part), size=share, replace=False))
+    rows = [torch.from_numpy(np.concatenate(one)) for one in kept]
+    return [{name: tensor[own] for name, tensor in entries.items()} for entries, own in zip(several, rows, strict=True)]
+
+
+def even_shares(counts: Sequence[int] | np.ndarray, total: int, rng: np.random.Generator) -> list[int]:
+    """``total`` split as evenly as ``counts`` allow, none above its count; who gets one more is drawn."""
+    shares, left = [0] * len(counts), min(total, int(sum(counts)))
+    # the smallest first: what they cannot give is shared by the rest
+    order = sorted(rng.permutation(len(counts)).tolist(), key=lambda place: int(counts[place]))
+    for done, place in enumerate(order):
+        shares[place] = min(int(counts[place]), left // (len(order) - done))
+        left -= shares[place]
+    return shares
 
 
 def rows_in(entries: Tensors) -> int:

@@ -138,7 +138,7 @@ class TrainingExecutor(Executor):
             try:
                 ready.schema.part(sent).require(plain, sender="the server")
                 if contract.exchange is not None and features:
-                    contract.exchange.require(features, sender="the server", uploads=None)
+                    contract.exchange.require(features, sender="the server", received=True)
                     received = contract.exchange.decode(features)
             except FedMedSegError as error:
                 # the same reasons may be this site's own fault elsewhere, and are no refusal there

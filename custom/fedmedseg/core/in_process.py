@@ -26,7 +26,7 @@ from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.exchange import Features, Pool, of_others, split
+from fedmedseg.core.exchange import Features, Pool, features_of_others, split
 from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
@@ -120,7 +120,9 @@ class InProcessFederation:
             schema=self.schema,
             shared=self.shared,
             personal=self.personal,
-            exchanged=of_others(self.exchanged, self.sites) if contract.exchange else {},
+            exchanged=features_of_others(
+                contract.exchange, self.exchanged, self.sites, seed=self.experiment.seed, stage=stage, number=number
+            ),
             behind=aggregator.behind(self.history, stage=stage, number=number, sites=self.sites),
             robust=self.experiment.federation.robust,
             medians=earlier_medians(self.history, stage=stage, number=number),

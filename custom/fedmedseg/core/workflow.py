@@ -31,7 +31,7 @@ from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
-from fedmedseg.core.exchange import of_others
+from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
 from fedmedseg.core.memory import set_lasting_objects_aside
@@ -243,7 +243,14 @@ class QuorumScatterAndGather(ScatterAndGather):
             schema=self.persistor.schema,
             shared=shared,
             personal=self.persistor.personal,
-            exchanged=of_others(self.persistor.exchanged, self._connected()) if self.contract.exchange else {},
+            exchanged=features_of_others(
+                self.contract.exchange,
+                self.persistor.exchanged,
+                self._connected(),
+                seed=self.experiment.seed,
+                stage=self.stage,
+                number=self._current_round,
+            ),
             sealing=self._sealing(kept),
             behind=self.aggregator.behind(
                 self.persistor.history, stage=self.stage, number=self._current_round, sites=self._connected()

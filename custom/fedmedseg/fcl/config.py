@@ -107,6 +107,9 @@ class Section(Strict):
     exchange: bool = True
     """Whether features leave and are received. Without, and with ``positives: view`` and ``structural: false``, it is
     FedSimCLR's form with a bank for negatives."""
+    most_received: Positive = 18432
+    """Features that a site is sent in a round, at most: those of nine full banks of the default size. Of more, a choice
+    drawn anew in every round, as even over parts and sites as what was given allows (``core.exchange``)."""
     transport: Transport = "fp32"
     """Features on the wire: ``fp16`` half, ``int8`` about a quarter of the bytes."""
     noise: NoiseSection = NoiseSection()
@@ -166,6 +169,7 @@ class Section(Strict):
             "fcl",
             {
                 "warmup_rounds": (self.structural, "structural true"),
+                "most_received": (self.exchange, "exchange true"),
                 "transport": (self.exchange, "exchange true"),
                 "noise": (self.exchange, "exchange true"),
                 "upload": (self.exchange, "exchange true"),

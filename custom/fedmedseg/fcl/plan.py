@@ -64,6 +64,7 @@ def exchange_of(experiment: Experiment) -> Exchange:
     return Exchange(
         width=section.projector.out,
         most_rows=section.bank.size,
+        most_received=section.most_received,
         parts=section.parts,
         transport=section.transport,
         noise=0.0 if section.noise.renormalise else section.noise.sigma,
