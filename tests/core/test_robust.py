@@ -299,6 +299,6 @@ def test_sites_are_compared_by_what_they_all_train_alone() -> None:
     from fedmedseg.fedavg.sharing import CONTROL
 
     names = ["trunk.weight", f"{HEADS}ms.weight"]
-    assert TrainedHeadsAggregator().comparable(names) == ["trunk.weight"]
+    assert TrainedHeadsAggregator.comparable(TrainedHeadsAggregator.__new__(TrainedHeadsAggregator), names) == [names[0]]
     names = ["trunk.weight", f"{CONTROL}trunk.weight"]
     assert StrategyAggregator.comparable(StrategyAggregator.__new__(StrategyAggregator), names) == ["trunk.weight"]
