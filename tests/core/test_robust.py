@@ -299,6 +299,7 @@ def test_sites_are_compared_by_what_they_all_train_alone() -> None:
     from fedmedseg.fedavg.sharing import CONTROL
 
     names = ["trunk.weight", f"{HEADS}ms.weight"]
-    assert TrainedHeadsAggregator.comparable(TrainedHeadsAggregator.__new__(TrainedHeadsAggregator), names) == [names[0]]
+    rule = TrainedHeadsAggregator.__new__(TrainedHeadsAggregator)
+    assert rule.comparable(names) == ["trunk.weight"]
     names = ["trunk.weight", f"{CONTROL}trunk.weight"]
     assert StrategyAggregator.comparable(StrategyAggregator.__new__(StrategyAggregator), names) == ["trunk.weight"]
