@@ -16,7 +16,6 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.exchange import FEATURES, PARTS, of_others
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
-from fedmedseg.reporting.floor import floor, overall
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -167,9 +166,7 @@ def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
     """At least 0.25 Dice above the untrained network, at most 0.05 below local training of equal steps; no collapse."""
     study = simulate(tmp_path / "w", "-n", "3", "-t", "3")
     assert study.code == 0, study.out
-    evaluation = next(entry for entry in study.record["rounds"] if entry["stage"] == "evaluation")
-    rows = floor({name: site["metrics"] for name, site in evaluation["sites"].items()}, trained="shared")
-    assert overall(rows).holds, rows
+    simulated.require_floor(study.record, trained="shared")
     last = [entry for entry in study.record["rounds"] if entry["stage"] == "pretraining"][-1]
     assert all(site["metrics"]["collapse_alarm"] == 0.0 for site in last["sites"].values())
 

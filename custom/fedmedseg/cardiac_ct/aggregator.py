@@ -24,6 +24,13 @@ def trained_heads(differences: Mapping[str, torch.Tensor]) -> frozenset[str]:
     return frozenset(head_of(name) for name, tensor in differences.items() if head_of(name) and bool(tensor.any()))
 
 
+def owners_of(differences: Differences) -> dict[str, list[str]]:
+    """Per task whose head was returned the sites that trained it."""
+    moved = {site: trained_heads(tensors) for site, tensors in differences.items()}
+    tasks = dict.fromkeys(task for tensors in differences.values() for task in map(head_of, tensors) if task)
+    return {task: [site for site in sorted(moved) if task in moved[site]] for task in tasks}
+
+
 def mean_by_head(
     differences: Differences, weights: Mapping[str, float], *, mean_of: Mean = weighted_mean
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
@@ -32,10 +39,7 @@ def mean_by_head(
     ``mean_of`` is the mean, or what a study has in its place. A site that returns a head untouched would dilute what
     the others learned of it. A head that nobody trained stays.
     """
-    moved = {site: trained_heads(tensors) for site, tensors in differences.items()}
-    mean = mean_of(differences, weights)
-    tasks = dict.fromkeys(filter(None, map(head_of, mean)))
-    owners = {task: [site for site in sorted(moved) if task in moved[site]] for task in tasks}
+    mean, owners = mean_of(differences, weights), owners_of(differences)
     for task, sites in owners.items():
         if not sites or len(sites) == len(differences):
             continue
@@ -73,9 +77,11 @@ class TrainedHeadsAggregator(GuardedAggregator):
     ) -> Mapping[str, torch.Tensor]:
         """See ``mean_by_head``; the record says who trained which head."""
         differences = {site: one.differences for site, one in contributions.items()}
-        mean, owners = mean_by_head(differences, weights, mean_of=self.mean)
-        self.notes["heads"] = owners
-        return self.mean(differences, weights) if self._over_all else mean
+        if self._over_all:
+            self.notes["heads"] = owners_of(differences)
+            return self.mean(differences, weights)
+        mean, self.notes["heads"] = mean_by_head(differences, weights, mean_of=self.mean)
+        return mean
 
     def comparable(self, names: Iterable[str]) -> list[str]:
         """The transformer alone: sites train different heads."""

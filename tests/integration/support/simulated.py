@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core import checkpoint
+from fedmedseg.reporting.floor import floor, overall
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,6 +40,13 @@ class Study:
     def model_digests(self) -> dict[str, str]:
         """Digest of every model of every site."""
         return digests(self.workspace, self.record["sites"])
+
+
+def require_floor(record: dict[str, Any], **compared: str) -> None:
+    """Fail unless a study keeps its floor; ``compared`` are the names that ``reporting.floor.floor`` takes."""
+    evaluation = next(entry for entry in record["rounds"] if entry["stage"] == "evaluation")
+    rows = floor({name: site["metrics"] for name, site in evaluation["sites"].items()}, **compared)
+    assert overall(rows).holds, rows
 
 
 def digests(workspace: Path, sites: list[str]) -> dict[str, str]:
