@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
+from fedmedseg.core.robust import Survey
 
 Given = list[tuple[str, int, str, list[str]]]
 
@@ -85,6 +87,15 @@ def test_a_stage_that_sends_its_tensors_once_gives_nothing_after_that_and_change
     assert [(number, names) for _, number, _, names in given] == [(0, ["a", "b"])] * 2 + [(1, [])] * 2
     assert all(torch.equal(federation.shared[name], tensor) for name, tensor in shared.items())
     assert rounds[1]["a"]["loss"] == 0.5
+
+
+def test_a_warning_of_a_rule_is_one_line_of_its_own_and_nothing_about_an_engine(
+    federate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Survey, "outliers", lambda self: {"a": ["unlike the others"]})
+    federate()[0].run_stage("training")
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.partition("]: ")[2] or line for line in lines] == [f"round {n}: a: unlike the others" for n in (0, 1)]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

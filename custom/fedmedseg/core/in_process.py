@@ -163,7 +163,7 @@ class InProcessFederation:
                 raise FedMedSegError(f"{stage}: {site}", got=aggregator.rejections[site], expected="an accepted reply")
             metrics[site] = {**reply.metrics, "seconds": seconds}
         self._require_quorum(stage, metrics)
-        result = from_shareable(aggregator.aggregate(FLContext()))
+        result = from_shareable(aggregator.aggregate(_context()))
         if result.data_kind == DataKind.WEIGHTS:
             self.shared = dict(result.data)
         else:
@@ -282,9 +282,22 @@ def _request(current: Round, site: str) -> Shareable:
 
 def _from(site: str) -> FLContext:
     """The context that a reply of ``site`` comes with."""
-    peer, context = FLContext(), FLContext()
+    peer, context = FLContext(), _context()
     peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
     context.set_peer_context(peer)
+    return context
+
+
+class _NoListeners:
+    """In place of FLARE's engine, which every log line of a component is an event to: here nobody listens."""
+
+    def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Do nothing."""
+
+
+def _context() -> FLContext:
+    context = FLContext()
+    context.set_prop(ReservedKey.ENGINE, _NoListeners(), private=True, sticky=False)
     return context
 
 
