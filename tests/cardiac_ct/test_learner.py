@@ -12,8 +12,10 @@ import torch
 from fedmedseg.cardiac_ct.foundation import load_foundation
 from fedmedseg.cardiac_ct.learner import OWN
 from fedmedseg.cardiac_ct.pseudo_labels import load_labels
+from fedmedseg.core import training
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.in_process import InProcessFederation
+from fedmedseg.data import site as site_module
 
 Federate = Callable[..., InProcessFederation]
 ANYTHING = {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"}
@@ -120,6 +122,31 @@ def test_what_nobody_learned_is_sent_back_as_it_came(federate: Federate) -> None
         moved = {n.split(".")[2] for n, t in before.items() if not torch.equal(replies[site].tensors[n], t)}
         assert moved <= owned
     assert federation.history[-1]["notes"]["heads"].keys() == {"hps", "ms", "calc"}
+
+
+@pytest.mark.slow
+def test_which_site_owns_which_task_permutes_the_results_and_nothing_else(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 10, of the whole study: both sites' data change places, and random numbers, which follow the sites'
+    names, are the same here for all."""
+    real_seed, real_index = training.derive_seed, site_module.phantom_index
+    monkeypatch.setattr(training, "derive_seed", lambda seed, _site, *rest: real_seed(seed, *rest))
+    found: dict[str, Any] = {}
+    for name, place in (("as they are", real_index), ("exchanged", lambda name: 1 - real_index(name))):
+        monkeypatch.setattr(site_module, "phantom_index", place)
+        federation = federate(name=name, cardiac_ct={"gate": ANYTHING, "transfer": {"steps": 1, "cnn": "hps"}})
+        rounds = {stage: federation.run_stage(stage)[-1] for stage in federation.contracts}
+        for figures in rounds.values():
+            for of_site in figures.values():
+                del of_site["seconds"]
+        found[name] = rounds, content_sha256(federation.shared)
+    there = {"site-1": "site-2", "site-2": "site-1"}
+    (here, shared), (exchanged, shared_too) = found.values()
+    assert shared == shared_too
+    assert here["teacher_hps"].keys() == {"site-1"}
+    assert exchanged["teacher_hps"].keys() == {"site-2"}
+    assert here == {stage: {there[name]: of for name, of in figures.items()} for stage, figures in exchanged.items()}
 
 
 def test_a_study_that_shares_nothing_keeps_every_sites_own_networks(federate: Federate) -> None:
