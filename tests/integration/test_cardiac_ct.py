@@ -47,13 +47,22 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = (), patience: int = 800) -> dict[str, Any]:
-    """The record of a finished call of `fedmedseg simulate`."""
-    command = [sys.executable, "-m", "fedmedseg", "simulate", "cardiac_ct", "-w", str(workspace), *options]
+    """The record of a finished call of `fedmedseg simulate`, and the bytes of its largest process."""
+    command = [sys.executable, "-c", LARGEST, sys.executable, "-m", "fedmedseg"]
+    command += ["simulate", "cardiac_ct", "-w", str(workspace), *options]
     for change in changes:
         command += ["--set", change]
     done = subprocess.run(command, text=True, capture_output=True, timeout=patience, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads((workspace / "server" / "simulate_job" / "report" / "run.json").read_text()))
+    record = json.loads((workspace / "server" / "simulate_job" / "report" / "run.json").read_text())
+    return {**record, "largest_process": int(done.stdout.splitlines()[-1]) * 1024}
+
+
+LARGEST = (
+    "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+)
+"""Runs a command and prints the resident memory of the largest process under it, in KiB."""
 
 
 def rounds(record: dict[str, Any], stage: str) -> list[dict[str, Any]]:
@@ -127,7 +136,8 @@ def test_a_stage_runs_alone_from_an_earlier_runs_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
-    """CNN and transformer mark calcification at least 0.25 Dice better, over the sites, than the untrained network."""
+    """CNN and transformer mark calcification at least 0.25 Dice better, over the sites, than the untrained network; no
+    process is larger than 4 GB."""
     record = simulate(tmp_path / "w", "-n", "3", "-t", "3", patience=880)
     (evaluation,) = rounds(record, "evaluation")
     dice = {
@@ -135,3 +145,4 @@ def test_the_shipped_study_keeps_its_floor(tmp_path: Path) -> None:
         for model in ("cnn", "student", "untrained")
     }
     assert min(dice["cnn"], dice["student"]) >= dice["untrained"] + 0.25, dice
+    assert 3e8 < record["largest_process"] < 4e9
