@@ -90,17 +90,19 @@ METHODS: dict[str, tuple[str, Method]] = {
 }
 """System, presets and settings of each method."""
 PROBES: dict[str, tuple[str, Method]] = {
-    name: ("fcl", ([], {"fcl": {"starts": ["shared"], **changes}}))
+    name: ("fcl", ([], merged({"fcl": {"starts": ["shared"]}}, changes)))
     for name, changes in {
-        "fcl_fp16": {"transport": "fp16"},
-        "fcl_int8": {"transport": "int8"},
-        "fcl_noise": {"noise": {"sigma": 0.1}},
-        "no_matching": {"structural": False, "warmup_rounds": 5},
-        "no_other_volumes": {"positives": "view"},
-        "exclude_same_partition": {"denominator": "exclude_same_partition"},
+        "fcl_fp16": {"fcl": {"transport": "fp16"}},
+        "fcl_int8": {"fcl": {"transport": "int8"}},
+        "fcl_noise": {"fcl": {"noise": {"sigma": 0.1}}},
+        "no_matching": {"fcl": {"structural": False, "warmup_rounds": 5}},
+        "no_other_volumes": {"fcl": {"positives": "view"}},
+        "exclude_same_partition": {"fcl": {"denominator": "exclude_same_partition"}},
+        "longer": {"stages": {"pretraining": {"rounds": 90}}},
+        "slow_encoder": {"segmentation": {"encoder_rate_factor": 0.1}},
     }.items()
 }
-"""What a thinner wire and noise cost, and each idea of FCL left out; at FCL's own rate."""
+"""What a thinner wire and noise cost, each idea of FCL left out, and what it might lack; at FCL's own rate."""
 ALONE = frozenset({"local_contrastive"})
 """Methods that pretrain without a server."""
 BASELINE = "random"
@@ -119,6 +121,8 @@ NAMES = {
     "no_matching": "FCL without structural matching",
     "no_other_volumes": "FCL, the second view alone as local positive",
     "exclude_same_partition": "FCL, no negatives of the same part",
+    "longer": "FCL, three times the rounds",
+    "slow_encoder": "FCL, a tenth of the rate for the encoder at first",
 }
 
 

@@ -63,7 +63,14 @@ def test_every_method_is_what_it_is_called(worth: ModuleType) -> None:
 
 
 def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
-    of = {name: study(worth, name).wing for name in worth.PROBES}
+    studies = {name: study(worth, name) for name in worth.PROBES}
+    assert {name: one.stages["pretraining"].rounds for name, one in studies.items()} == {
+        name: 90 if name == "longer" else 30 for name in worth.PROBES
+    }
+    assert {name: one.segmentation.encoder_rate_factor for name, one in studies.items()} == {
+        name: 0.1 if name == "slow_encoder" else 1.0 for name in worth.PROBES
+    }
+    of = {name: one.wing for name, one in studies.items()}
     assert (of["fcl_fp16"].transport, of["fcl_int8"].transport) == ("fp16", "int8")
     assert of["fcl_noise"].noise.sigma == 0.1
     assert (of["no_matching"].structural, of["no_matching"].exchange) == (False, True)
