@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 import fedmedseg
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
 from fedmedseg.core.config import MOST_SITES
 from fedmedseg.core.errors import ConfigurationError
@@ -198,34 +198,37 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
     console.print(table)
-    data = experiment.data
+    data, job = experiment.data, shlex.quote(str(out))
     site_file = f"each site's own file names a data list for the role {' or '.join(map(repr, data.roles))}"
-    if data.phantom is None:
-        lines = [f"data: {site_file}, in the simulator too"]
-        trial = f"fedmedseg simulate {shlex.quote(str(out))} --sites FOLDER_OF_SITE_FILES"
-        where = ", and site files in its folder sites"
-    else:
+    drawn, plain = data.phantom is not None, experiment.federation.encryption == "none"
+    workspace = workspace_beside(out, f"{out.resolve().name}-trial")
+    if drawn:
         lines = [
             f"data: in a federation {site_file}; without it the site fails with that reason. data.phantom is read by "
             "the simulator alone, for sites without a file (--without-phantoms leaves it out)",
         ]
-        trial = f"fedmedseg simulate {shlex.quote(str(out))} -n {min_clients}"
-        where = ""
-    if experiment.federation.encryption == "none":
-        lines += [
-            f"try it:    {trial}",
-            f"or:        nvflare simulator {shlex.quote(str(out))} -n {min_clients}   "
-            f"(with simulator_workspace/local as in this project's folder{where})",
-        ]
     else:
-        lines += [
+        lines = [f"data: {site_file}, in the simulator too"]
+        trial = f"fedmedseg simulate {job} --sites FOLDER_OF_SITE_FILES -w {shlex.quote(str(workspace))}"
+        lines += [f"try it:    {trial}"] if plain else []
+    if plain:
+        where = "" if drawn else ", and site files in its folder sites"
+        lines.append(
+            f"or:        nvflare simulator {job} -n {min_clients}   "
+            f"(with simulator_workspace/local as in this project's folder{where})"
+        )
+    else:
+        lines.append(
             "encrypted: server and sites need kits with keys (EncryptionBuilder in project.yml) and the extra he; the "
-            "simulator has neither",
-            f"try it:    fedmedseg federation {shlex.quote(str(out))} --sites {min_clients} --out FOLDER",
-        ]
-    lines.append(f"submit it: nvflare job submit -j {shlex.quote(str(out))} --startup-kit KIT")
+            "simulator has neither"
+        )
+    lines.append(f"submit it: nvflare job submit -j {job} --startup-kit KIT")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if drawn and plain:
+        next_step("fedmedseg", "simulate", out, "-n", min_clients, "-w", workspace)
+    elif drawn:
+        next_step("fedmedseg", "federation", out, "--sites", min_clients, "--out", workspace)
 
 
 def _facts(study: Study, min_clients: int) -> dict[str, str]:

@@ -30,7 +30,7 @@ from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
-from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.errors import ConfigurationError, Reason, choose
 from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
@@ -91,12 +91,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.experiment = load_experiment(experiment_file)
         contracts: dict[str, StageContract] = system_module(self.experiment.system, "plan").stages(self.experiment)
         if stage not in contracts:
-            guess = nearest(stage, contracts)
             raise ConfigurationError(
                 "config_fed_server.json: workflows.stage",
                 got=repr(stage),
                 expected=f"one of {', '.join(contracts)}",
-                remedy=f"write {guess!r}" if guess else "",
+                remedy=choose(stage, contracts),
             )
         self.contract, self._contracts = contracts[stage], contracts
         self._stages = len(contracts)
