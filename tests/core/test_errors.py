@@ -47,7 +47,5 @@ def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str |
         (7, ["2", "3"], "write one of 2, 3"),
     ],
 )
-def test_a_choice_is_mended_with_the_nearest_word_and_all_of_them(
-    name: object, known: list[str], remedy: str
-) -> None:
+def test_a_choice_is_mended_with_the_nearest_word_and_all_of_them(name: object, known: list[str], remedy: str) -> None:
     assert choose(name, known) == remedy

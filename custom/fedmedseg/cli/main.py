@@ -15,6 +15,7 @@ from fedmedseg.cli.encoder import encoder_app
 from fedmedseg.cli.federation import federation
 from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
+from fedmedseg.cli.init import init
 from fedmedseg.cli.job import job
 from fedmedseg.cli.preflight import preflight
 from fedmedseg.cli.resume import resume
@@ -22,6 +23,7 @@ from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(init)
 app.command()(simulate)
 app.command()(job)
 app.command()(federation)

@@ -56,9 +56,7 @@ def find_preset(system: str, name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known: dict[str, Path] = {}
-    for root in reversed(bundle_roots()):
-        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+    known = presets_of(system)
     if name not in known:
         raise ConfigurationError(
             "preset",
@@ -67,6 +65,14 @@ def find_preset(system: str, name: str) -> Path:
             remedy=choose(name, sorted(known)),
         )
     return known[name]
+
+
+def presets_of(system: str) -> dict[str, Path]:
+    """The system's presets by name."""
+    known: dict[str, Path] = {}
+    for root in reversed(bundle_roots()):
+        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+    return dict(sorted(known.items()))
 
 
 def presets_for_role(system: str, role: str) -> list[str]:
