@@ -85,6 +85,12 @@ class Steps:
             errors.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+def example(*lines: str) -> str:
+    """The end of a command's help: calls as they are typed, which a test reads and the cheap of which it runs."""
+    # click wraps a paragraph unless a line with this mark stands before it
+    return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
+
+
 def progress_bar() -> Steps:
     """The display of one long piece of work."""
     return Steps()

@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors, next_step, progress_bar, workspace_beside
+from fedmedseg.cli.console import console, example, friendly_errors, next_step, progress_bar, workspace_beside
 from fedmedseg.core.config import PhantomSection, systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import find_job, presets_for_role, read_settings
@@ -30,7 +30,12 @@ ROLES = {
 DEFAULT_SITES = 4
 
 
-@data_app.command("import")
+@data_app.command(
+    "import",
+    epilog=example(
+        "fedmedseg data import decathlon downloads/hippocampus --out runs/hippocampus --sites 4 --by volume"
+    ),
+)
 def import_set(
     importer: Annotated[
         str,
@@ -161,7 +166,7 @@ def import_set(
         )
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data check runs/hippocampus/sites/site-1.yaml"))
 def check(
     path: Annotated[Path, typer.Argument(help="A data list (JSON) or a site file (YAML).")],
     job: Annotated[
@@ -204,7 +209,7 @@ def check(
         raise typer.Exit(1)
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data folds runs/hippocampus/sites --out runs/folds --folds 3"))
 def folds(
     sites: Annotated[Path, typer.Argument(help="Folder of site files (<site>.yaml), as an import writes it.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the folds.")],
@@ -224,7 +229,7 @@ def folds(
         console.print(str(folder), highlight=False, soft_wrap=True)
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data phantoms cine_mr --out runs/phantoms --sites 3"))
 def phantoms(
     family: Annotated[str, typer.Argument(help="cine_mr, late_enhancement_mr, abdominal_ct or cardiac_ct.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
