@@ -25,6 +25,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from fedmedseg.core import live
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.kit import open_kit
 
@@ -187,6 +188,31 @@ def wait(
         if end is not None and time.monotonic() > end:
             raise TimeoutError(f"job {job_id} is {status_of(meta)} after {timeout:g} s")
         time.sleep(POLL_SECONDS)
+
+
+def live_status(open_session: Session, job_id: str) -> Mapping[str, Any] | None:
+    """What a running study tells of itself (``core.live``), or None before its first round and after its last.
+
+    Raises:
+        ConfigurationError: this administrator may not look on, or the server answers no more.
+    """
+    with _told_with_a_remedy(job_id):
+        try:
+            found = open_session.show_stats(job_id, "server")
+        except JobNotRunning:
+            return None
+    said = found.get("server", {}).get(live.GROUP) if isinstance(found, Mapping) else None
+    return said if isinstance(said, Mapping) else None
+
+
+def last_seen(open_session: Session) -> dict[str, float]:
+    """Site -> when the server last heard of it, in seconds since 1970 by the server's clock.
+
+    Raises:
+        ConfigurationError: the server answers no more.
+    """
+    with _told_with_a_remedy("sites"):
+        return {one.name: float(one.last_connect_time) for one in open_session.get_connected_client_list()}
 
 
 def abort(open_session: Session, job_id: str, *, patience: float = 30.0) -> None:
