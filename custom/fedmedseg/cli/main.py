@@ -16,6 +16,7 @@ from fedmedseg.cli.federation import federation
 from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
 from fedmedseg.cli.job import job
+from fedmedseg.cli.predict import predict
 from fedmedseg.cli.preflight import preflight
 from fedmedseg.cli.resume import resume
 from fedmedseg.cli.simulate import simulate
@@ -26,6 +27,7 @@ app.command()(simulate)
 app.command()(job)
 app.command()(federation)
 app.command()(resume)
+app.command()(predict)
 app.command()(preflight)
 app.command("site-policy")(site_policy)
 app.command()(audit)
