@@ -186,7 +186,7 @@ def test_a_runs_shared_model_is_enough_where_it_is_a_whole_network(place: Place)
         (lambda p: [p.model, p.images, p.root / "x.nii.gz"], "a file, for 2 images"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED"], "both frames"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_EX"], "write 'p1_E"),
-        (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_ES", "--cavity", "x"], "left ventricle, wall"),
+        (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_ES", "--cavity", "x"], "ventricle, wall"),
         (lambda p: [p.model, p.images, p.out, "--network", "cnn"], "--network: got cnn"),
         (lambda p: [p.model, p.images, p.out, "--start", "scratch"], "--start: got scratch"),
         (lambda p: [p.model, p.images, p.out, "--heart", p.images], "sees the image alone"),

@@ -140,6 +140,8 @@ def test_the_shared_model_lies_in_the_run_folder_for_whoever_wants_it(
     assert saved is not None
     assert (saved["system"], saved["study"], saved["experiment"]) == ("toy", "toy-study", persistor.experiment.digest)
     assert content_sha256(saved["tensors"]) == content_sha256(last)
+    # whoever has the file alone can build the study's networks
+    assert parse_experiment(saved["settings"]).digest == persistor.experiment.digest
 
 
 def state_file(persistor: SharedModelPersistor) -> Path:
