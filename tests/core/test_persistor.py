@@ -16,6 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 
 from fedmedseg.core import checkpoint, persistor, state
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.persistor import SharedModelPersistor

@@ -12,6 +12,7 @@ from fedmedseg.cli.audit import audit
 from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
+from fedmedseg.cli.export import export
 from fedmedseg.cli.federation import federation
 from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
@@ -28,6 +29,7 @@ app.command()(job)
 app.command()(federation)
 app.command()(resume)
 app.command()(predict)
+app.command()(export)
 app.command()(preflight)
 app.command("site-policy")(site_policy)
 app.command()(audit)

@@ -1,4 +1,4 @@
-"""What a model file on the command line is, and the predictor that follows from it."""
+"""What a model file on the command line is, and the predictor or export that follows from it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from fedmedseg.cardiac_ct.foundation import Foundation
+    from fedmedseg.export.network import Exportable
     from fedmedseg.segmentation.models import InferenceModel
     from fedmedseg.segmentation.prediction import Predictor
 
@@ -68,13 +69,39 @@ def open_predictor(
     model = open_model(path, start=start)
     if isinstance(model, InferenceModel):
         if network is not None:
-            raise ConfigurationError(
-                "--network", got=network, expected=f"nothing for a model of {model.system}", remedy="leave it out"
-            )
+            raise _unread("--network", network, model)
         return SegmentationPredictor(model=model, device=device, flips=flips)
     from fedmedseg.cardiac_ct.prediction import TaskPredictor
 
     return TaskPredictor(foundation=model, device=device, which=network, flips=flips)
+
+
+def open_exportable(
+    path: Path,
+    *,
+    network: Literal["student", "cnn"] | None = None,
+    task: str | None = None,
+    start: str | None = None,
+) -> Exportable:
+    """The network of a model file, to be handed on. Raises as ``open_predictor`` does."""
+    from fedmedseg.export.network import exportable
+    from fedmedseg.segmentation.models import InferenceModel
+
+    model = open_model(path, start=start)
+    if isinstance(model, InferenceModel):
+        for option, given in (("--network", network), ("--task", task)):
+            if given is not None:
+                raise _unread(option, given, model)
+        return exportable(model)
+    from fedmedseg.cardiac_ct.exporting import exportable as of_task
+
+    return of_task(model, which=network, task=task)
+
+
+def _unread(option: str, given: str, model: InferenceModel) -> ConfigurationError:
+    return ConfigurationError(
+        option, got=given, expected=f"nothing for a model of {model.system}", remedy="leave it out"
+    )
 
 
 def _refuse_start(start: str | None) -> None:

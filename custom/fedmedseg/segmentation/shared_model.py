@@ -9,7 +9,7 @@ import torch
 
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.segmentation.models import InferenceModel, load_tensors
+from fedmedseg.segmentation.models import InferenceModel, describe, load_tensors
 from fedmedseg.segmentation.stages import is_federated, network_of
 from fedmedseg.segmentation.starts import initial_network
 
@@ -47,6 +47,7 @@ def from_shared(tree: Mapping[str, Any], *, source: str, start: str | None = Non
         system=experiment.system,
         start=name,
         experiment=experiment.digest,
+        settings=describe(experiment, name),
     )
 
 
