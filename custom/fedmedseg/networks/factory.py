@@ -57,11 +57,11 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
     if isinstance(network, BasicUNetSection):
         return _basic_unet(data, network)
     kind, arguments = stock(data, network)
-    model: nn.Module = getattr(nets, kind)(**arguments)
+    model: Any = getattr(nets, kind)(**arguments)
     if isinstance(network, UNETRSection):
         for block in model.vit.blocks:
             # UNETR does not pass the option on; without dropout it is the same sum in one kernel
-            block.attn.use_flash_attention = True  # type: ignore[union-attr]
+            block.attn.use_flash_attention = True
     return model
 
 
