@@ -50,7 +50,8 @@ def predict(
 ) -> None:
     """Write one label map of a volume, each organ from the models that know it."""
     from fedmedseg.data.checks import CaseRejected
-    from fedmedseg.segviz.fusion import fused_prediction, write_label_map
+    from fedmedseg.data.label_files import write_label_map
+    from fedmedseg.segviz.fusion import fused_prediction
 
     with friendly_errors():
         _new_file(out, force=force, endings=(".nii.gz", ".nii"))

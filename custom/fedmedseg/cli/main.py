@@ -12,12 +12,14 @@ from fedmedseg.cli.audit import audit
 from fedmedseg.cli.console import console, example
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
+from fedmedseg.cli.export import export
 from fedmedseg.cli.federation import federation
 from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
 from fedmedseg.cli.init import init
 from fedmedseg.cli.job import job
 from fedmedseg.cli.monitor import monitor
+from fedmedseg.cli.predict import predict
 from fedmedseg.cli.preflight import preflight
 from fedmedseg.cli.resume import resume
 from fedmedseg.cli.simulate import simulate
@@ -49,6 +51,14 @@ COMMANDS = {
         resume,
         ["fedmedseg resume 3f1c8a52-7d0e-4a1b-9c55-0d6f2b8e4a10 --startup-kit kits/lead@example.org"],
     ),
+    "predict": (
+        predict,
+        [
+            "fedmedseg predict models/shared.safetensors scans/ predictions/",
+            "fedmedseg predict models/shared.safetensors scan.nii.gz scan_labels.nii.gz --flips",
+        ],
+    ),
+    "export": (export, ["fedmedseg export models/shared.safetensors --to monai-bundle --out bundle"]),
     "preflight": (preflight, ["fedmedseg preflight kits/hospital-1 --experiment fedata"]),
     "site-policy": (site_policy, ["fedmedseg site-policy --check kits/hospital-1"]),
     "audit": (audit, ["fedmedseg audit kits/hospital-1 --verify"]),
