@@ -9,6 +9,7 @@ import typer
 import fedmedseg
 from fedmedseg.cli.approval import approval
 from fedmedseg.cli.audit import audit
+from fedmedseg.cli.compare import compare
 from fedmedseg.cli.console import console
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
@@ -23,6 +24,7 @@ from fedmedseg.cli.site_policy import site_policy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(simulate)
+app.command()(compare)
 app.command()(job)
 app.command()(federation)
 app.command()(resume)
