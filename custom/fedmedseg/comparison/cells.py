@@ -189,7 +189,7 @@ def known_methods(comparison: Comparison, names: Sequence[str] | None) -> list[s
     """
     for name in names or ():
         if name not in comparison.section.methods:
-            raise ConfigurationError("--methods", got=name, expected=f"of {', '.join(comparison.section.methods)}")
+            raise ConfigurationError("--method", got=name, expected=f"of {', '.join(comparison.section.methods)}")
     return list(names) if names else None
 
 

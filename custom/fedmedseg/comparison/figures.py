@@ -88,7 +88,7 @@ def draw_labels(comparison: Comparison, groups: Groups) -> Figure | None:
         ]
         if points:
             x, y = zip(*sorted(points), strict=True)
-            style = {"color": SITE_COLOURS[place % len(SITE_COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            style = _style(place)
             axes.plot(x, y, linewidth=1.6, label=method.label or name, **style)
     what = "labelled patients a site" if levels[0].kind == "patients" else "share of the labels"
     axes.set(xlabel=what, ylabel=UNITS["dice"])
@@ -103,10 +103,16 @@ def draw_megabytes(groups: Groups, titles: Mapping[str, str]) -> Figure | None:
     drawn, _ = canvas(max(5.4, 3.6 * len(groups) + 1.6), 3.0, 1, len(groups))
     for axes, (labelled, every) in zip(drawn.axes, groups.items(), strict=True):
         for place, runs in enumerate(every):
-            style = {"color": SITE_COLOURS[place % len(SITE_COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            style = _style(place)
             moved = runs.cost("down") + runs.cost("up")
             axes.plot([moved], [runs.mean("dice")], linestyle="none", label=runs.label, **style)
         axes.set(xlabel="MB a site moved", ylabel=UNITS["dice"])
         axes.set_title(titles[labelled], loc="left", fontsize=9.5, fontweight="bold")
     drawn.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return drawn
+
+
+def _style(place: int) -> dict[str, str]:
+    """Colour and marker of the method in this place; those beyond the colours have another pair."""
+    turn, colour = divmod(place, len(SITE_COLOURS))
+    return {"color": SITE_COLOURS[colour], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)]}
