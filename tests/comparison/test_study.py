@@ -49,9 +49,10 @@ def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("methods.local.system", "fedavgg", ["methods.local: job", "write 'fedavg'"]),
         ("methods.fedavg.presets", ["fedbm"], ["methods.fedavg: preset", "write 'fedbn'"]),
         ("settings.segmentation.batchs", 3, ["methods.fedavg", "segmentation.batchs", "write 'batch'"]),
-        ("methods.fedavg.settings.fedavg.starts", ["personal", "continued"], ["methods.fedavg", "stages.fine_tuning.rounds"]),
+        ("methods.fedavg.settings.fedavg.starts", ["personal", "continued"],
+         ["methods.fedavg", "stages.fine_tuning.rounds"]),
         ("methods.fedavg.model", "shared", ["methods.fedavg.model", "got shared", "one of personal"]),
-        ("methods.local.settings.data.labels", {1: "heart"}, ["methods.local", "data.labels"]),
+        ("methods.local.settings.data.labels", {1: "heart"}, ["methods.fedavg", "data.labels"]),
         ("methods.local.settings.data.role", "lge", ["methods.fedavg", "data.role", "got cmr"]),
     ],
 )  # fmt: skip

@@ -104,7 +104,7 @@ def test_pairs_are_patients_that_count_under_both_and_holm_counts_the_whole_stud
     assert every[0].corrected == every[2].corrected == pytest.approx(0.375)
     assert every[1].corrected == pytest.approx(max(0.375, every[1].paired.p))
     text = markdown_text(comparison, grouped(comparison, results))
-    told = row(text, "central", 6)
+    told = row(text, "central", 7)
     assert (told["p (Holm)"], told["patients"], told["seeds"]) == ("0.38", "4", "1")
     assert "Less local, patient by patient:" in text
 
