@@ -9,6 +9,7 @@ import typer
 import fedmedseg
 from fedmedseg.cli.approval import approval
 from fedmedseg.cli.audit import audit
+from fedmedseg.cli.compare import compare
 from fedmedseg.cli.console import console, example
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
@@ -34,6 +35,10 @@ COMMANDS = {
             "fedmedseg simulate fedata -w runs/trial",
             "fedmedseg simulate fedata --preset sunnybrook --sites runs/sunnybrook/sites -w runs/fedata-sunnybrook",
         ],
+    ),
+    "compare": (
+        compare,
+        ["fedmedseg compare phantoms_small", "fedmedseg compare sunnybrook --sites runs/sunnybrook/sites --minutes 110"],
     ),
     "job": (
         job,
