@@ -38,7 +38,10 @@ COMMANDS = {
     ),
     "compare": (
         compare,
-        ["fedmedseg compare phantoms_small", "fedmedseg compare sunnybrook --sites runs/sunnybrook/sites --minutes 110"],
+        [
+            "fedmedseg compare phantoms_small",
+            "fedmedseg compare sunnybrook --sites runs/sunnybrook/sites --minutes 110",
+        ],
     ),
     "job": (
         job,
