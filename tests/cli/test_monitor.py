@@ -84,7 +84,7 @@ class Server:
     """A session with a server whose one job goes through ``statuses``, and that answers as the test says."""
 
     def __init__(self, *statuses: str, stats: Any = None) -> None:
-        self.statuses = list(statuses)
+        self.statuses, self.waits = list(statuses), 0
         self.stats = {"server": {"fedmedseg": STUDY}} if stats is None else stats
 
     def get_job_meta(self, job_id: str) -> dict[str, Any]:
@@ -97,7 +97,8 @@ class Server:
         return self.stats
 
     def wait(self, seconds: float) -> None:
-        assert len(self.statuses) > 1, "it goes on looking at a job whose status does not change any more"
+        self.waits += 1
+        assert self.waits < 9, "it goes on looking at a job that has ended"
 
     def get_connected_client_list(self) -> list[Any]:
         return [SimpleNamespace(name=name, last_connect_time=seen) for name, seen in SEEN.items()]

@@ -201,7 +201,8 @@ def live_status(open_session: Session, job_id: str) -> Mapping[str, Any] | None:
             found = open_session.show_stats(job_id, "server")
         except JobNotRunning:
             return None
-    said = found.get("server", {}).get(live.GROUP) if isinstance(found, Mapping) else None
+    server = found.get("server") if isinstance(found, Mapping) else None
+    said = server.get(live.GROUP) if isinstance(server, Mapping) else None
     return said if isinstance(said, Mapping) else None
 
 
