@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmedseg.comparison.study import Comparison
 from fedmedseg.comparison.tables import FIGURES, UNITS, Runs
@@ -112,7 +112,7 @@ def draw_megabytes(groups: Groups, titles: Mapping[str, str]) -> Figure | None:
     return drawn
 
 
-def _style(place: int) -> dict[str, str]:
+def _style(place: int) -> dict[str, Any]:
     """Colour and marker of the method in this place; those beyond the colours have another pair."""
     turn, colour = divmod(place, len(SITE_COLOURS))
     return {"color": SITE_COLOURS[colour], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)]}
