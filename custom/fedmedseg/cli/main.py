@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,7 @@ from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "init": (init, ["fedmedseg init heart --system fedata --sites hospital-1,hospital-2,hospital-3"]),
     "simulate": (
         simulate,
