@@ -141,6 +141,10 @@ def test_sites_are_dealt_out_anew_and_sites_missing_are_told(
     del content["data"]
     with pytest.raises(ConfigurationError, match=r"data.sites: got no folder.*--sites"):
         prepare_sites(read(content), role="cmr", work=tmp_path / "work")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "pool.yaml").touch()
+    with pytest.raises(ConfigurationError, match=r"pool.yaml: got a site called pool"):
+        prepare_sites(read(content), role="cmr", work=tmp_path / "work", sites=tmp_path / "named")
 
 
 def test_a_structure_nobody_has_has_no_mean_and_this_process_has_a_peak() -> None:

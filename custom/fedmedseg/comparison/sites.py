@@ -178,6 +178,13 @@ def _read_site_files(folder: Path | None) -> SiteFiles:
         )
     files: SiteFiles = {}
     for file in found:
+        if file.stem == POOL:
+            raise ConfigurationError(
+                f"data.sites: {file.name}",
+                got=f"a site called {POOL}",
+                expected="another name: so the site of central training is called",
+                remedy="rename the site's file",
+            )
         content = parse(SiteFile, read_yaml(file), source=file.name).model_dump(mode="json", exclude_none=True)
         for entry in content["datasets"].values():
             entry["list"] = str((file.parent / entry["list"]).resolve())
