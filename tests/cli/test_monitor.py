@@ -84,7 +84,7 @@ class Server:
     """A session with a server whose one job goes through ``statuses``, and that answers as the test says."""
 
     def __init__(self, *statuses: str, stats: Any = None) -> None:
-        self.statuses, self.waits = list(statuses), 0
+        self.statuses, self.waits, self.now, self.asked = list(statuses), 0, 0.0, 0
         self.stats = {"server": {"fedmedseg": STUDY}} if stats is None else stats
 
     def get_job_meta(self, job_id: str) -> dict[str, Any]:
@@ -92,12 +92,14 @@ class Server:
 
     def show_stats(self, job_id: str, target_type: str) -> Any:
         assert (job_id, target_type) == (JOB, "server"), "the server is asked, never a site"
+        self.asked += 1
         if isinstance(self.stats, Exception):
             raise self.stats
         return self.stats
 
     def wait(self, seconds: float) -> None:
         self.waits += 1
+        self.now += seconds
         assert self.waits < 9, "it goes on looking at a job that has ended"
 
     def get_connected_client_list(self) -> list[Any]:
@@ -116,7 +118,7 @@ def monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Monitor:
             yield server
 
         monkeypatch.setattr(admin, "session", session)
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=server.wait))
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=server.wait, monotonic=lambda: server.now))
         done = CliRunner().invoke(app, ["monitor", JOB, "--startup-kit", str(tmp_path), *options])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.exit_code, done.output.splitlines()
@@ -140,9 +142,19 @@ def test_it_follows_a_job_to_its_end_and_says_with_its_code_how_that_was(
 
 @pytest.mark.parametrize("stats", [JobNotRunning("x"), {}, {"server": {}}, {"server": "no reply"}, {"server": None}])
 def test_a_job_that_has_nothing_to_say_yet_is_shown_by_its_status(monitor: Monitor, stats: Any) -> None:
-    code, said = monitor(Server("SUBMITTED", stats=stats), "--once")
-    assert (code, said[0]) == (0, "job 3f1c8a52: SUBMITTED")
-    assert "    seen now" in said
+    code, said = monitor(Server("RUNNING", stats=stats), "--once")
+    assert (code, said[0]) == (0, "job 3f1c8a52: RUNNING")
+    assert "    seen lately" in said
+
+
+def test_only_a_running_job_is_asked_and_one_that_does_not_answer_yet_more_seldom(monitor: Monitor) -> None:
+    """The process of a job that is still loading logs an error for every question."""
+    waiting = Server("SUBMITTED", "DISPATCHED", admin.COMPLETED)
+    assert (monitor(waiting)[0], waiting.asked) == (0, 0)
+    loading = Server(*["RUNNING"] * 7, admin.COMPLETED, stats={})
+    assert (monitor(loading, "--every", "5")[0], loading.asked) == (0, 3), "at 0, 15 and 30 s"
+    running = Server(*["RUNNING"] * 7, admin.COMPLETED)
+    assert (monitor(running, "--every", "5")[0], running.asked) == (0, 7)
 
 
 def test_one_who_may_not_look_on_is_told_so(monitor: Monitor) -> None:

@@ -21,6 +21,10 @@ from fedmedseg.core.progress import clock
 NARROW = 72
 """Columns below which everything stands below one another."""
 SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_UNANSWERED = 15.0
+"""A server process that is still loading its job logs an error for every question: until then it is asked less."""
+PATIENCE = 20.0
+"""Seconds in which a job that is not found may appear: FLARE has none for a moment while it stores or moves it."""
 MOST_METRICS = 6
 STOPPED = 1
 
@@ -72,13 +76,17 @@ def monitor(
         with admin.session(startup_kit) as session:
 
             def looks() -> Iterator[View]:
+                unanswered = -SECONDS_UNANSWERED
                 while True:
-                    status = admin.status_of(admin.meta_of(session, job))
+                    status = admin.status_of(admin.meta_of(session, job, patience=PATIENCE))
                     if admin.has_ended(status):
                         yield View(job=job, status=status)
                         return
-                    told, seen = admin.live_status(session, job), admin.last_seen(session)
-                    yield View(job=job, status=status, study=told, seen=seen)
+                    told = None
+                    if status == admin.RUNNING and time.monotonic() - unanswered >= SECONDS_UNANSWERED:
+                        told = admin.live_status(session, job)
+                        unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
+                    yield View(job=job, status=status, study=told, seen=admin.last_seen(session))
                     if once:
                         return
                     time.sleep(every)
@@ -160,4 +168,4 @@ def _left(seconds: float | None) -> str:
 def _ago(seen: float | None, now: float | None) -> str:
     if seen is None:
         return "not lately"
-    return "now" if now is None else f"{clock(max(0.0, now - seen))} ago"
+    return "lately" if now is None else f"{clock(max(0.0, now - seen))} ago"

@@ -33,6 +33,7 @@ POLL_SECONDS = 1.0
 TRY_SECONDS = 15.0
 """How long one try to reach a server may take; more patience means more tries."""
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
+RUNNING = RunStatus.RUNNING.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
 NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
@@ -118,15 +119,25 @@ def submit(open_session: Session, job: Path) -> str:
             ) from None
 
 
-def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
+def meta_of(open_session: Session, job_id: str, *, patience: float = 0.0) -> Mapping[str, Any]:
     """What the server knows of a job.
+
+    ``patience``: seconds in which a job that is not found may still appear. FLARE hands out an id before it has stored
+    what it names, and a job it writes anew is not there for a moment.
 
     Raises:
         ConfigurationError: no such job, or another organisation's.
     """
+    end = time.monotonic() + patience
     with _told_with_a_remedy(job_id):
-        found: Mapping[str, Any] = open_session.get_job_meta(job_id)
-    return found
+        while True:
+            try:
+                found: Mapping[str, Any] = open_session.get_job_meta(job_id)
+                return found
+            except JobNotFound:
+                if time.monotonic() + POLL_SECONDS > end:
+                    raise
+                time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -180,8 +191,10 @@ def wait(
         TimeoutError: it still runs after ``timeout`` seconds.
     """
     end = None if timeout is None else time.monotonic() + timeout
+    patience = 0.0
     while True:
-        meta = meta_of(open_session, job_id)
+        meta = meta_of(open_session, job_id, patience=patience)
+        patience = TRY_SECONDS
         on_poll(meta)
         if has_ended(status_of(meta)):
             return meta
