@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
 import statistics
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.comparison.cells import AnyCell as Kept
+from fedmedseg.comparison.cells import digest_of
+from fedmedseg.comparison.sites import place_site
+from fedmedseg.comparison.tables import markdown
 from fedmedseg.core.in_process import InProcessFederation
-from fedmedseg.core.jobs import find_job, find_preset, merged, read_settings
+from fedmedseg.core.jobs import find_job, find_preset, read_settings
 from fedmedseg.core.schema import read_yaml
 from fedmedseg.reporting.paired import Paired, paired
 
+__all__ = ["digest_of", "markdown", "place_site"]
+"""What the studies share with `fedmedseg compare`."""
 HERE = Path(__file__).parent
 Method = tuple[list[str], dict[str, Any]]
 """Presets laid over a study's own settings, and changes laid over those."""
 
 
-class AnyCell(ABC):
+class AnyCell(Kept):
     """One method under one seed, or whatever else a study runs in one piece."""
 
-    @property
-    @abstractmethod
-    def file(self) -> Path:
-        """Where its result lies."""
-
-    @property
-    @abstractmethod
-    def key(self) -> str:
-        """Digest of all that its result depends on."""
-
-    def is_done(self) -> bool:
-        """Whether a result of exactly these settings is there."""
-        return self.file.is_file() and json.loads(self.file.read_text())["settings_sha256"] == self.key
-
-    def write(self, result: Mapping[str, Any], figure: float) -> None:
+    def write(self, result: Mapping[str, Any], figure: float) -> None:  # type: ignore[override]
         """Keep the result and say so, with its main figure."""
-        content = {**result, "settings_sha256": self.key}
-        write_atomic(self.file, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        super().write(result)
         print(f"{time.strftime('%H:%M:%S')} {self.file.parent.name}/{self.file.stem}: {figure:.3f}", flush=True)
-
-
-def digest_of(*parts: Any) -> str:
-    """SHA-256 of settings as they are written: a key that a later version adds does not change it, while whoever
-    changes what a setting does raises the study's revision, one of the parts."""
-    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()
 
 
 def study_file(system: str, study: str) -> dict[str, Any]:
@@ -87,16 +67,6 @@ def place_sites(sites: Path, workspace: Path, cache: Path) -> list[str]:
             data_set["list"] = str((file.parent / data_set["list"]).resolve())
         place_site(file.stem, content, workspace, cache)
     return [file.stem for file in files]
-
-
-def place_site(site: str, content: Mapping[str, Any], workspace: Path, cache: Path) -> None:
-    """Write one site's file, whose state and models lie beside the workspace."""
-    target = workspace / "local" / "sites"
-    target.mkdir(parents=True, exist_ok=True)
-    home = workspace.with_name(workspace.name + ".fedmedseg") / site
-    own = {"cache_dir": str((cache / site).resolve())}
-    own |= {key: str((home / key).resolve()) for key in ("state_dir", "models_dir")}
-    (target / f"{site}.yaml").write_text(yaml.safe_dump(merged(content, own)), encoding="utf-8")
 
 
 def run_token(cell: Any) -> str:
@@ -155,11 +125,6 @@ def site_cells(runs: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[
     worst = [min(dice_of(one["sites"][site]) for site in sites) for one in runs]
     means = with_spread([mean_dice(one) for one in runs])
     return [*(f"{value:.3f}" for value in per_site), means, f"{statistics.fmean(worst):.3f}"]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
-    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def difference(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> str:

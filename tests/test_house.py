@@ -17,7 +17,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 JOBS = sorted(path for path in (ROOT / "jobs").iterdir() if path.is_dir())
 BASE = {"core"}
 SHARED = {"segmentation", "networks", "data", "reporting"}
-OUTER = {"cli", "preflight", "privacy", "provisioning"}
+OUTER = {"cli", "comparison", "export", "preflight", "privacy", "provisioning"}
 WINGS = {path.parent.name for path in PACKAGE.glob("*/plan.py")}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 
@@ -145,12 +145,14 @@ def test_imports_point_one_way(path: Path) -> None:
     everything = BASE | SHARED | OUTER | WINGS
     forbidden = {
         **dict.fromkeys(BASE, everything - BASE),
-        **dict.fromkeys(SHARED, WINGS | {"cli"}),
-        **{wing: (WINGS - {wing}) | {"cli"} for wing in WINGS},
+        **dict.fromkeys(SHARED, WINGS | {"cli", "comparison"}),
+        **{wing: (WINGS - {wing}) | {"cli", "comparison"} for wing in WINGS},
+        "comparison": WINGS | OUTER - {"comparison"},
         # the filters read the site's own file
         "privacy": everything - BASE - {"privacy", "data"},
-        "provisioning": WINGS | {"cli", "preflight"},
-        "preflight": WINGS | {"cli"},
+        "provisioning": WINGS | {"cli", "comparison", "preflight"},
+        "preflight": WINGS | {"cli", "comparison"},
+        "export": WINGS | {"cli", "comparison"},
     }.get(part, set())
     assert not seen & forbidden
 
@@ -242,6 +244,16 @@ def test_every_preset_makes_a_valid_study_of_its_system() -> None:
         _, experiment = read_settings(find_job(preset.parent.name), [read_yaml(preset)])
         assert experiment.system == preset.parent.name
         assert preset.stem in experiment.study
+
+
+STUDIES = sorted((ROOT / "app_configs" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.stem)
+def test_every_study_of_a_comparison_is_valid_and_called_as_its_file(study: Path) -> None:
+    from fedmedseg.comparison.study import read_comparison
+
+    assert read_comparison(study).section.study == study.stem
 
 
 def test_no_document_holds_a_figure_still_to_be_filled_in() -> None:

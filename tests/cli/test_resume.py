@@ -64,9 +64,12 @@ def resume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Server]
         monkeypatch.setattr(admin, "POLL_SECONDS", 0.0)
         monkeypatch.setattr(module, "ENDING_SECONDS", 0.1)
         done = CliRunner().invoke(app, ["resume", OLD, "--startup-kit", str(tmp_path)])
+        next_line = f" next: fedmedseg monitor {NEW} --startup-kit {tmp_path}"
         # an error that nobody translated keeps its traceback
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.exit_code, " ".join(done.output.split())
+        said = " ".join(done.output.split())
+        assert said.endswith(next_line) == (done.exit_code == 0)
+        return done.exit_code, said.removesuffix(next_line)
 
     return call
 

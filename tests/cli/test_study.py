@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fedmedseg.cli.study import read_study
+from fedmedseg.cli.study import _blaming, read_study
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import system_module
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.jobs import CONFIG, write_job
+from fedmedseg.core.jobs import CONFIG, find_job, write_job
 from fedmedseg.core.start_file import START_FILE, tensors_of
 
 
@@ -145,3 +145,34 @@ def test_an_earlier_runs_model_travels_in_the_job_and_is_named_there(tmp_path: P
         write_job(fewer.folder, fewer.settings, tmp_path / "fewer", finish=fewer.place_files)
     with pytest.raises(ConfigurationError, match="unknown key 'start'"):
         read_study("segviz", None, None, None, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["segmentation.batch=x"], "--set segmentation.batch: got 'x'. Expected a valid integer"),
+        (["segmentation.batchs=3"], "--set segmentation.batchs: got an unknown key 'batchs'.*write 'batch'"),
+        (["compute.precision=fp8"], "--set compute.precision: got 'fp8'.*Remedy: write one of fp32, bf16, auto"),
+        (["network.name=unnet"], "--set network.name: got an unknown name 'unnet'.*write 'unet', or one of"),
+        (["segmentation={batch: 0}"], "--set segmentation: segmentation.batch: got 0"),
+        (["seed=3", "stages.training.rounds=2"], "--set stages.training.rounds: stages: got .*Expected exactly"),
+    ],
+)
+def test_a_wrong_change_is_told_as_one_of_its_option(changes: list[str], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{told}") as caught:
+        read_study("fedata", None, changes, None)
+    assert "experiment.yaml" not in str(caught.value)
+
+
+def test_what_is_wrong_without_any_change_is_told_as_the_files_own(tmp_path: Path) -> None:
+    wrong = preset(tmp_path, "wrong", "segmentation: {batch: 0}")
+    with pytest.raises(ConfigurationError, match=r"^experiment\.yaml: segmentation\.batch: got 0"):
+        read_study("fedata", [wrong], ["seed=3"], None)
+
+
+def test_a_check_that_names_another_setting_is_told_with_all_that_was_changed() -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"^--set seed=3, --set a\.b=1: fedata\.mask_unit: got 12\.$"),
+        _blaming(("seed=3", "a.b=1"), find_job("fedata"), []),
+    ):
+        raise ConfigurationError("fedata.mask_unit", got=12)

@@ -48,6 +48,7 @@ TOY = {
             "testing": StageContract(sends="nothing", returns="metrics", metrics=("dice/*", "cases")),
         },
         initial_shared=lambda experiment: {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 2)},
+        work=lambda experiment: {"training": 4, "tuning": 2, "testing": 1},
     ),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, nearest
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, choose, nearest
 
 
 def test_the_message_tells_field_got_expected_and_remedy() -> None:
@@ -35,3 +35,17 @@ def test_reason_codes_are_their_own_names() -> None:
 )
 def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str | None) -> None:
     assert nearest(name, iter(["fedata", "fcl", "segviz"])) == guess
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "remedy"),
+    [
+        ("fp8", ["fp32", "bf16", "auto"], "write one of fp32, bf16, auto"),
+        ("fedatta", ["fedata", "fcl"], "write 'fedata', or one of fedata, fcl"),
+        ("x", ["toy"], "write 'toy'"),
+        ("x", [], ""),
+        (7, ["2", "3"], "write one of 2, 3"),
+    ],
+)
+def test_a_choice_is_mended_with_the_nearest_word_and_all_of_them(name: object, known: list[str], remedy: str) -> None:
+    assert choose(name, known) == remedy

@@ -20,6 +20,7 @@ from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.robust import Survey
+from fedmedseg.core.wire import Part
 
 Given = list[tuple[str, int, str, list[str]]]
 
@@ -44,7 +45,9 @@ def federate(
 ) -> Callable[..., tuple[InProcessFederation, Given, list[int]]]:
     """federate(threads=1): two sites of the toy study, what they are given, and the threads they had."""
 
-    def make(threads: int = 1, *, needs_approval: bool = False) -> tuple[InProcessFederation, Given, list[int]]:
+    def make(
+        threads: int = 1, *, needs_approval: bool = False, participation: float = 1.0, **changes: Any
+    ) -> tuple[InProcessFederation, Given, list[int]]:
         given: Given = []
         seen: list[int] = []
 
@@ -56,7 +59,7 @@ def federate(
 
         real = in_process._class
         monkeypatch.setattr(in_process, "_class", lambda path: Executor if path == "toy.Executor" else real(path))
-        experiment_file.write_text(yaml.safe_dump({**settings, "compute": {"threads": threads}}))
+        experiment_file.write_text(yaml.safe_dump({**settings, "compute": {"threads": threads}, **changes}))
         client = {"executors": [{"tasks": ["training", "tuning", "testing"], "executor": {"path": "toy.Executor"}}]}
         rule = {"id": "rule", "path": "fedmedseg.core.aggregator.SharedKeysAggregator"}
         flows = [{"args": {"stage": stage, "aggregator_id": "rule"}} for stage in ("training", "tuning", "testing")]
@@ -64,7 +67,10 @@ def federate(
         (folder / "config_fed_client.json").write_text(json.dumps(client))
         (folder / "config_fed_server.json").write_text(json.dumps({"workflows": flows, "components": [rule]}))
         job = folder.parents[1]
-        return InProcessFederation(job=job, workspace=tmp_path / "w", sites=["b", "a"], run="one"), given, seen
+        federation = InProcessFederation(
+            job=job, workspace=tmp_path / "w", sites=["b", "a"], run="one", participation=participation
+        )
+        return federation, given, seen
 
     return make
 
@@ -112,6 +118,37 @@ def test_the_sites_compute_with_the_threads_of_their_study(federate: Callable[..
 def test_a_site_whose_people_decide_is_refused_where_nobody_asks_them(federate: Callable[..., Any]) -> None:
     federation, given, _ = federate(needs_approval=True)
     with pytest.raises(ConfigurationError, match=r"a: approval: got each_job.*use the simulator"):
+        federation.run_stage("training")
+    assert given == []
+
+
+def test_where_half_take_part_each_round_asks_one_site_and_adds_its_changes_alone(
+    federate: Callable[..., Any], shared: dict[str, torch.Tensor]
+) -> None:
+    federation, given, _ = federate(participation=0.5)
+    rounds = federation.run_stage("training")
+    assert [number for _, number, _, _ in given] == [0, 1]
+    assert {site for site, *_ in given} == {"a", "b"}
+    assert [list(one) for one in rounds] == [[site] for site, *_ in given]
+    assert all(torch.equal(federation.shared[name], tensor + 2) for name, tensor in shared.items())
+    # a stage whose replies are figures alone asks everybody
+    assert federation._asked("testing", 0) == ["a", "b"]
+
+
+def test_too_few_for_a_robust_rule_are_refused_before_a_round(federate: Callable[..., Any]) -> None:
+    robust = {"robust": {"rule": "median"}, "quorum": 0.5}
+    federation, given, _ = federate(participation=0.5, federation=robust)
+    with pytest.raises(ConfigurationError, match=r"participation in training: got 1 of 2 .*at least 3 for median"):
+        federation.run_stage("training")
+    assert given == []
+
+
+def test_a_stage_that_builds_on_its_first_round_needs_everybody(
+    with_contract: Callable[..., Any], federate: Callable[..., Any]
+) -> None:
+    with_contract("training", sent_later=Part(within=("a",)))
+    federation, given, _ = federate(participation=0.5)
+    with pytest.raises(ConfigurationError, match=r"participation in training.*Expected all of them"):
         federation.run_stage("training")
     assert given == []
 

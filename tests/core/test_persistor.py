@@ -16,6 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 
 from fedmedseg.core import checkpoint, persistor, state
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.persistor import SharedModelPersistor
@@ -140,6 +141,8 @@ def test_the_shared_model_lies_in_the_run_folder_for_whoever_wants_it(
     assert saved is not None
     assert (saved["system"], saved["study"], saved["experiment"]) == ("toy", "toy-study", persistor.experiment.digest)
     assert content_sha256(saved["tensors"]) == content_sha256(last)
+    # whoever has the file alone can build the study's networks
+    assert parse_experiment(saved["settings"]).digest == persistor.experiment.digest
 
 
 def state_file(persistor: SharedModelPersistor) -> Path:

@@ -31,6 +31,8 @@ class Vit(Strict):
 class Item(Strict):
     path: str
     share: float = Field(1.0, gt=0, le=1)
+    kind: Literal["plain", "round"] = "plain"
+    dims: Literal[2, 3] = 3
 
 
 class Study(Strict):
@@ -88,6 +90,13 @@ def test_settings_are_a_mapping(content: Any) -> None:
         ({"quorum": -1}, ["experiment.yaml: quorum:", "got -1", "greater than 0"]),
         ({"items": {"a": {"path": "p", "shares": 1}}}, ["items.a.shares", "write 'share'"]),
         ({"items": {"a": {}}}, ["items.a.path:", "field required"]),
+        (
+            {"lists": [{"path": "p", "kind": "rond"}]},
+            ["lists.0.kind: got 'rond'. Expected 'plain' or 'round'. Remedy: write 'round', or one of plain, round."],
+        ),
+        ({"lists": [{"path": "p", "kind": 7}]}, ["lists.0.kind: got 7.", "Remedy: write one of plain, round."]),
+        ({"lists": [{"path": "p", "dims": 4}]}, ["lists.0.dims: got 4. Expected 2 or 3. Remedy: write one of 2, 3."]),
+        ({"quorum": "alll"}, ["quorum: got 'alll'. Expected 'all'; or a valid integer."]),
         ({"lists": [{"path": "p"}, {"path": "p", "share": 2}]}, ["lists.1.share:", "got 2"]),
         ({"rounds": 0, "zzz": 1}, ["rounds:", "1 more after this one"]),
         ({"network": {"name": "vit", "heads": 5}}, ["experiment.yaml: network.heads: got 5. Expected an even number."]),

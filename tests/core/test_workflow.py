@@ -23,6 +23,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.workflows import scatter_and_gather
+from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
@@ -728,3 +729,36 @@ def test_a_message_refused_unread_is_noted_once_a_round_and_counts_against_nobod
     assert record["sites"]["site-1"]["reason"] == reason
     assert record["refusals"] == [{"site": one, "reason": reason} for one in ("site-1", "site-3", "somebody")]
     assert [call.kwargs["who"] for call in audit.call_args_list] == ["site-1", "site-3", "somebody"]
+
+
+def looked_at(stage: Federation, fl_ctx: FLContext) -> dict[str, Any] | None:
+    """What somebody hears who asks FLARE for the job's statistics now."""
+    collector = GroupInfoCollector()
+    fl_ctx.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, private=True, sticky=False)
+    stage.flow.handle_event(InfoCollector.EVENT_TYPE_GET_STATS, fl_ctx)
+    return collector.info.get("fedmedseg")
+
+
+def test_a_running_stage_tells_those_who_look_on_how_its_sites_stand_and_another_tells_nothing(
+    federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch, context: Callable[..., FLContext]
+) -> None:
+    stage = federation(quorum=1)
+    assert looked_at(stage, context("server")) is None, "nothing was sent yet"
+    heard: list[Any] = []
+
+    def while_others_work(honest: Shareable) -> Shareable:
+        stage.flow._phase = AppConstants.PHASE_TRAIN
+        heard.append(looked_at(stage, context("server")))
+        return honest
+
+    stage.round(monkeypatch, site_1=[nan], site_2=[while_others_work])
+    (told,) = heard
+    assert told["sites"] == {"site-1": "NOT_FINITE", "site-2": "at work", "site-3": "at work"}
+    assert (told["stage"], told["round"], told["left"], told["metrics"]) == ("training", 0, None, {})
+    finish(stage, context("server"))
+    after = looked_at(stage, context("server"))
+    assert after is not None
+    assert set(after["sites"].values()) == {"NOT_FINITE", "replied"}
+    assert after["left"] is not None
+    stage.flow._phase = AppConstants.PHASE_FINISHED
+    assert looked_at(stage, context("server")) is None

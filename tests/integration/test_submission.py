@@ -22,6 +22,7 @@ from fedmedseg.provisioning.loopback import LoopbackFederation
 ROOT = Path(__file__).parents[2]
 SITES = ("site-1", "site-2", "site-3")
 LEAD = "lead@hospital-two.example.org"
+MEMBER = "member@hospital-three.example.org"
 BIN = Path(sys.executable).parent
 JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 TINY = (
@@ -105,6 +106,38 @@ def test_by_flares_commands(federation: LoopbackFederation, job: Path, tmp_path:
     nvflare(federation, "job", "download", job_id, "-o", str(tmp_path / "results"))
     (workspace,) = (tmp_path / "results").rglob("workspace")
     check(workspace, job)
+
+
+@pytest.mark.slow
+def test_a_running_job_is_followed_to_its_end(federation: LoopbackFederation, job: Path, tmp_path: Path) -> None:
+    """By the member of a third hospital, who may look on and nothing else, in a log and in a narrow terminal."""
+    said = nvflare(federation, "job", "submit", "-j", str(copy_of(job, tmp_path)))
+    command = [str(BIN / "fedmedseg"), "monitor", re.findall(JOB_ID, said)[0], "--startup-kit"]
+    followed = subprocess.Popen(
+        [*command, str(federation.kits / LEAD), "--every", "1"],
+        env=federation.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    looks: list[str] = []
+    try:
+        while followed.poll() is None:
+            looked = subprocess.run(
+                [*command, str(federation.kits / MEMBER), "--once"],
+                env={**federation.environment, "COLUMNS": "40"},
+                text=True, capture_output=True, timeout=60, check=False,
+            )  # fmt: skip
+            looks.append(looked.stdout + looked.stderr)
+            time.sleep(1)
+        log, _ = followed.communicate(timeout=60)
+    finally:
+        followed.kill()
+        followed.wait()
+    assert followed.returncode == 0, log
+    assert log.splitlines()[-1].endswith(": FINISHED:COMPLETED")
+    assert re.search(r"^(pretraining|fine_tuning|evaluation) round 1/1: ", log, re.MULTILINE), log
+    running = [one for one in looks if "round 1/1" in one]
+    assert running, looks
+    for words in ("RUNNING", "time left:", *(f"  {site}: " for site in SITES), "    seen 0:"):
+        assert words in running[-1]
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def publish(
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     rule = PublishedModels(str(file))
     context: Any = FLContext()
-    context.get_engine = lambda: "a server's"
+    context.get_job_id = lambda: "a job's"
     monkeypatch.setattr(module, "place_of", lambda fl_ctx: SimpleNamespace(run=tmp_path / "run"))
     contract = stages(experiment)["publication"]
     places = contract.returned.of(initial_shared(experiment))

@@ -71,7 +71,7 @@ def save_models(folder: Path, tensors: Mapping[str, torch.Tensor], *, experiment
 
 
 def load_foundation(path: Path) -> Foundation:
-    """Read a file of ``save_foundation``.
+    """Read a file of ``save_foundation``, or the shared model that a run leaves at its server.
 
     The settings are validated as an experiment's are, so a file from elsewhere cannot name anything but the networks
     this package knows.
@@ -84,8 +84,10 @@ def load_foundation(path: Path) -> Foundation:
         tree = checkpoint.load_file(path)
     except CheckpointError as error:
         raise _wrong(path, f"{error.got}") from None
-    if not isinstance(tree, Mapping) or tree.get("kind") != KIND or tree.get("format") != FORMAT:
+    if not isinstance(tree, Mapping) or tree.get("kind", KIND) != KIND or tree.get("format") != FORMAT:
         raise _wrong(path, "a file of another kind")
+    if "settings" not in tree:
+        raise _wrong(path, "a shared model of an earlier version, without its study's settings")
     experiment = parse_experiment(tree["settings"], source=path.name)
     if experiment.system != "cardiac_ct":
         raise _wrong(path, f"networks of {experiment.system}")

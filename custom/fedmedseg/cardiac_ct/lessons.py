@@ -21,14 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 def inputs_of(volumes: Volumes | TaskVolumes, index: int, experiment: Experiment) -> np.ndarray:
-    """What the networks see of a scan: float32 (channels, X, Y, Z), the heart's structures as numbers 0 to 7 beside it.
+    """What the networks see of a scan of ``volumes``; see ``stacked``."""
+    return stacked(volumes.image(index), volumes.heart(index) if experiment.wing.conditioning else None, experiment)
+
+
+def stacked(image: np.ndarray, heart: np.ndarray | None, experiment: Experiment) -> np.ndarray:
+    """float32 (channels, X, Y, Z): the prepared image (1, X, Y, Z), the heart's structures (X, Y, Z) as numbers 0 to 7
+    beside it where the study conditions on them.
 
     A case without them has zeros there.
     """
-    image = volumes.image(index)
     if not experiment.wing.conditioning:
         return image
-    heart = volumes.heart(index)
     beside = np.zeros(image.shape, np.float32) if heart is None else heart[None].astype(np.float32)
     return np.concatenate([image, beside])
 

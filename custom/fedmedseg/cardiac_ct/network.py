@@ -40,18 +40,7 @@ class Student(nn.Module):
         self, *, classes: Mapping[str, int], channels: int, section: SwinUNETRSection, checkpointing: bool = False
     ) -> None:
         super().__init__()
-        trunk = SwinUNETR(
-            in_channels=channels,
-            out_channels=1,
-            feature_size=section.feature_size,
-            depths=section.depths,
-            num_heads=section.heads,
-            window_size=section.window,
-            dropout_path_rate=section.drop_path,
-            use_checkpoint=checkpointing,
-            spatial_dims=3,
-            use_flash_attention=True,
-        )
+        trunk = SwinUNETR(**swin_unetr(section, channels=channels), out_channels=1, use_checkpoint=checkpointing)
         trunk.out = nn.Identity()  # type: ignore[assignment]
         self.trunk = trunk
         self.heads = nn.ModuleDict({task: head(section.feature_size, number) for task, number in classes.items()})
@@ -67,6 +56,38 @@ class Student(nn.Module):
         return {task: self.heads[task](features) for task in (self.heads if tasks is None else tasks)}
 
 
+def swin_unetr(section: SwinUNETRSection, *, channels: int) -> dict[str, Any]:
+    """Arguments of MONAI's SwinUNETR, plain values, but for its outputs."""
+    return {
+        "in_channels": channels,
+        "feature_size": section.feature_size,
+        "depths": list(section.depths),
+        "num_heads": list(section.heads),
+        "window_size": section.window,
+        "dropout_path_rate": section.drop_path,
+        "spatial_dims": 3,
+        "use_flash_attention": True,
+    }
+
+
+def dynunet(experiment: Experiment, task: str) -> dict[str, Any]:
+    """Arguments of MONAI's DynUNet for the CNN of one task, plain values."""
+    section = experiment.wing.teacher
+    return {
+        "spatial_dims": 3,
+        "in_channels": channels(experiment),
+        "out_channels": TASKS[task].classes,
+        "kernel_size": [3] * len(section.filters),
+        "strides": list(section.strides),
+        "upsample_kernel_size": list(section.strides[1:]),
+        "filters": list(section.filters),
+        "dropout": ["dropout", {"p": section.dropout}] if section.dropout else None,
+        "norm_name": ["INSTANCE", {"affine": True}],
+        "deep_supervision": section.supervised > 0,
+        "deep_supr_num": max(1, section.supervised),
+    }
+
+
 def head(features: int, classes: int) -> UnetOutBlock:
     """A 1 x 1 x 1 convolution; 98 parameters from 48 features to 2 classes."""
     return UnetOutBlock(spatial_dims=3, in_channels=features, out_channels=classes)
@@ -74,21 +95,8 @@ def head(features: int, classes: int) -> UnetOutBlock:
 
 def build_teacher(experiment: Experiment, task: str) -> DynUNet:
     """The CNN of one task; weights depend on the study's seed and the task alone."""
-    section = experiment.wing.teacher
     with _seeded(experiment, "teacher", task):
-        return DynUNet(
-            spatial_dims=3,
-            in_channels=channels(experiment),
-            out_channels=TASKS[task].classes,
-            kernel_size=[3] * len(section.filters),
-            strides=section.strides,
-            upsample_kernel_size=section.strides[1:],
-            filters=section.filters,
-            dropout=("dropout", {"p": section.dropout}) if section.dropout else None,
-            norm_name=("INSTANCE", {"affine": True}),
-            deep_supervision=section.supervised > 0,
-            deep_supr_num=max(1, section.supervised),
-        )
+        return DynUNet(**dynunet(experiment, task))
 
 
 def build_student(experiment: Experiment) -> Student:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedmedseg.core.errors import FedMedSegError
+from fedmedseg.core.progress import SECONDS_BETWEEN_LINES
 
 if TYPE_CHECKING:
     from fedmedseg.core.findings import Finding
@@ -46,10 +50,63 @@ def friendly_errors() -> Iterator[None]:
         fail(error)
 
 
-def progress_bar() -> Progress:
-    """A progress display that is silent where nobody watches."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+class Steps:
+    """How far something long is: bars on a terminal; elsewhere lines on stderr, one at each beginning and each end and
+    at most every five seconds in between."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._last_line = 0.0
+
+    def __enter__(self) -> Steps:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def add_task(self, description: str, *, total: int | None = None) -> TaskID:
+        """A bar of its own. ``total``: how many steps it has, where that is known already."""
+        return self._bars.add_task(description, total=total)
+
+    def update(self, task: TaskID, *, completed: int, total: int | None = None) -> None:
+        """So many steps of a task are done."""
+        self._bars.update(task, completed=completed, total=total)
+        (found,) = (one for one in self._bars.tasks if one.id == task)
+        of = None if found.total is None else int(found.total)
+        if completed in (1, of) or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self.say(f"{found.description}: {completed}" + ("" if of is None else f" of {of}"))
+
+    def say(self, text: str) -> None:
+        """A line at once where there is no terminal: what comes next has no steps to count yet."""
+        if not console.is_terminal:
+            self._last_line = time.monotonic()
+            errors.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: calls as they are typed, which a test reads and the cheap of which it runs."""
+    # click wraps a paragraph unless a line with this mark stands before it
+    return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
+
+
+def progress_bar() -> Steps:
+    """The display of one long piece of work."""
+    return Steps()
+
+
+def next_step(*words: object) -> None:
+    """Tell the command to type next, quoted so that a shell takes it as it is printed."""
+    line = shlex.join(str(word) for word in words)
+    console.print(f"next: {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def workspace_beside(out: Path, name: str) -> Path:
+    """A workspace for ``next_step``: beside ``out``, or elsewhere where that path has a space, which FLARE refuses."""
+    places = (out.parent / name, Path("runs") / "-".join(name.split()))
+    plain = (place for place in places if not any(map(str.isspace, str(place.resolve()))))
+    return next(plain, Path.home() / "fedmedseg-runs" / places[-1].name)
 
 
 def show_findings(title: str, findings: Sequence[Finding], *, names: bool = False) -> None:

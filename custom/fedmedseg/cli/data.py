@@ -11,11 +11,12 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors, progress_bar
+from fedmedseg.cli.console import console, example, friendly_errors, next_step, progress_bar, workspace_beside
 from fedmedseg.core.config import PhantomSection, systems
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.jobs import presets_for_role
+from fedmedseg.core.jobs import find_job, presets_for_role, read_settings
 from fedmedseg.core.schema import parse
+from fedmedseg.data.views import data_sets
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -29,7 +30,12 @@ ROLES = {
 DEFAULT_SITES = 4
 
 
-@data_app.command("import")
+@data_app.command(
+    "import",
+    epilog=example(
+        "fedmedseg data import decathlon downloads/hippocampus --out runs/hippocampus --sites 4 --by volume"
+    ),
+)
 def import_set(
     importer: Annotated[
         str,
@@ -104,6 +110,7 @@ def import_set(
                 hearts=hearts,
                 landmarks=landmarks,
             )
+            bar.say(f"reading {reader.name}: {source}")
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):
@@ -127,8 +134,10 @@ def import_set(
                 tick=lambda site, done, of: bar.update(writing[site], completed=done, total=of),
             )
     table = Table("site", title=f"{reader.name}: {out}", box=box.SIMPLE_HEAD)
-    for column in ("patients", "train", "val", "test", "unlabeled"):
-        table.add_column(column, justify="right")
+    table.add_column("patients", justify="right")
+    for section in ("train", "val", "test", "unlabeled"):
+        # a patient may have several volumes: the numbers of a row need not add up to the first
+        table.add_column(f"{section}\nvolumes", justify="right")
     table.add_column("label voxels", overflow="fold")
     for one in summaries:
         voxels = (f"{collection.labels.get(label, f'label {label}')} {n}" for label, n in one.voxels.items())
@@ -142,12 +151,22 @@ def import_set(
         console.print(f"withheld: {withheld} unlabelled volumes of validation and test patients", highlight=False)
     known = {system: presets_for_role(system, chosen) for system in systems()}
     fitting = {system: presets[0] for system, presets in known.items() if presets}
-    for system, preset in (fitting or {"fedata": "FILE, with this set's role, labels, spacing and crop"}).items():
-        line = f"next: fedmedseg simulate {system} --sites {out / 'sites'} --preset {preset}"
-        console.print(line, highlight=False, soft_wrap=True)
+    for system, preset in fitting.items():
+        folder = workspace_beside(out, f"{system}-{out.resolve().name}")
+        next_step("fedmedseg", "simulate", system, "--preset", preset, "--sites", out / "sites", "-w", folder)
+    if not fitting:
+        first = out / "sites" / f"{summaries[0].site}.yaml"
+        labels_of = [] if collection.labels else ["--labels", max([1, *(n for one in summaries for n in one.voxels)])]
+        next_step("fedmedseg", "data", "check", first, *labels_of)
+        console.print(
+            f"no preset is made for the role {chosen!r}: copy one from app_configs/presets, enter this set's role, "
+            "labels, spacing and crop, and name it to `fedmedseg simulate --preset`",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data check runs/hippocampus/sites/site-1.yaml"))
 def check(
     path: Annotated[Path, typer.Argument(help="A data list (JSON) or a site file (YAML).")],
     job: Annotated[
@@ -176,7 +195,7 @@ def check(
                 tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
             )
     table = Table("role", "section", title=str(path), box=box.SIMPLE_HEAD)
-    for column in ("patients", "admitted", "set aside"):
+    for column in ("patients", "volumes\nadmitted", "volumes\nset aside"):
         table.add_column(column, justify="right")
     for one in found:
         table.add_row(one.role, one.section, str(one.patients), str(one.admitted), str(len(one.set_aside)))
@@ -190,7 +209,7 @@ def check(
         raise typer.Exit(1)
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data folds runs/hippocampus/sites --out runs/folds --folds 3"))
 def folds(
     sites: Annotated[Path, typer.Argument(help="Folder of site files (<site>.yaml), as an import writes it.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the folds.")],
@@ -210,7 +229,7 @@ def folds(
         console.print(str(folder), highlight=False, soft_wrap=True)
 
 
-@data_app.command()
+@data_app.command(epilog=example("fedmedseg data phantoms cine_mr --out runs/phantoms --sites 3"))
 def phantoms(
     family: Annotated[str, typer.Argument(help="cine_mr, late_enhancement_mr, abdominal_ct or cardiac_ct.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the sites.")],
@@ -273,7 +292,20 @@ def phantoms(
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
     per_site = ", ".join(f"{number} {part}" for part, number in counts.items())
     each = "at most" if annotation == "published" else "each"
-    console.print(f"{sites} sites of {family}, {each} {per_site}: {out / 'sites'}", highlight=False, soft_wrap=True)
+    told = f"{sites} sites of {family}, {each} {per_site} patients (one volume each): {out / 'sites'}"
+    console.print(told, highlight=False, soft_wrap=True)
+    fitting = [system for system in systems() if _is_drawn_for(system, family, serves)]
+    if fitting:
+        folder = workspace_beside(out, f"{fitting[0]}-{out.resolve().name}")
+        next_step("fedmedseg", "simulate", fitting[0], "--sites", out / "sites", "-w", folder)
+    else:
+        next_step("fedmedseg", "data", "check", out / "sites" / f"{names[0]}.yaml")
+
+
+def _is_drawn_for(system: str, family: str, role: str) -> bool:
+    """Whether the system's job, as it comes, is a study of such phantoms in this role."""
+    found = data_sets(read_settings(find_job(system), [])[1].data)
+    return any(one.role == role and one.phantom is not None and one.phantom.family == family for one in found)
 
 
 def _apart(source: Path, out: Path) -> None:

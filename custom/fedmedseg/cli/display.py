@@ -12,9 +12,14 @@ from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
 
+SECONDS_BETWEEN_ROUNDS = 1.0
+"""A new round is told at once, but rounds of a fraction of a second do not get a line each."""
+FIRST_SILENCE, LONGEST_SILENCE = 10.0, 60.0
+"""Seconds without a line after which one says that the run goes on; twice as long each time, up to the longest."""
+
 
 class Display:
-    """A bar on a terminal; a line at most every five seconds anywhere else.
+    """A bar on a terminal; anywhere else a line at each round and at most every five seconds, and none long missing.
 
     Args:
         experiment: the study.
@@ -31,6 +36,8 @@ class Display:
         )
         self._began = time.monotonic()
         self._last_line = 0.0
+        self._last_round: tuple[str, int] | None = None
+        self._silence = FIRST_SILENCE
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
@@ -39,16 +46,23 @@ class Display:
 
     def __enter__(self) -> Display:
         self._bar.start()
+        self._say("starting; the first round begins once every process has loaded what it needs")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
+    def wait(self) -> None:
+        """Nothing has come; called again and again, so that somebody without a terminal sees that the run goes on."""
+        if not console.is_terminal and time.monotonic() - self._last_line >= self._silence:
+            self._silence = min(2 * self._silence, LONGEST_SILENCE)
+            begun = self._last_round is not None
+            self._say("at work, nothing new to tell" if begun else "starting: no site has told of its work yet")
+
     def show(self, event: dict[str, Any]) -> None:
         """Take one progress record into account."""
         self._estimate.add(event)
         done, total, seconds = self._estimate.done, self._estimate.total, self._estimate.left()
-        elapsed = time.monotonic() - self._began
         left = "time left not known yet" if seconds is None else f"{clock(seconds)} left"
         what = "" if event["work"] == event["stage"] else f" {event['work']}"
         loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
@@ -57,6 +71,16 @@ class Display:
             f"step {event['step']}/{event['steps']}{loss}"
         )
         self._bar.update(self._task, completed=done, description=text, left=left)
-        if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        here = (event["stage"], event["round"])
+        gap = SECONDS_BETWEEN_LINES if here == self._last_round else SECONDS_BETWEEN_ROUNDS
+        first = self._last_round is None or here[0] != self._last_round[0]
+        if first or time.monotonic() - self._last_line >= gap:
+            self._last_round, self._silence = here, FIRST_SILENCE
+            self._say(f"{text}  ({done / total:.0%}, {left})")
+
+    def _say(self, text: str) -> None:
+        """A line with the time since the start, where there is no terminal for the bar."""
+        if not console.is_terminal:
             self._last_line = time.monotonic()
-            console.print(f"{clock(elapsed)}  {text}  ({done / total:.0%}, {left})", highlight=False, soft_wrap=True)
+            elapsed = clock(self._last_line - self._began)
+            console.print(f"{elapsed}  {text}", highlight=False, soft_wrap=True, markup=False)

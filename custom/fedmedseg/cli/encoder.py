@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, example, friendly_errors
 from fedmedseg.cli.study import Changes, Presets, read_study
 from fedmedseg.core.errors import ConfigurationError
 
@@ -33,7 +33,9 @@ Prefix = Annotated[
 ]
 
 
-@encoder_app.command("import")
+@encoder_app.command(
+    "import", epilog=example("fedmedseg encoder import weights.pt --job fedata --out encoder.safetensors")
+)
 def import_encoder(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="The file to write, for --encoder of `simulate` and `job`.")],
@@ -61,7 +63,7 @@ def import_encoder(
     console.print(f"written: {out} (SHA-256 of its tensors: {digest})", highlight=False, soft_wrap=True)
 
 
-@encoder_app.command()
+@encoder_app.command(epilog=example("fedmedseg encoder report weights.pt --job fedata"))
 def report(
     source: Source,
     job: Job = SHIPPED,

@@ -71,7 +71,9 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
         _say(f"{experiment.study}: {len(names)} sites; logs: {kits}/<participant>.log")
         with Display(experiment, len(names), threads=len(names)) as display:
             try:
-                ended = rehearsal.run_job(kits, folder, sites=names, out=out, tell=_say, show=display.show)
+                ended = rehearsal.run_job(
+                    kits, folder, sites=names, out=out, tell=_say, show=display.show, on_poll=display.wait
+                )
             except TimeoutError as error:
                 raise ConfigurationError("federation", got=str(error), expected="a participant that starts") from None
     report = ended.folder / "report"

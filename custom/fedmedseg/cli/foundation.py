@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, example, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ Out = Annotated[Path, typer.Option("--out", help="The file to write (.safetensor
 Force = Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")]
 
 
-@foundation_app.command()
+@foundation_app.command(
+    epilog=example(
+        "fedmedseg foundation export models/shared.safetensors --experiment experiment.yaml --out student.safetensors"
+    )
+)
 def export(
     shared: Annotated[Path, typer.Argument(metavar="FILE", help="A run's shared model, models/shared.safetensors.")],
     experiment: Annotated[str, typer.Option("--experiment", help="The run's experiment.yaml, or its job folder.")],
@@ -61,7 +65,11 @@ def export(
     console.print(f"written: {out} ({size:,} parameters; SHA-256 {held.digest})", highlight=False, soft_wrap=True)
 
 
-@foundation_app.command()
+@foundation_app.command(
+    epilog=example(
+        "fedmedseg foundation tune student.safetensors --list datalist.json --task heart --out heart.safetensors"
+    )
+)
 def tune(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Networks that `foundation export` or a site wrote.")],
     datalist: Annotated[Path, typer.Option("--list", help="The data list whose training cases annotate the task.")],

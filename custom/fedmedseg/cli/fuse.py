@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors, progress_bar
+from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where 
 Force = Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")]
 
 
-@fuse_app.command()
+@fuse_app.command(epilog=example("fedmedseg fuse predict scan.nii.gz --models run/models --out labels.nii.gz"))
 def predict(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A NIfTI volume.")],
     models: Models,
@@ -50,7 +50,8 @@ def predict(
 ) -> None:
     """Write one label map of a volume, each organ from the models that know it."""
     from fedmedseg.data.checks import CaseRejected
-    from fedmedseg.segviz.fusion import fused_prediction, write_label_map
+    from fedmedseg.data.label_files import write_label_map
+    from fedmedseg.segviz.fusion import fused_prediction
 
     with friendly_errors():
         _new_file(out, force=force, endings=(".nii.gz", ".nii"))
@@ -67,7 +68,7 @@ def predict(
     console.print(f"written: {out} (voxels: {voxels})", highlight=False, soft_wrap=True)
 
 
-@fuse_app.command()
+@fuse_app.command(epilog=example("fedmedseg fuse score datalist.json --models run/models --out scores.json"))
 def score(
     datalist: Annotated[Path, typer.Argument(metavar="LIST", help="The data list of a site that took no part.")],
     models: Models,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,18 +13,52 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 import fedmedseg
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
-from fedmedseg.core.config import MOST_SITES
+from fedmedseg.core.config import MOST_SITES, systems
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.jobs import EXPERIMENT, check_quorum, is_job, main_stage, write_job
+from fedmedseg.core.jobs import (
+    EXPERIMENT,
+    check_quorum,
+    find_job,
+    is_job,
+    main_stage,
+    presets_of,
+    read_settings,
+    write_job,
+)
 
 MOST_MEMORY = 1024
 EVERY_SITE = "@default"
 """FLARE's word, in a job's meta file, for what it asks of sites that it does not name."""
+
+
+def _list(wanted: bool) -> None:
+    """Every job with its presets, each in its own first words."""
+    if not wanted:
+        return
+    table = Table("job", "preset", "what it is", box=box.SIMPLE_HEAD)
+    for system in systems():
+        table.add_row(system, "", "as it comes: small, on phantoms" if _is_drawn(system) else "as it comes")
+        for name, file in presets_of(system).items():
+            table.add_row("", name, escape(_about(file.read_text(encoding="utf-8"))))
+    console.print(table)
+    raise typer.Exit
+
+
+def _is_drawn(system: str) -> bool:
+    return read_settings(find_job(system), [])[1].data.phantom is not None
+
+
+def _about(text: str) -> str:
+    """The first sentence of the comment that a preset begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    words = " ".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"(?<=[.]) ", words, maxsplit=1)[0].rstrip(".")
 
 
 def job(
@@ -50,6 +86,10 @@ def job(
         bool, typer.Option("--without-phantoms", help="Leave out data.phantom, which serves the simulator alone.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the job folder that is at --out.")] = False,
+    listed: Annotated[
+        bool,
+        typer.Option("--list", callback=_list, is_eager=True, help="Show jobs and their presets, and write nothing."),
+    ] = False,
 ) -> None:
     """Write a job folder that can be submitted as it is, or tried in the simulator."""
     with friendly_errors():
@@ -198,34 +238,37 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
     console.print(table)
-    data = experiment.data
+    data, job = experiment.data, shlex.quote(str(out))
     site_file = f"each site's own file names a data list for the role {' or '.join(map(repr, data.roles))}"
-    if data.phantom is None:
-        lines = [f"data: {site_file}, in the simulator too"]
-        trial = f"fedmedseg simulate {shlex.quote(str(out))} --sites FOLDER_OF_SITE_FILES"
-        where = ", and site files in its folder sites"
-    else:
+    drawn, plain = data.phantom is not None, experiment.federation.encryption == "none"
+    workspace = workspace_beside(out, f"{out.resolve().name}-trial")
+    if drawn:
         lines = [
             f"data: in a federation {site_file}; without it the site fails with that reason. data.phantom is read by "
             "the simulator alone, for sites without a file (--without-phantoms leaves it out)",
         ]
-        trial = f"fedmedseg simulate {shlex.quote(str(out))} -n {min_clients}"
-        where = ""
-    if experiment.federation.encryption == "none":
-        lines += [
-            f"try it:    {trial}",
-            f"or:        nvflare simulator {shlex.quote(str(out))} -n {min_clients}   "
-            f"(with simulator_workspace/local as in this project's folder{where})",
-        ]
     else:
-        lines += [
+        lines = [f"data: {site_file}, in the simulator too"]
+        trial = f"fedmedseg simulate {job} --sites FOLDER_OF_SITE_FILES -w {shlex.quote(str(workspace))}"
+        lines += [f"try it:    {trial}"] if plain else []
+    if plain:
+        where = "" if drawn else ", and site files in its folder sites"
+        lines.append(
+            f"or:        nvflare simulator {job} -n {min_clients}   "
+            f"(with simulator_workspace/local as in this project's folder{where})"
+        )
+    else:
+        lines.append(
             "encrypted: server and sites need kits with keys (EncryptionBuilder in project.yml) and the extra he; the "
-            "simulator has neither",
-            f"try it:    fedmedseg federation {shlex.quote(str(out))} --sites {min_clients} --out FOLDER",
-        ]
-    lines.append(f"submit it: nvflare job submit -j {shlex.quote(str(out))} --startup-kit KIT")
+            "simulator has neither"
+        )
+    lines.append(f"submit it: nvflare job submit -j {job} --startup-kit KIT")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if drawn and plain:
+        next_step("fedmedseg", "simulate", out, "-n", min_clients, "-w", workspace)
+    elif drawn:
+        next_step("fedmedseg", "federation", out, "--sites", min_clients, "--out", workspace)
 
 
 def _facts(study: Study, min_clients: int) -> dict[str, str]:

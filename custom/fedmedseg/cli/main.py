@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 import fedmedseg
 from fedmedseg.cli.approval import approval
 from fedmedseg.cli.audit import audit
-from fedmedseg.cli.console import console
+from fedmedseg.cli.compare import compare
+from fedmedseg.cli.console import console, example
 from fedmedseg.cli.data import data_app
 from fedmedseg.cli.encoder import encoder_app
+from fedmedseg.cli.export import export
 from fedmedseg.cli.federation import federation
 from fedmedseg.cli.foundation import foundation_app
 from fedmedseg.cli.fuse import fuse_app
+from fedmedseg.cli.init import init
 from fedmedseg.cli.job import job
+from fedmedseg.cli.monitor import monitor
+from fedmedseg.cli.predict import predict
 from fedmedseg.cli.preflight import preflight
 from fedmedseg.cli.resume import resume
 from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-app.command()(simulate)
-app.command()(job)
-app.command()(federation)
-app.command()(resume)
-app.command()(preflight)
-app.command("site-policy")(site_policy)
-app.command()(audit)
-app.command()(approval)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "init": (init, ["fedmedseg init heart --system fedata --sites hospital-1,hospital-2,hospital-3"]),
+    "simulate": (
+        simulate,
+        [
+            "fedmedseg simulate fedata -w runs/trial",
+            "fedmedseg simulate fedata --preset sunnybrook --sites runs/sunnybrook/sites -w runs/fedata-sunnybrook",
+        ],
+    ),
+    "compare": (
+        compare,
+        [
+            "fedmedseg compare phantoms_small",
+            "fedmedseg compare sunnybrook --sites runs/sunnybrook/sites --minutes 110",
+        ],
+    ),
+    "job": (
+        job,
+        ["fedmedseg job --list", "fedmedseg job fedata --preset fed_mae --min-clients 3 --out runs/fedata-job"],
+    ),
+    "federation": (federation, ["fedmedseg federation fedata --sites 3 --out runs/federation"]),
+    "monitor": (
+        monitor,
+        [
+            "fedmedseg monitor 3f1c8a52-7d0e-4a1b-9c55-0d6f2b8e4a10 --startup-kit kits/lead@example.org",
+            "fedmedseg monitor 3f1c8a52-7d0e-4a1b-9c55-0d6f2b8e4a10 --startup-kit kits/lead@example.org --once",
+        ],
+    ),
+    "resume": (
+        resume,
+        ["fedmedseg resume 3f1c8a52-7d0e-4a1b-9c55-0d6f2b8e4a10 --startup-kit kits/lead@example.org"],
+    ),
+    "predict": (
+        predict,
+        [
+            "fedmedseg predict models/shared.safetensors scans/ predictions/",
+            "fedmedseg predict models/shared.safetensors scan.nii.gz scan_labels.nii.gz --flips",
+        ],
+    ),
+    "export": (export, ["fedmedseg export models/shared.safetensors --to monai-bundle --out bundle"]),
+    "preflight": (preflight, ["fedmedseg preflight kits/hospital-1 --experiment fedata"]),
+    "site-policy": (site_policy, ["fedmedseg site-policy --check kits/hospital-1"]),
+    "audit": (audit, ["fedmedseg audit kits/hospital-1 --verify"]),
+    "approval": (
+        approval,
+        ["fedmedseg approval kits/hospital-1", "fedmedseg approval kits/hospital-1 --approve 1f2e3d4c"],
+    ),
+}
+"""Commands by name, each with the calls that its help shows."""
+for _name, (_call, _lines) in COMMANDS.items():
+    app.command(_name, epilog=example(*_lines))(_call)
 app.add_typer(data_app, name="data", help="Import, check and generate data.")
 app.add_typer(encoder_app, name="encoder", help="Pretrained encoders from other people's weight files.")
 app.add_typer(foundation_app, name="foundation", help="Networks of a cardiac CT run that others start from.")

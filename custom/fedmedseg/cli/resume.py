@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, friendly_errors, next_step
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.resume import resumable
 
@@ -43,3 +43,4 @@ def resume(
             ready = resumable(admin.download(session, job, Path(folder)).parent, Path(folder) / "again")
             again = admin.submit(session, ready)
     console.print(f"job {job} was {status}; it continues as {again}", highlight=False, soft_wrap=True)
+    next_step("fedmedseg", "monitor", again, "--startup-kit", startup_kit)

@@ -92,12 +92,13 @@ def _run(
     threads: int,
     sites: Path | None,
 ) -> None:
+    folder, experiment = study.folder, study.experiment
+    console.print(f"{experiment.study}: preparing {workspace}", highlight=False, soft_wrap=True)
     # FLARE is imported only once there is something to run
     from fedmedseg.core import simulation
     from fedmedseg.core.state import HOME_SUFFIX
     from fedmedseg.reporting.tables import plain_text_summary
 
-    folder, experiment = study.folder, study.experiment
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
     simulation.prepare_workspace(workspace, simulator_resources())
     with simulation.claimed(workspace):
@@ -117,7 +118,7 @@ def _run(
             soft_wrap=True,
         )
         with Display(experiment, len(names), threads) as display:
-            record = simulation.run(call, display.show)
+            record = simulation.run(call, display.show, display.wait)
     if record is None:
         raise ConfigurationError(
             "simulator",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,11 +134,14 @@ def read_study(
         system = read_settings(folder, [])[1].system
         layers += [_preset(system, name) for name in presets]
         layers += _named_by_all(system, layers)
-    layers += [setting(text) for text in changes or []]
+    before, texts = tuple(layers), tuple(changes or ())
+    layers += [setting(text) for text in texts]
     fitting = None
     if encoder is not None:
         # settings that make sense with an encoder only are judged with one, though its digest is not known yet
-        _, experiment = read_settings(folder, [*layers, {"network": {"pretrained": "0" * 64}}])
+        unknown = {"network": {"pretrained": "0" * 64}}
+        with _blaming(texts, folder, [*before, unknown]):
+            _, experiment = read_settings(folder, [*layers, unknown])
         fitting = fitting_encoder(encoder, experiment)
         layers.append({"network": {"pretrained": fitting.sha256}})
     begun = None
@@ -147,8 +151,47 @@ def read_study(
 
         begun = tensors_of(start)
         layers.append({str(read_yaml(folder / EXPERIMENT).get("system")): {"start": content_sha256(begun)}})
-    settings, experiment = read_settings(folder, layers)
+    with _blaming(texts, folder, [*before, *layers[len(before) + len(texts) :]]):
+        settings, experiment = read_settings(folder, layers)
     return Study(folder, tuple(layers), settings, experiment, fitting, begun)
+
+
+@contextmanager
+def _blaming(changes: Sequence[str], folder: Path, without: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Tell an error that came in with ``--set`` as one of that option, not as one of the file it was laid over.
+
+    Args:
+        changes: what ``--set`` was given.
+        folder: the job.
+        without: all layers but those of ``changes``: settings that are wrong without them are not theirs to answer for.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        if not changes or not _valid(folder, without):
+            raise
+        place = error.field.removeprefix("experiment.yaml").removeprefix(": ")
+        keys = [text.partition("=")[0] for text in changes]
+        near = [key for key in keys if _within(place, key) or _within(key, place)]
+        # the setting itself, or, where a check over several settings names another one, all that was changed
+        blamed = f"--set {near[-1]}" if near else ", ".join(f"--set {text}" for text in changes)
+        where = "" if not place or place in near else f": {place}"
+        raise ConfigurationError(
+            f"{blamed}{where}", got=error.got, expected=error.expected, remedy=error.remedy, reason=error.reason
+        ) from None
+
+
+def _valid(folder: Path, layers: Sequence[Mapping[str, Any]]) -> bool:
+    try:
+        read_settings(folder, list(layers))
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _within(inner: str, outer: str) -> bool:
+    """Whether a setting is another one or lies in it."""
+    return inner == outer or inner.startswith(f"{outer}.")
 
 
 def fitting_encoder(file: Path, experiment: Experiment) -> Encoder:

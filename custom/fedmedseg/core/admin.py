@@ -25,6 +25,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from fedmedseg.core import live
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.kit import open_kit
 
@@ -32,6 +33,7 @@ POLL_SECONDS = 1.0
 TRY_SECONDS = 15.0
 """How long one try to reach a server may take; more patience means more tries."""
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
+RUNNING = RunStatus.RUNNING.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
 NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
@@ -117,15 +119,25 @@ def submit(open_session: Session, job: Path) -> str:
             ) from None
 
 
-def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
+def meta_of(open_session: Session, job_id: str, *, patience: float = 0.0) -> Mapping[str, Any]:
     """What the server knows of a job.
+
+    ``patience``: seconds in which a job that is not found may still appear. FLARE hands out an id before it has stored
+    what it names, and a job it writes anew is not there for a moment.
 
     Raises:
         ConfigurationError: no such job, or another organisation's.
     """
+    end = time.monotonic() + patience
     with _told_with_a_remedy(job_id):
-        found: Mapping[str, Any] = open_session.get_job_meta(job_id)
-    return found
+        while True:
+            try:
+                found: Mapping[str, Any] = open_session.get_job_meta(job_id)
+                return found
+            except JobNotFound:
+                if time.monotonic() + POLL_SECONDS > end:
+                    raise
+                time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -179,14 +191,42 @@ def wait(
         TimeoutError: it still runs after ``timeout`` seconds.
     """
     end = None if timeout is None else time.monotonic() + timeout
+    patience = 0.0
     while True:
-        meta = meta_of(open_session, job_id)
+        meta = meta_of(open_session, job_id, patience=patience)
+        patience = TRY_SECONDS
         on_poll(meta)
         if has_ended(status_of(meta)):
             return meta
         if end is not None and time.monotonic() > end:
             raise TimeoutError(f"job {job_id} is {status_of(meta)} after {timeout:g} s")
         time.sleep(POLL_SECONDS)
+
+
+def live_status(open_session: Session, job_id: str) -> Mapping[str, Any] | None:
+    """What a running study tells of itself (``core.live``), or None before its first round and after its last.
+
+    Raises:
+        ConfigurationError: this administrator may not look on, or the server answers no more.
+    """
+    with _told_with_a_remedy(job_id):
+        try:
+            found = open_session.show_stats(job_id, "server")
+        except JobNotRunning:
+            return None
+    server = found.get("server") if isinstance(found, Mapping) else None
+    said = server.get(live.GROUP) if isinstance(server, Mapping) else None
+    return said if isinstance(said, Mapping) else None
+
+
+def last_seen(open_session: Session) -> dict[str, float]:
+    """Site -> when the server last heard of it, in seconds since 1970 by the server's clock.
+
+    Raises:
+        ConfigurationError: the server answers no more.
+    """
+    with _told_with_a_remedy("sites"):
+        return {one.name: float(one.last_connect_time) for one in open_session.get_connected_client_list()}
 
 
 def abort(open_session: Session, job_id: str, *, patience: float = 30.0) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, create_model, field_validator, model_validator
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
 
 LARGEST = 10**9
@@ -597,12 +597,11 @@ def system_module(system: str, name: str) -> Any:
     """
     known = systems()
     if system not in known:
-        guess = nearest(system, known)
         raise ConfigurationError(
             "experiment.yaml: system",
             got=repr(system),
             expected=f"one of {', '.join(known)}",
-            remedy=f"write {guess!r}" if guess else "install a package version that has this system",
+            remedy=f"{choose(system, known)}; another system needs a version of the package that has it",
         )
     return importlib.import_module(f"fedmedseg.{system}.{name}")
 

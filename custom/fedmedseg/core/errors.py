@@ -113,3 +113,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing comes close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def choose(name: object, known: Iterable[str]) -> str:
+    """How to mend a word that is none of ``known``: the one most like it where there is one, and all there are."""
+    choices = list(known)
+    if not choices:
+        return ""
+    guess = nearest(str(name), choices)
+    listed = f"write one of {', '.join(choices)}" if len(choices) > 1 else f"write {choices[0]!r}"
+    return f"write {guess!r}, or one of {', '.join(choices)}" if guess and len(choices) > 1 else listed

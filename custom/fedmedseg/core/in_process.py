@@ -39,6 +39,7 @@ from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.transport import codec_of
+from fedmedseg.core.turns import asked, taking_part
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import DECLINING, Header, Schema, StageContract
 
@@ -55,10 +56,14 @@ class InProcessFederation:
         workspace: what the simulator would call its workspace; state, caches and models lie beside it.
         sites: names of the sites; ``workspace/local/sites/<name>.yaml`` where a site has a file of its own.
         run: token of this run, under which the sites keep what they remember; letters and digits.
+        participation: share of the sites, rounded up, that each round asks which trains shared tensors; the others are
+            not asked, as a site that is away (``core.turns``).
     """
 
-    def __init__(self, *, job: Path, workspace: Path, sites: Sequence[str], run: str) -> None:
-        self.job, self.workspace, self.run = job, workspace.resolve(), run
+    def __init__(
+        self, *, job: Path, workspace: Path, sites: Sequence[str], run: str, participation: float = 1.0
+    ) -> None:
+        self.job, self.workspace, self.run, self.participation = job, workspace.resolve(), run, participation
         self.sites = sorted(sites)
         if not self.sites or len(set(self.sites)) != len(self.sites):
             raise ConfigurationError("sites", got=list(sites), expected="one or more different names")
@@ -96,6 +101,8 @@ class InProcessFederation:
         if stage not in self.contracts:
             raise ConfigurationError("stage", got=repr(stage), expected=f"one of {', '.join(self.contracts)}")
         rounds = self.experiment.stages[stage].rounds
+        if rounds:
+            self._require_participation(stage)
         return [self._run_round(stage, number, rounds) for number in range(rounds)]
 
     def state(self, site: str, stage: str) -> SiteState:
@@ -131,7 +138,8 @@ class InProcessFederation:
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
         traffic = Traffic()
-        for site in self.sites:
+        sites = self._asked(stage, number)
+        for site in sites:
             if site in self.declined.get(stage, {}):
                 continue
             began = time.monotonic()
@@ -162,7 +170,7 @@ class InProcessFederation:
             if not aggregator.accept(answer, _from(site)):
                 raise FedMedSegError(f"{stage}: {site}", got=aggregator.rejections[site], expected="an accepted reply")
             metrics[site] = {**reply.metrics, "seconds": seconds}
-        self._require_quorum(stage, metrics)
+        self._require_quorum(stage, metrics, sites)
         result = from_shareable(aggregator.aggregate(_context()))
         if result.data_kind == DataKind.WEIGHTS:
             self.shared = dict(result.data)
@@ -191,11 +199,39 @@ class InProcessFederation:
             task.set_header(header, value)
         return task
 
-    def _require_quorum(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        asked = len(self.sites) - len(self.declined.get(stage, {}))
-        if self.contracts[stage].collects and not asked:
+    def _asked(self, stage: str, number: int) -> list[str]:
+        """The sites that a round asks: all, unless it trains shared tensors and not all take part in each round."""
+        contract = self.contracts[stage]
+        if contract.returns != "shared" or contract.collects:
+            return self.sites
+        return taking_part(self.sites, self.participation, seed=self.experiment.seed, stage=stage, number=number)
+
+    def _require_participation(self, stage: str) -> None:
+        """Refuse some of the sites where a rule needs more, or where a site must have been there from the start."""
+        contract, count = self.contracts[stage], asked(self.participation, len(self.sites))
+        if count == len(self.sites) or contract.returns != "shared" or contract.collects:
             return
-        needed = max(1, self.experiment.federation.needed(asked))
+        if contract.sent_later is not None:
+            raise ConfigurationError(
+                f"participation in {stage}",
+                got=f"{count} of {len(self.sites)} sites in a round",
+                expected="all of them: this stage sends in its first round what later ones build on",
+                remedy="use participation 1.0 for this method",
+            )
+        least = self.experiment.federation.robust.least
+        if count < least:
+            raise ConfigurationError(
+                f"participation in {stage}",
+                got=f"{count} of {len(self.sites)} sites in a round",
+                expected=f"at least {least} for {self.experiment.federation.robust.named}",
+                remedy="raise participation, or remove federation.robust",
+            )
+
+    def _require_quorum(self, stage: str, metrics: Mapping[str, Any], sites: Sequence[str]) -> None:
+        present = len(set(sites) - set(self.declined.get(stage, {})))
+        if self.contracts[stage].collects and not present:
+            return
+        needed = max(1, self.experiment.federation.needed(present))
         if len(metrics) < needed:
             raise FedMedSegError(
                 f"{stage}: sites", got=len(metrics), expected=f"at least {needed}", reason=Reason.NO_CASES

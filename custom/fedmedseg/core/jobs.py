@@ -13,7 +13,7 @@ import yaml
 
 import fedmedseg
 from fedmedseg.core.config import Experiment, parse_experiment, system_module
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.core.schema import read_yaml
 
 CONFIG = Path("app") / "config"
@@ -39,12 +39,11 @@ def find_job(name: str) -> Path:
     for root in reversed(bundle_roots()):
         known.update({meta.parent.name: meta.parent for meta in sorted(root.glob("jobs/*/meta.json"))})
     if name not in known:
-        guess = nearest(name, known)
         raise ConfigurationError(
             "job",
             got=repr(name),
             expected=f"a job folder, or one of {', '.join(sorted(known)) or '(no jobs found)'}",
-            remedy=f"write {guess!r}" if guess else "",
+            remedy=choose(name, sorted(known)),
         )
     return known[name].resolve()
 
@@ -57,18 +56,23 @@ def find_preset(system: str, name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known: dict[str, Path] = {}
-    for root in reversed(bundle_roots()):
-        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+    known = presets_of(system)
     if name not in known:
-        guess = nearest(name, known)
         raise ConfigurationError(
             "preset",
             got=repr(name),
             expected=f"a file, or one of {', '.join(sorted(known)) or '(none)'}",
-            remedy=f"write {guess!r}" if guess else "",
+            remedy=choose(name, sorted(known)),
         )
     return known[name]
+
+
+def presets_of(system: str) -> dict[str, Path]:
+    """The system's presets by name."""
+    known: dict[str, Path] = {}
+    for root in reversed(bundle_roots()):
+        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+    return dict(sorted(known.items()))
 
 
 def presets_for_role(system: str, role: str) -> list[str]:

@@ -122,7 +122,8 @@ class SharedModelPersistor(ModelPersistor):
         self._export()
 
     def _export(self) -> None:
-        """Put the shared model into the run folder, where the job's results are fetched from."""
+        """Put the shared model into the run folder, where the job's results are fetched from, with what it was made by:
+        whoever has the file alone can build and feed its networks."""
         assert self._place is not None
         name = SHARED_FILE if self.experiment.federation.encryption == "none" else SEALED_FILE
         checkpoint.save(
@@ -132,6 +133,7 @@ class SharedModelPersistor(ModelPersistor):
                 "system": self.experiment.system,
                 "study": self.experiment.study,
                 "experiment": self.experiment.digest,
+                "settings": self.experiment.model_dump(mode="json", exclude={"resume"}),
                 "tensors": dict(self._shared),
             },
         )

@@ -100,6 +100,10 @@ class RunRecord(Widget):
                 _write_json(file, one)
         self._write(folder)
 
+    def rounds(self) -> list[dict[str, Any]]:
+        """Records of the rounds so far, those of the runs that this one continues included."""
+        return list(self._record.get("rounds", ()))
+
     def end_stage(self) -> None:
         """One stage ran all its rounds; after the last, the run counts as finished."""
         self._record["stages_left"] -= 1

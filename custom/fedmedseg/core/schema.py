@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose, nearest
 
 ChoiceT = TypeVar("ChoiceT", bound=str)
+_CHOICE = re.compile(r"'([^']*)'|\b(\d+)\b")
 
 
 class Strict(BaseModel):
@@ -152,6 +153,7 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> Con
         return _unlisted(
             f"{field}.{first['ctx']['discriminator'].strip(chr(39))}", first["ctx"]["tag"], tags, "name", more
         )
+    choices = list(dict.fromkeys(name for problem in same for name in _choices(problem)))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, Misfit):
         inner = f"{field}{'.' if location else ': '}{cause.field}" if cause.field else field
@@ -159,12 +161,24 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> Con
     expected = "; or ".join(dict.fromkeys(_plain(problem["msg"]) for problem in same))
     # a whole section says nothing: the message of a check over several fields names them itself
     got = None if first["type"] == "missing" or isinstance(first["input"], dict) else repr(first["input"])[:120]
-    return ConfigurationError(field, got=got, expected=expected + more)
+    # a union of words and numbers is told in whole by what was expected
+    remedy = choose(first["input"], choices) if all(_choices(problem) for problem in same) else ""
+    return ConfigurationError(field, got=got, expected=expected + more, remedy=remedy)
+
+
+def _choices(problem: Mapping[str, Any]) -> list[str]:
+    """The words that a problem says may stand there, as they are written: pydantic quotes them, the last after "or"."""
+    if problem["type"] != "literal_error":
+        return []
+    return [text or number for text, number in _CHOICE.findall(problem["ctx"]["expected"])]
 
 
 def _unlisted(field: str, name: object, known: list[str], kind: str, more: str) -> ConfigurationError:
     guess = nearest(str(name), known)
-    remedy = f"write {guess!r}" if guess else f"remove or replace it; valid here: {', '.join(sorted(known))}"
+    if kind == "name":
+        remedy = choose(name, sorted(known))
+    else:
+        remedy = f"write {guess!r}" if guess else f"remove or replace it; valid here: {', '.join(sorted(known))}"
     return ConfigurationError(
         field, got=f"an unknown {kind} {name!r}", expected=f"one of {', '.join(sorted(known))}", remedy=remedy + more
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 
 FILTERS = "fedmedseg.privacy.filters."
 
@@ -36,12 +36,11 @@ def privacy_policy(*, offered: Sequence[str] = tuple(SCOPES), default: str = STA
     """
     for name in offered:
         if name not in SCOPES:
-            guess = nearest(name, SCOPES)
             raise ConfigurationError(
                 "privacy scope",
                 got=repr(name),
                 expected=f"one of {', '.join(SCOPES)}",
-                remedy=f"write {guess!r}" if guess else "",
+                remedy=choose(name, SCOPES),
             )
     if default not in offered:
         raise ConfigurationError(

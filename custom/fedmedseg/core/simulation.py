@@ -109,8 +109,14 @@ def claimed(workspace: Path, *, home: Path | None = None, option: str = "-w") ->
         yield
 
 
-def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+def run(
+    simulation: Simulation,
+    on_progress: Callable[[dict[str, Any]], None],
+    on_poll: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
     """Run to the end and return the run's record, or None where the server never wrote one.
+
+    ``on_progress`` sees what sites tell; ``on_poll`` is called about twice a second, whether they tell anything or not.
 
     The simulator gets a process group of its own, which is stopped as a whole when this call is interrupted:
     a signal to the parent alone would leave its workers behind.
@@ -137,6 +143,7 @@ def run(simulation: Simulation, on_progress: Callable[[dict[str, Any]], None]) -
                 time.sleep(POLL_SECONDS)
                 for event in follower.events():
                     on_progress(event)
+                on_poll()
             for event in follower.events():
                 on_progress(event)
         finally:

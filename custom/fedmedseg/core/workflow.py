@@ -23,14 +23,16 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
+from nvflare.widgets.info_collector import InfoCollector
 
+from fedmedseg.core import live
 from fedmedseg.core.aggregator import GuardedAggregator, Round
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
-from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.errors import ConfigurationError, Reason, choose
 from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
@@ -91,12 +93,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.experiment = load_experiment(experiment_file)
         contracts: dict[str, StageContract] = system_module(self.experiment.system, "plan").stages(self.experiment)
         if stage not in contracts:
-            guess = nearest(stage, contracts)
             raise ConfigurationError(
                 "config_fed_server.json: workflows.stage",
                 got=repr(stage),
                 expected=f"one of {', '.join(contracts)}",
-                remedy=f"write {guess!r}" if guess else "",
+                remedy=choose(stage, contracts),
             )
         self.contract, self._contracts = contracts[stage], contracts
         self._stages = len(contracts)
@@ -347,6 +348,9 @@ class QuorumScatterAndGather(ScatterAndGather):
             if isinstance(data, Shareable) and data.get_header(Header.STAGE) == self.stage:
                 self._traffic.sent(fl_ctx.get_peer_context().get_identity_name(), data)
             return
+        if event_type == InfoCollector.EVENT_TYPE_GET_STATS:
+            self._tell_status(fl_ctx)
+            return
         if event_type == EventType.CLIENT_DISCONNECTED:
             self._lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
             return
@@ -362,6 +366,29 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._round_facts["aggregated"] = time.monotonic()
         elif event_type == AppEventType.ROUND_DONE:
             self._finish_round(fl_ctx)
+
+    def _tell_status(self, fl_ctx: FLContext) -> None:
+        """Answer somebody who looks on; a stage that does not run, or has sent nothing yet, has nothing to say."""
+        collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
+        if self._phase != AppConstants.PHASE_TRAIN or "began" not in self._round_facts or collector is None:
+            return
+        plan = system_module(self.experiment.system, "plan")
+        with self._replies_lock:
+            replies = {site: dict(reply) for site, reply in self._replies.items()}
+        collector.add_info(
+            live.GROUP,
+            live.status(
+                study=self.experiment.study,
+                stage=self.stage,
+                number=self._current_round,
+                rounds={name: self.experiment.stages[name].rounds for name in self._contracts},
+                steps=plan.work(self.experiment),
+                seconds=time.monotonic() - self._round_facts["began"],
+                asked=[site for site in self._connected() if site not in self._declined],
+                replies={site: {"reason": reason} for site, reason in self._declined.items()} | replies,
+                history=self.record.rounds(),
+            ),
+        )
 
     def _lose(self, site: str) -> None:
         """Note that a site's process is gone; a reply it has already given in this round stays."""

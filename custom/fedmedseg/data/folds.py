@@ -87,7 +87,7 @@ def write_folds(sites: Path, *, out: Path, folds: int, validation: float, seed: 
             for role, (_, head) in lists.items():
                 places[role] = folder / site / f"{role}.json"
                 sections = {
-                    section: [_entry(case, places[role].parent) for case in cases]
+                    section: [list_entry(case, places[role].parent) for case in cases]
                     for section, cases in dealt[fold, site, role].items()
                 }
                 write_atomic(places[role], (json.dumps({**head, **sections}, indent=2) + "\n").encode())
@@ -127,7 +127,8 @@ def _dealt(
     return {**sections, "unlabeled": list(cases["unlabeled"])}
 
 
-def _entry(case: Case, folder: Path) -> dict[str, Any]:
+def list_entry(case: Case, folder: Path) -> dict[str, Any]:
+    """The case as a data list in ``folder`` names it."""
     files = {"image": case.image, "label": case.label, "landmarks": case.landmarks, "heart": case.heart}
     entry: dict[str, Any] = {name: os.path.relpath(file, folder) for name, file in files.items() if file is not None}
     entry["patient"] = case.patient

@@ -43,6 +43,11 @@ def slice_axis(spacing: Sequence[float]) -> int:
     return 2 if spacing[2] >= (1.0 - SAME_SPACING) * largest else int(np.argmax(spacing))
 
 
+def axial(affine: np.ndarray) -> int:
+    """Which axis of an array, 0 to 2, leads from the feet to the head: axial slices lie along it."""
+    return int(np.flatnonzero(canonical_orientation(affine, 3)[:, 0] == 2)[0])
+
+
 def canonical_orientation(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
     """How to turn an array towards RAS, as a nibabel orientation: row i = (new place of axis i, 1 or -1).
 

@@ -19,6 +19,7 @@ from fedmedseg.data import geometry
 from fedmedseg.data.checks import CaseRejected, open_nifti, read_voxels
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.geometry import Grid
+from fedmedseg.data.landmarks import to_voxel, to_world
 
 VERSION = 2
 """Part of every cache key: raise it when a preprocessed volume would change."""
@@ -159,6 +160,14 @@ class Steps:
         first, second, third = ((int(before), int(after)) for before, after in meta["padding"])
         oriented = geometry.oriented_grid(native, orientation)
         return cls(native, orientation, oriented, target, (first, second, third))
+
+    def to_voxel(self, points: np.ndarray) -> np.ndarray:
+        """Points (N, 3) in mm of the world as continuous voxels of the prepared grid; rows of nan stay so."""
+        return to_voxel(points, self.target.affine) + [before for before, _ in self.widths]
+
+    def to_world(self, voxels: np.ndarray) -> np.ndarray:
+        """Continuous voxels (N, 3) of the prepared grid in mm of the world; rows of nan stay so."""
+        return to_world(np.asarray(voxels) - [before for before, _ in self.widths], self.target.affine)
 
 
 def back_to_native(probabilities: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason, nearest
+from fedmedseg.core.errors import ConfigurationError, DataError, Reason, choose
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import admit
 from fedmedseg.data.datalist import Case, read_datalist
@@ -64,12 +64,11 @@ def task_of(key: str) -> Task:
         ConfigurationError: names the nearest one.
     """
     if key not in TASKS:
-        guess = nearest(key, TASKS)
         raise ConfigurationError(
             "task",
             got=repr(key),
             expected=f"one of {', '.join(TASKS)}",
-            remedy=f"write {guess!r}" if guess else "choose one of these",
+            remedy=choose(key, TASKS),
         )
     return TASKS[key]
 

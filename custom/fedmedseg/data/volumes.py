@@ -20,8 +20,8 @@ from fedmedseg.core.seeding import generator
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import Admission, CaseRejected, admit, read_voxels
 from fedmedseg.data.datalist import Case, read_datalist
-from fedmedseg.data.geometry import canonical_orientation, spacing_of
-from fedmedseg.data.landmarks import Place, read_landmarks, to_voxel, to_world
+from fedmedseg.data.geometry import axial, spacing_of
+from fedmedseg.data.landmarks import Place, read_landmarks
 from fedmedseg.data.preprocessing import (
     Prepared,
     Steps,
@@ -115,13 +115,11 @@ class Volumes:
 
     def to_voxel(self, index: int, points: np.ndarray) -> np.ndarray:
         """Points (N, 3) in mm of the world as continuous voxels of the preprocessed grid; rows of nan stay so."""
-        steps = Steps.of(self._meta[index])
-        return to_voxel(points, steps.target.affine) + [before for before, _ in steps.widths]
+        return Steps.of(self._meta[index]).to_voxel(points)
 
     def to_world(self, index: int, voxels: np.ndarray) -> np.ndarray:
         """Continuous voxels (N, 3) of the preprocessed grid in mm of the world; rows of nan stay so."""
-        steps = Steps.of(self._meta[index])
-        return to_world(np.asarray(voxels) - [before for before, _ in steps.widths], steps.target.affine)
+        return Steps.of(self._meta[index]).to_world(voxels)
 
     def heart(self, index: int) -> np.ndarray | None:
         """The heart's structures on the preprocessed grid, uint8 (X, Y, Z), read-only; None without that file."""
@@ -191,8 +189,7 @@ class Volumes:
 
     def slice_axis(self, index: int) -> int:
         """Which axis of the file's own grid, 0 to 2, leads from the feet to the head: axial slices lie along it."""
-        orientation = canonical_orientation(np.array(self._meta[index]["native_affine"]), 3)
-        return int(np.flatnonzero(orientation[:, 0] == 2)[0])
+        return axial(np.array(self._meta[index]["native_affine"]))
 
     def to_native(self, index: int, probabilities: torch.Tensor) -> torch.Tensor:
         """``probabilities`` (C, X, Y, Z) of the preprocessed grid on the file's own grid (C, X', Y', Z').

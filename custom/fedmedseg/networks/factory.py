@@ -47,52 +47,54 @@ def build_segmentation(experiment: Experiment) -> nn.Module:
     Raises:
         ConfigurationError: see ``check_network``.
     """
-    from monai.networks.nets import UNETR, SwinUNETR, UNet
+    from monai.networks import nets
 
     check_network(experiment)
     data, network = experiment.data, experiment.network
     if isinstance(network, RelocalizationSection):
         built: nn.Module = system_module(BUILT_BY[network.name], "network").build(data, network)
         return built
-    if isinstance(network, SwinUNETRSection):
-        return SwinUNETR(
-            in_channels=1,
-            out_channels=data.classes,
-            feature_size=network.feature_size,
-            depths=network.depths,
-            num_heads=network.heads,
-            window_size=network.window,
-            dropout_path_rate=network.drop_path,
-            spatial_dims=data.spatial_dims,
-            # MONAI uses it where no gradient is recorded: the teacher, validation and inference
-            use_flash_attention=True,
-        )
     if isinstance(network, BasicUNetSection):
         return _basic_unet(data, network)
-    if isinstance(network, UNetSection):
-        return UNet(
-            spatial_dims=data.spatial_dims,
-            in_channels=1,
-            out_channels=data.classes,
-            channels=network.channels,
-            strides=network.steps,
-            num_res_units=network.res_units,
-            norm=_norm(network),
-        )
-    model = UNETR(
-        in_channels=1,
-        out_channels=data.classes,
-        img_size=data.crop,
-        feature_size=network.feature_size,
-        hidden_size=network.hidden_size,
-        mlp_dim=network.mlp_dim,
-        num_heads=network.heads,
-        spatial_dims=data.spatial_dims,
-    )
-    for block in model.vit.blocks:
-        # UNETR does not pass the option on; without dropout it is the same sum in one kernel
-        block.attn.use_flash_attention = True  # type: ignore[union-attr]
+    kind, arguments = stock(data, network)
+    model: Any = getattr(nets, kind)(**arguments)
+    if isinstance(network, UNETRSection):
+        for block in model.vit.blocks:
+            # UNETR does not pass the option on; without dropout it is the same sum in one kernel
+            block.attn.use_flash_attention = True
     return model
+
+
+def stock(data: DataSection, network: SwinUNETRSection | UNETRSection | UNetSection) -> tuple[str, dict[str, Any]]:
+    """Class of ``monai.networks.nets`` and the arguments, plain values, that build ``network`` for ``data``."""
+    common = {"in_channels": 1, "out_channels": data.classes, "spatial_dims": data.spatial_dims}
+    if isinstance(network, SwinUNETRSection):
+        return "SwinUNETR", {
+            **common,
+            "feature_size": network.feature_size,
+            "depths": list(network.depths),
+            "num_heads": list(network.heads),
+            "window_size": network.window,
+            "dropout_path_rate": network.drop_path,
+            # MONAI uses it where no gradient is recorded: the teacher, validation and inference
+            "use_flash_attention": True,
+        }
+    if isinstance(network, UNetSection):
+        return "UNet", {
+            **common,
+            "channels": list(network.channels),
+            "strides": list(network.steps),
+            "num_res_units": network.res_units,
+            "norm": _norm(network),
+        }
+    return "UNETR", {
+        **common,
+        "img_size": list(data.crop),
+        "feature_size": network.feature_size,
+        "hidden_size": network.hidden_size,
+        "mlp_dim": network.mlp_dim,
+        "num_heads": network.heads,
+    }
 
 
 def encoder_names(model: nn.Module, experiment: Experiment) -> list[str]:

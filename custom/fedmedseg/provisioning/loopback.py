@@ -216,8 +216,17 @@ def bundle_project() -> dict[str, Any]:
     Raises:
         ConfigurationError: it is not there.
     """
+    return dict(read_yaml(bundle_project_file()))
+
+
+def bundle_project_file() -> Path:
+    """Where it lies: the package's own, never one that happens to lie in the current folder.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
     for root in bundle_roots()[1:]:
         file = root / "provisioning" / "project.yml"
         if file.is_file():
-            return dict(read_yaml(file))
+            return file
     raise ConfigurationError("provisioning/project.yml", got="no such file", remedy="install fedmedseg again")

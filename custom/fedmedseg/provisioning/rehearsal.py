@@ -181,6 +181,7 @@ def run_job(
     out: Path,
     tell: Callable[[str], None],
     show: Callable[[dict[str, Any]], None],
+    on_poll: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Start everybody, run one job to its end, and end everybody.
 
@@ -194,6 +195,7 @@ def run_job(
         out: where results and the processes' own home folder go.
         tell: hears in words how far things are.
         show: sees what sites tell of their progress (`core.progress`).
+        on_poll: called about once a second, whether they tell anything or not.
 
     Raises:
         TimeoutError: a participant does not come up.
@@ -211,6 +213,7 @@ def run_job(
                 def look(_: Mapping[str, Any]) -> None:
                     for event in follower.events():
                         show(event)
+                    on_poll()
 
                 meta = admin.wait(session, job_id, on_poll=look)
                 tell(f"job {job_id}: {admin.status_of(meta)}")

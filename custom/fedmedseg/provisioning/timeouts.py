@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 
 Holder = Literal["comm_config", "server", "server_top", "client", "admin"]
 """Where FLARE 2.9.0 reads a value: ``local/comm_config.json``; of ``local/resources.json`` the server's first entry
@@ -144,11 +144,10 @@ def values(profile: str, holder: Holder) -> dict[str, Any]:
         ConfigurationError: no such profile.
     """
     if profile not in PROFILES:
-        guess = nearest(str(profile), PROFILES)
         raise ConfigurationError(
             "profile",
             got=repr(profile),
             expected=f"one of {', '.join(PROFILES)}",
-            remedy=f"write {guess!r}" if guess else "",
+            remedy=choose(profile, PROFILES),
         )
     return {entry.name: getattr(entry, profile) for entry in TIMEOUTS if entry.holder == holder}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedmedseg.reporting.canvas import MARKERS, PALE, SITE_COLOURS, STYLE, canvas, svg_of
 from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
@@ -26,30 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL_COLOURS = {"personal": "#0b6e99", "shared": "#5aa9c7", "scratch": "#d98e32", "untrained": "#b8bec6"}
-SITE_COLOURS = ("#0b6e99", "#d98e32", "#4a8f5c", "#a0527a", "#6b6fb3", "#8a7142", "#3d9a9a", "#b5483a")
-"""Told apart in grey print too: lines also differ by marker."""
-MARKERS = "osD^vPX*"
-INK, PALE = "#1d2733", "#e3e7ec"
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "fedmedseg",
-    # names come from sites: a dollar sign in one is no formula
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#8a94a0",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": PALE,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 
 
 def figures(record: Record) -> dict[str, str]:
@@ -69,11 +45,11 @@ def figures(record: Record) -> dict[str, str]:
         "bytes": draw_bytes,
     }
     found = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in drawers.items():
             figure = draw(record)
             if figure is not None:
-                found[name] = _svg(figure)
+                found[name] = svg_of(figure)
     return found
 
 
@@ -128,7 +104,7 @@ def draw_participation(record: Record) -> Figure | None:
     rounds, sites = rounds_of(record), sites_of(record)
     if not rounds or not sites:
         return None
-    figure, axes = _canvas(max(3.2, 0.3 * len(rounds) + 1.8), 0.34 * len(sites) + 0.9)
+    figure, axes = canvas(max(3.2, 0.3 * len(rounds) + 1.8), 0.34 * len(sites) + 0.9)
     axes.grid(False)
     for x, one in enumerate(rounds):
         for y, site in enumerate(sites):
@@ -163,7 +139,7 @@ def draw_attention(record: Record) -> Figure | None:
     layers = tables[-1]
     sites = sorted({site for weights in layers.values() for site in weights})
     grid = [[weights.get(site, float("nan")) for site in sites] for weights in layers.values()]
-    figure, axes = _canvas(1.1 * len(sites) + 3.6, min(9.0, 0.17 * len(layers) + 1.0))
+    figure, axes = canvas(1.1 * len(sites) + 3.6, min(9.0, 0.17 * len(layers) + 1.0))
     axes.grid(False)
     image = axes.imshow(grid, aspect="auto", cmap="Blues", vmin=0)
     axes.set_xticks(range(len(sites)), [short(site) for site in sites])
@@ -179,7 +155,7 @@ def draw_seconds(record: Record) -> Figure | None:
     rounds = rounds_of(record)
     if not rounds:
         return None
-    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.7)
+    figure, axes = canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.7)
     parts = {"training": [], "moving": [], "aggregating": []}  # type: dict[str, list[float]]
     for one in rounds:
         slowest = max(_answers(one), key=lambda answer: _both(answer), default={})
@@ -203,7 +179,7 @@ def draw_bytes(record: Record) -> Figure | None:
     up = [sum(moved_bytes(answer, "up") for answer in _answers(one)) / 2**20 for one in rounds]
     if not any(down) and not any(up):
         return None
-    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
+    figure, axes = canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
     places = range(len(rounds))
     axes.bar([place - 0.19 for place in places], down, width=0.38, color="#0b6e99", label="to the sites")
     axes.bar([place + 0.19 for place in places], up, width=0.38, color="#d98e32", label="to the server")
@@ -222,7 +198,7 @@ def _scores(record: Record, name: str, value: Callable[[DiceRow], float | None],
     width = max(3.3, 0.2 * len(sites) * len(models) + 1.0)
     columns = max(1, min(len(structures), int(10.5 / width)))
     lines = -(-len(structures) // columns)
-    figure, _ = _canvas(max(4.6, width * columns), 2.35 * lines + 0.2, lines, columns)
+    figure, _ = canvas(max(4.6, width * columns), 2.35 * lines + 0.2, lines, columns)
     panels = list(figure.axes)
     thickness = 0.8 / len(models)
     for panel, structure in zip(panels, structures, strict=False):
@@ -250,7 +226,7 @@ def _lines(record: Record, metric: str, name: str) -> Figure | None:
     series = {site: points for site, points in series.items() if points}
     if not series:
         return None
-    figure, axes = _canvas(6.4, 2.7)
+    figure, axes = canvas(6.4, 2.7)
     for index, (site, points) in enumerate(series.items()):
         colour, marker = SITE_COLOURS[index % len(SITE_COLOURS)], MARKERS[index % len(MARKERS)]
         x, y = [place for place, _, _ in points], [value for _, value, _ in points]
@@ -282,7 +258,7 @@ def _stacks(
     value: Callable[[Mapping[str, Any], str], float],
     name: str,
 ) -> Figure:
-    figure, axes = _canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
+    figure, axes = canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
     base = [0.0] * len(rounds)
     for index, site in enumerate(sites):
         heights = [value(one, site) for one in rounds]
@@ -303,23 +279,6 @@ def _weights(table: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             numbers = {str(site): number(value) for site, value in weights.items()}
             found[str(layer)] = {site: value for site, value in numbers.items() if value is not None}
     return {layer: weights for layer, weights in found.items() if weights}
-
-
-def _canvas(width: float, height: float, lines: int = 1, columns: int = 1) -> tuple[Figure, Axes]:
-    # a figure of its own, not pyplot's: no display, no global list of figures, safe in the server's threads
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.subplots(lines, columns)
-    return figure, figure.axes[0]
-
-
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
 
 
 def _box(x: float, y: float, colour: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -67,6 +69,30 @@ def predict(
         raise TypeError(f"the network must return one tensor, not {type(result).__name__}")
     probabilities = result.permute(1, 2, 3, 0) if flat else result[0]
     return probabilities.contiguous().clone()
+
+
+def predict_flipped(
+    model: nn.Module,
+    image: np.ndarray | torch.Tensor,
+    data: DataSection,
+    overlap: float,
+    device: str | torch.device,
+    choice: ComputeChoice | None = None,
+) -> torch.Tensor:
+    """As ``predict``, the mean over the volume and its mirror images along every axis that the network sees.
+
+    Four passes in 2D, eight in 3D; each answer is mirrored back before the mean.
+    """
+    volume = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image, dtype=torch.float32)
+    ways = list(itertools.product((False, True), repeat=data.spatial_dims))
+    total: torch.Tensor | None = None
+    for way in ways:
+        # of (1, X, Y, Z) and of (classes, X, Y, Z) alike
+        axes = [axis for axis, mirrored in enumerate(way, start=1) if mirrored]
+        found = predict(model, volume.flip(axes), data, overlap, device, choice).flip(axes)
+        total = found if total is None else total.add_(found)
+    assert total is not None
+    return total / len(ways)
 
 
 def windows_per_forward(data: DataSection) -> int:

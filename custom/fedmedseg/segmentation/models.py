@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from fedmedseg.networks.factory import build_segmentation
 FORMAT = 1
 UNUSUAL = ("whole_depth", "longest_edge", "intensity")
 """Settings of the data that a file names only where they differ from their defaults: older files name none."""
+FIELDS = ("role", "modality", "labels", "spatial_dims", "crop", "spacing", "window")
+"""Settings of the data that every file names."""
+SETTINGS = (*FIELDS, "network", "system", "study", "start", "experiment", "overlap")
+"""All that a file must say besides its tensors."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class InferenceModel:
     start: str
     experiment: str
     """Digest of the experiment that trained it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What ``describe`` says of it, from which ``study_of`` builds the network again."""
 
 
 def describe(experiment: Experiment, start: str) -> dict[str, Any]:
@@ -80,13 +86,13 @@ def load_model(path: Path, model: nn.Module, *, experiment: Experiment, start: s
         CheckpointError: the file is damaged.
     """
     tree = _read(path)
-    for field, expected in describe(experiment, start).items():
-        if field == "experiment":
+    for setting, expected in describe(experiment, start).items():
+        if setting == "experiment":
             continue
-        if tree.get(field) != expected:
+        if tree.get(setting) != expected:
             raise ConfigurationError(
-                f"{path.name}: {field}",
-                got=tree.get(field),
+                f"{path.name}: {setting}",
+                got=tree.get(setting),
                 expected=f"this experiment's {expected}",
                 remedy="use the experiment.yaml the model was trained with, or fine-tune again",
             )
@@ -112,7 +118,7 @@ def load_for_inference(path: Path) -> InferenceModel:
         CheckpointError: the file is damaged.
     """
     tree = _read(path)
-    experiment = parse(Experiment, _as_experiment(tree), source=path.name)
+    experiment = study_of(tree, source=path.name)
     model = build_segmentation(experiment)
     load_tensors(model, tree["tensors"], source=path.name)
     model.eval()
@@ -124,7 +130,17 @@ def load_for_inference(path: Path) -> InferenceModel:
         system=experiment.system,
         start=str(tree["start"]),
         experiment=str(tree["experiment"]),
+        settings={name: value for name, value in tree.items() if name in (*SETTINGS, *UNUSUAL)},
     )
+
+
+def study_of(settings: Mapping[str, Any], *, source: str = "model file") -> Experiment:
+    """The least study that builds the network of ``settings``, as ``describe`` says them.
+
+    Raises:
+        ConfigurationError: one that is missing or not valid.
+    """
+    return parse(Experiment, _as_experiment(settings), source=source)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
@@ -192,16 +208,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_experiment(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The least experiment that builds the file's network. What training alone needs is filled in and unused."""
-    fields = ("role", "modality", "labels", "spatial_dims", "crop", "spacing", "window")
-    missing = [
-        name for name in (*fields, "network", "system", "study", "start", "experiment", "overlap") if name not in tree
-    ]
+    missing = [name for name in SETTINGS if name not in tree]
     if missing:
         raise ConfigurationError("model file", got=f"no {', '.join(missing)}", expected="all settings of a model")
     return {
         "system": tree["system"],
         "study": tree["study"],
-        "data": {name: tree[name] for name in (*fields, *UNUSUAL) if name in tree},
+        "data": {name: tree[name] for name in (*FIELDS, *UNUSUAL) if name in tree},
         "network": tree["network"],
         "segmentation": {"steps": 1, "overlap": tree["overlap"], "optimizer": {"learning_rate": 1.0}},
         "stages": {},

@@ -38,10 +38,10 @@ class PublishedModels(GuardedAggregator):
         return {name: torch.zeros_like(tensor) for name, tensor in shared.items()}
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
-        """Write a file per site into the run folder, where there is one; none where every site declined."""
+        """Write a file per site into the job's run folder, if there is a job; none where every site declined."""
         self.published = {}
         made = super().aggregate(fl_ctx)
-        if fl_ctx.get_engine() is not None:
+        if fl_ctx.get_job_id() is not None:
             folder = place_of(fl_ctx).run / "models" / KIND
             for site, tensors in self.published.items():
                 save_published(folder / f"{site}.safetensors", tensors, experiment=self._experiment)

@@ -6,7 +6,6 @@ FUNAvg (Cardio-AI/FUNAvg), whose heads are weighted by mean p(1 - p) + mean p^2 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,10 +16,10 @@ import torch
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.checks import read_voxels
 from fedmedseg.data.datalist import Case
-from fedmedseg.data.preprocessing import back_to_native, native_grid, prepare_image
+from fedmedseg.data.preprocessing import native_grid
 from fedmedseg.reporting.metrics import CaseScore, score_structures
-from fedmedseg.segmentation.inference import predict
 from fedmedseg.segmentation.models import InferenceModel
+from fedmedseg.segmentation.prediction import native_probabilities
 
 How = Literal["probability", "uncertainty"]
 THRESHOLD = 0.5
@@ -36,11 +35,7 @@ def organ_probabilities(expert: InferenceModel, image: Path, *, device: str = "c
     Raises:
         CaseRejected: an image that is no volume, or smaller than the crop.
     """
-    case = Case(image=image, label=None, patient="", annotated_labels=None, key="")
-    prepared = prepare_image(case, expert.data)
-    model = expert.model.to(device)
-    probabilities = predict(model, prepared.arrays["image"][None], expert.data, expert.overlap, device)
-    native = back_to_native(probabilities, prepared.meta)
+    native = native_probabilities(expert, image, device=device)
     return {organ: native[number] for number, organ in expert.data.labels.items()}
 
 
@@ -118,26 +113,6 @@ def fused_prediction(
     """
     maps = [organ_probabilities(expert, image, device=device) for expert in experts]
     return fuse(maps, labels, how=how, threshold=threshold)
-
-
-def write_label_map(path: Path, labels: np.ndarray, image: Path) -> None:
-    """Write ``labels`` (X, Y, Z) uint8 as NIfTI in the geometry of ``image``, whole or not at all.
-
-    Raises:
-        ConfigurationError: the folder is full or cannot be written.
-    """
-    import nibabel as nib
-
-    written = nib.Nifti1Image(labels, native_grid(image).affine)
-    written.header.set_xyzt_units("mm")
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        nib.save(written, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigurationError("label map", got=type(error).__name__, expected="a file that can be written") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def score_fused(

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.data.importers.acdc import ACDCImporter
 from fedmedseg.data.importers.base import Collection, Content, FilePair, Importer, SourceCase
 from fedmedseg.data.importers.btcv import BTCVImporter
@@ -40,12 +40,11 @@ def create(name: str, **options: Any) -> Importer:
         ConfigurationError: an unknown name, or an option that this importer does not have.
     """
     if name not in IMPORTERS:
-        guess = nearest(name, IMPORTERS)
         raise ConfigurationError(
             "importer",
             got=repr(name),
             expected=f"one of {', '.join(sorted(IMPORTERS))}",
-            remedy=f"write {guess!r}" if guess else "",
+            remedy=choose(name, sorted(IMPORTERS)),
         )
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     known = inspect.signature(IMPORTERS[name]).parameters

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason, nearest
+from fedmedseg.core.errors import ConfigurationError, DataError, Reason, choose, nearest
 from fedmedseg.core.seeding import generator
 from fedmedseg.data.importers.base import Collection, SourceCase, Tick, slug
 
 SECTIONS = ("training", "validation", "test", "unlabeled")
+BY = ("random", "volume")
+"""How patients are dealt out to a number of sites."""
 SITE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
 
 
@@ -63,8 +65,8 @@ def assign_by_number(
         ConfigurationError: fewer patients than sites, or an unknown ``by``.
     """
     patients = patients_of(collection.cases)
-    if by not in ("random", "volume"):
-        raise ConfigurationError("--by", got=repr(by), expected="random or volume")
+    if by not in BY:
+        raise ConfigurationError("--by", got=repr(by), expected="random or volume", remedy=choose(by, BY))
     if not 1 <= sites <= len(patients):
         raise ConfigurationError("--sites", got=sites, expected=f"1 to {len(patients)}, the number of patients")
     names = list(patients)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.core.seeding import generator
 from fedmedseg.data.phantoms.hospitals import ABDOMINAL_CT, CARDIAC_CT, CINE, LATE_ENHANCEMENT
 
@@ -90,12 +90,11 @@ def check_family(family: str) -> None:
         ConfigurationError: names the nearest family.
     """
     if family not in _STYLES:
-        guess = nearest(str(family), _STYLES)
         raise ConfigurationError(
             "data.phantom.family",
             got=repr(family),
             expected=f"one of {', '.join(_STYLES)}",
-            remedy=f"write {guess!r}" if guess else "choose one of these",
+            remedy=choose(family, _STYLES),
         )
 
 

@@ -1,0 +1,108 @@
+"""One of a run's networks, for one task, as MONAI's own SwinUNETR or DynUNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets import DynUNet, SwinUNETR
+from torch import nn
+
+from fedmedseg.cardiac_ct.foundation import Foundation
+from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER
+from fedmedseg.cardiac_ct.network import (
+    build_last_layer,
+    build_student,
+    build_teacher,
+    channels,
+    dynunet,
+    load_parameters,
+    swin_unetr,
+)
+from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
+from fedmedseg.cardiac_ct.prediction import Which, held
+from fedmedseg.core.config import Experiment, SwinUNETRSection
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.tasks import TASKS
+from fedmedseg.export.network import NETS, Exportable
+from fedmedseg.segmentation.prediction import Origin
+
+CHANNELS = ("image", "structures of the heart, as numbers 0 to 7")
+
+
+def exportable(foundation: Foundation, *, which: Which | None = None, task: str | None = None) -> Exportable:
+    """The network ``which`` of a file with the head of ``task``; unset: the only one there is.
+
+    Raises:
+        ConfigurationError: no such network or task, or several tasks of which none is named.
+    """
+    experiment, found = foundation.experiment, held(foundation, which)
+    if task is None and len(found.tasks) == 1:
+        task = found.tasks[0]
+    if task not in found.tasks:
+        raise ConfigurationError(
+            "--task",
+            got=task or "none",
+            expected=f"one of {', '.join(found.tasks)}, which the file's {found.which} answers",
+            remedy="name the head to export; a file is written for each",
+        )
+    points = TASKS[task].kind == "points"
+    build = _student if found.which == TRANSFORMER else _cnn
+    network, definition = build(foundation, task)
+    return Exportable(
+        network=network.eval(),
+        definition=definition,
+        data=experiment.data,
+        channels=CHANNELS[: channels(experiment)],
+        labels=dict(enumerate(TASKS[task].names, start=1)),
+        activation="sigmoid" if points and experiment.wing.landmarks == "heatmaps" else "softmax",
+        shape=tuple(experiment.data.crop if found.which == TRANSFORMER else experiment.wing.teacher.size),
+        whole=found.which == CNN,
+        overlap=experiment.segmentation.overlap,
+        origin=Origin(
+            study=experiment.study, system=experiment.system, model=found.which, experiment=experiment.digest
+        ),
+    )
+
+
+def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:
+    """MONAI's SwinUNETR, whose output block is the task's head."""
+    experiment = foundation.experiment
+    student = build_student(experiment)
+    load_parameters(student, foundation.tensors, STUDENT)
+    moved = task not in student.heads
+    last = _last(foundation, TRANSFORMER) if moved else student.heads[task]
+    definition = {"_target_": f"{NETS}SwinUNETR", **_swin(experiment, task)}
+    network = SwinUNETR(**_swin(experiment, task))
+    network.load_state_dict(
+        student.trunk.state_dict() | {f"out.{name}": tensor for name, tensor in last.state_dict().items()}
+    )
+    return network, definition
+
+
+def _cnn(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:
+    """MONAI's DynUNet, which in evaluation gives its finest output alone."""
+    experiment = foundation.experiment
+    moved = task not in experiment.wing.tasks
+    source = experiment.wing.transfer.cnn if moved else task
+    teacher = build_teacher(experiment, source)
+    load_parameters(teacher, foundation.tensors, f"{TEACHER}{source}.")
+    if moved:
+        # the deep supervision's levels have the source's classes and are not read in evaluation
+        arguments = dynunet(experiment, source) | {"deep_supervision": False, "out_channels": TASKS[task].classes}
+        network = DynUNet(**arguments)
+        kept = {n: t for n, t in teacher.state_dict().items() if n in network.state_dict() and "output_block" not in n}
+        last = {f"output_block.{name}": tensor for name, tensor in _last(foundation, CNN).state_dict().items()}
+        network.load_state_dict(kept | last)
+        return network, {"_target_": f"{NETS}DynUNet", **arguments}
+    return teacher, {"_target_": f"{NETS}DynUNet", **dynunet(experiment, task)}
+
+
+def _last(foundation: Foundation, backbone: str) -> nn.Module:
+    last = build_last_layer(foundation.experiment, backbone)
+    load_parameters(last, foundation.tensors, f"{TRANSFER}{backbone}.")
+    return last
+
+
+def _swin(experiment: Experiment, task: str) -> dict[str, Any]:
+    assert isinstance(experiment.network, SwinUNETRSection)
+    return {**swin_unetr(experiment.network, channels=channels(experiment)), "out_channels": TASKS[task].classes}

@@ -1,0 +1,249 @@
+"""`fedmedseg init`: what a study starts with: its job, a site file for each hospital, the federation's project file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.prompt import Prompt
+
+from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.study import Changes, Presets, Study, read_study
+from fedmedseg.core.config import systems
+from fedmedseg.core.errors import ConfigurationError, choose
+from fedmedseg.core.jobs import check_quorum, find_job, presets_of, write_job
+from fedmedseg.core.schema import parse, read_yaml
+
+if TYPE_CHECKING:
+    from fedmedseg.data.site import SiteFile
+
+JOB, SITES, PROJECT = "job", "sites", "project.yml"
+"""What is written, in the study's folder."""
+SERVER = "server.example.org"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+SITE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
+_TAKEN = {"server", "local", "startup", "sites"}
+
+
+def init(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; the folder is called after it.")],
+    system: Annotated[
+        str | None, typer.Option("--system", help="The method: a job by name (fedata). Asked for where it is missing.")
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            "--sites", help="Names of the hospitals, comma-separated. Asked for where neither this nor --data."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="What `fedmedseg data import` or `phantoms` wrote: its sites and data lists."),
+    ] = None,
+    preset: Presets = None,
+    changes: Changes = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", help=f"Address under which everybody reaches the server. Default: {SERVER}."),
+    ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option("--admin", help="E-mail address of the network's administrator. Default: admin@SERVER."),
+    ] = None,
+    lead: Annotated[
+        str | None,
+        typer.Option("--lead", help="E-mail address of the one who submits the study. Default: lead@SERVER."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write. Default: STUDY, here.")] = None,
+) -> None:
+    """Write what a study starts with: its job, a site file for each hospital, and the federation's project file.
+
+    Asks for what no option says where there is a terminal, and for nothing where there is none. Nothing that is there
+    is overwritten.
+    """
+    with friendly_errors():
+        if not NAME.fullmatch(study):
+            raise ConfigurationError("STUDY", got=repr(study), expected="letters, digits, dashes and underscores")
+        folder = out if out is not None else Path(study)
+        _require_new(folder)
+        asks = _may_ask()
+        system = system or _ask(asks, "--system", "Which method", systems(), "fedata")
+        find_job(system)
+        if preset is None and asks:
+            chosen = _ask(asks, "--preset", "Which settings (a preset)", ["none", *presets_of(system)], "none")
+            preset = None if chosen == "none" else [chosen]
+        names, given = _sites(sites, data, asks)
+        server = server or (_ask(asks, "--server", "Address of the server", (), SERVER) if asks else SERVER)
+        made = read_study(system, preset, [*(changes or []), f"study={study}"], None)
+        check_quorum(made.experiment, len(names))
+        people = (admin or f"admin@{server}", lead or f"lead@{server}")
+        copy = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            _write(copy, folder, made, names, given, server, people)
+            os.replace(copy, folder)
+        except OSError as error:
+            raise ConfigurationError(
+                "--out", got=f"{folder} ({type(error).__name__})", expected="a folder that can be written"
+            ) from None
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+    _tell(folder, made, names, with_data=data is not None, lead=people[1])
+
+
+def _may_ask() -> bool:
+    return sys.stdin.isatty() and console.is_terminal
+
+
+def _require_new(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise ConfigurationError(
+            "--out",
+            got=f"{folder}, which is there",
+            expected="a new or empty folder: nothing is overwritten",
+            remedy="choose another with --out, or another name",
+        )
+
+
+def _ask(asks: bool, option: str, question: str, known: Sequence[str], default: str) -> str:
+    """An answer at the terminal.
+
+    Raises:
+        ConfigurationError: there is nobody to ask.
+    """
+    if not asks:
+        raise ConfigurationError(
+            option, got="nothing, and no terminal to ask at", expected=f"{option} with a value",
+            remedy=choose("", list(known)) or f"add {option}",
+        )  # fmt: skip
+    return Prompt.ask(question, console=console, choices=list(known) or None, default=default)
+
+
+def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str, ...], dict[str, SiteFile]]:
+    """Names of the hospitals, and the site files of those whose data are there already.
+
+    Raises:
+        ConfigurationError: no names, names that cannot be folders or organisations, or no site files at ``data``.
+    """
+    from fedmedseg.data.site import SiteFile
+
+    given: dict[str, SiteFile] = {}
+    if data is not None:
+        files = sorted((data / SITES).glob("*.yaml"))
+        if not files:
+            raise ConfigurationError(
+                "--data",
+                got=f"no site file in {data / SITES}",
+                expected="a folder that `fedmedseg data import` or `fedmedseg data phantoms` wrote",
+            )
+        for file in files:
+            read = parse(SiteFile, read_yaml(file), source=file.name)
+            lists = {
+                role: one.model_copy(update={"list": (file.parent / one.list.expanduser()).resolve()})
+                for role, one in read.datasets.items()
+            }
+            given[file.stem] = read.model_copy(update={"datasets": lists})
+    if sites is None and not given:
+        sites = _ask(asks, "--sites", "Names of the hospitals, comma-separated", (), "hospital-1,hospital-2,hospital-3")
+    names = tuple(name.strip() for name in sites.split(",")) if sites is not None else tuple(given)
+    if len({name.lower() for name in names}) != len(names):
+        raise ConfigurationError("--sites", got=sites, expected="different names")
+    for name in names:
+        if not SITE.fullmatch(name) or name.lower() in _TAKEN:
+            raise ConfigurationError(
+                "--sites",
+                got=repr(name),
+                expected=f"names of letters, digits and dashes, none of {', '.join(sorted(_TAKEN))}",
+            )
+        if given and name not in given:
+            raise ConfigurationError("--sites", got=repr(name), expected="sites of --data", remedy=choose(name, given))
+    return names, given
+
+
+def _write(
+    copy: Path,
+    folder: Path,
+    study: Study,
+    names: tuple[str, ...],
+    given: dict[str, SiteFile],
+    server: str,
+    people: tuple[str, str],
+) -> None:
+    """Write all of it to ``copy``, which is renamed to ``folder``.
+
+    Raises:
+        ConfigurationError: a site lacks the study's data, or FLARE refuses a name.
+    """
+    # FLARE is imported only once there is something to write
+    from fedmedseg.provisioning.builder import site_template
+    from fedmedseg.provisioning.loopback import bundle_project_file
+    from fedmedseg.provisioning.starting import project_text, site_text
+
+    template = site_template().read_text(encoding="utf-8")
+    description = project_text(
+        bundle_project_file().read_text(encoding="utf-8"),
+        server=server,
+        sites=names,
+        admin=people[0],
+        lead=people[1],
+        lead_site=names[0],
+        path=f"{folder}/{PROJECT}",
+    )
+    texts = {name: site_text(template, _lists(study, name, given.get(name))) for name in names}
+    (copy / SITES).mkdir(parents=True)
+    for name, text in texts.items():
+        (copy / SITES / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (copy / PROJECT).write_text(description, encoding="utf-8")
+    experiment = study.experiment
+    write_job(
+        study.folder,
+        study.settings,
+        (copy / JOB).resolve(),
+        header=f"The study {experiment.study}. `fedmedseg job` makes of it the folder that is submitted.",
+        meta={"name": experiment.study, "min_clients": len(names)},
+        finish=study.place_files,
+    )
+
+
+def _lists(study: Study, name: str, given: SiteFile | None) -> dict[str, str]:
+    """Role -> data list of one hospital, as its site file sees it: the ones there are, or where one is expected."""
+    roles = study.experiment.data.roles
+    if given is None:
+        return {role: f"../data/{name}/{role}/datalist.json" for role in roles}
+    found = {role: one.list for role, one in given.datasets.items() if role in roles}
+    if not found:
+        raise ConfigurationError(
+            f"--data: {name}",
+            got=f"the roles {', '.join(sorted(given.datasets))}",
+            expected=f"the role {' or '.join(map(repr, roles))}, which the study asks for (data.role)",
+            remedy="choose a --preset made for these data, or --set data.role=...",
+        )
+    return {role: str(path) for role, path in found.items()}
+
+
+def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool, lead: str) -> None:
+    for path, what in (
+        (folder / JOB, f"the study {study.experiment.study} as a job; its settings: app/config/experiment.yaml"),
+        (folder / SITES, "a site file for each hospital, to fill in: " + ", ".join(names)),
+        (folder / PROJECT, f"the federation: server, hospitals, an administrator, and {lead} who submits"),
+    ):
+        console.print(f"{path}: {what}", highlight=False, soft_wrap=True, markup=False)
+    workspace = workspace_beside(folder, f"{folder.resolve().name}-trial")
+    trial: list[object] = ["fedmedseg", "simulate", folder / JOB, "-c", ",".join(names)]
+    if with_data:
+        next_step(*trial, "--sites", folder / SITES, "-w", workspace)
+    elif study.experiment.data.phantom is not None:
+        next_step(*trial, "-w", workspace)
+    else:
+        console.print(
+            f"a trial needs the data lists that the files in {folder / SITES} name, or --data", highlight=False
+        )
+    submitted = folder.with_name(f"{folder.name}-job")
+    next_step("fedmedseg", "job", folder / JOB, "--min-clients", len(names), "--out", submitted)
+    next_step("nvflare", "provision", "-p", folder / PROJECT, "-w", folder / "kits")

@@ -1,0 +1,171 @@
+"""`fedmedseg monitor`: where a job of a running federation is, by FLARE's own admin API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.progress import clock
+
+NARROW = 72
+"""Columns below which everything stands below one another."""
+SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_UNANSWERED = 15.0
+"""A server process that is still loading its job logs an error for every question: until then it is asked less."""
+PATIENCE = 20.0
+"""Seconds in which a job that is not found may appear: FLARE has none for a moment while it stores or moves it."""
+MOST_METRICS = 6
+STOPPED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is shown of a job at one moment."""
+
+    job: str
+    status: str
+    study: Mapping[str, Any] | None = None
+    """What the study tells of itself (``core.live.status``); None before its first round and after its last."""
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """Site -> when the server last heard of it, by the server's clock."""
+
+    @property
+    def sites(self) -> list[tuple[str, str, str]]:
+        """Name, state and last sign of life of every site that is connected or was asked."""
+        states = dict(self.study["sites"]) if self.study else {}
+        now = float(self.study["time"]) if self.study else None
+        names = sorted({*states, *self.seen})
+        return [(name, str(states.get(name, "connected")), _ago(self.seen.get(name), now)) for name in names]
+
+    @property
+    def metrics(self) -> list[tuple[str, float]]:
+        """The figures of the last round that had any, the first few."""
+        return sorted((self.study or {}).get("metrics", {}).items())[:MOST_METRICS]
+
+
+def monitor(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `nvflare job list` shows it.")],
+    startup_kit: Annotated[
+        Path, typer.Option("--startup-kit", help="Startup kit of an administrator who may look on.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    every: Annotated[
+        float, typer.Option("--every", min=1.0, help="Seconds between two looks.")
+    ] = SECONDS_BETWEEN_LOOKS,
+) -> None:
+    """Follow a running job: rounds, sites, when each was last heard of, the current figures, the time left.
+
+    Figures are means over sites, of what the sites let out. Without a terminal: a line whenever something changes.
+    Ends with code 0 where the job completed or was looked at once, 1 where it ended otherwise.
+    """
+    with friendly_errors():
+        # FLARE is imported only once there is something to ask it
+        from fedmedseg.core import admin
+
+        with admin.session(startup_kit) as session:
+
+            def looks() -> Iterator[View]:
+                unanswered = -SECONDS_UNANSWERED
+                while True:
+                    status = admin.status_of(admin.meta_of(session, job, patience=PATIENCE))
+                    if admin.has_ended(status):
+                        yield View(job=job, status=status)
+                        return
+                    told = None
+                    if status == admin.RUNNING and time.monotonic() - unanswered >= SECONDS_UNANSWERED:
+                        told = admin.live_status(session, job)
+                        unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
+                    yield View(job=job, status=status, study=told, seen=admin.last_seen(session))
+                    if once:
+                        return
+                    time.sleep(every)
+
+            last = _show(looks(), once=once)
+        if admin.has_ended(last.status) and last.status != admin.COMPLETED:
+            raise typer.Exit(STOPPED)
+
+
+def _show(looks: Iterator[View], *, once: bool) -> View:
+    """Show every look as it comes; returns the last."""
+    view = next(looks)
+    if once or not console.is_terminal:
+        told = ""
+        while True:
+            text = "\n".join(lines(view)) if once else line(view)
+            if text != told:
+                told = text
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
+            following = next(looks, None)
+            if following is None:
+                return view
+            view = following
+    with Live(render(view, console.width), console=console, auto_refresh=False) as shown:
+        for view in looks:
+            shown.update(render(view, console.width), refresh=True)
+    return view
+
+
+def render(view: View, width: int) -> RenderableType:
+    """A table of sites under the study's own line; in a narrow terminal everything below one another."""
+    if width < NARROW:
+        return Text("\n".join(lines(view)), overflow="fold")
+    head = Text("\n".join([line for line in lines(view) if not line.startswith("  ")]))
+    if not view.sites:
+        return head
+    table = Table("site", "state", "last seen", box=box.SIMPLE_HEAD)
+    for name, state, ago in view.sites:
+        table.add_row(Text(name), Text(state), ago)
+    return Group(head, table)
+
+
+def lines(view: View) -> list[str]:
+    """All there is to say, short enough for a narrow terminal; what belongs to a site is indented."""
+    said = [f"job {view.job[:8]}: {view.status}"]
+    study = view.study
+    if study is not None:
+        said += [
+            str(study["study"]),
+            f"{study['stage']} round {study['round'] + 1}/{study['rounds']}",
+            f"stage {list(study['stages']).index(study['stage']) + 1} of {len(study['stages'])}",
+            f"in this round for {clock(study['seconds'])}",
+            f"time left: {_left(study['left'])}",
+        ]
+        if view.metrics:
+            of = study["metrics_of"]
+            said.append(f"mean over sites ({of['stage']} {of['round'] + 1}):")
+            said += [f"{name}: {value:.4f}" for name, value in view.metrics]
+    for name, state, ago in view.sites:
+        said += [f"  {name}: {state}", f"    seen {ago}"]
+    return said
+
+
+def line(view: View) -> str:
+    """One line for a log, the same as long as nothing has happened."""
+    study = view.study
+    if study is None:
+        return f"job {view.job[:8]}: {view.status}"
+    states = [state for _, state, _ in view.sites]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    figures = "".join(f", {name} {value:.4f}" for name, value in view.metrics)
+    return f"{study['stage']} round {study['round'] + 1}/{study['rounds']}: {counted}{figures}"
+
+
+def _left(seconds: float | None) -> str:
+    return "not known before a round has ended" if seconds is None else f"about {clock(seconds)}"
+
+
+def _ago(seen: float | None, now: float | None) -> str:
+    if seen is None:
+        return "not lately"
+    return "lately" if now is None else f"{clock(max(0.0, now - seen))} ago"

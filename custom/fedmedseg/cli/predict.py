@@ -1,0 +1,247 @@
+"""`fedmedseg predict`: a trained model on images of one's own, in their space, with volumes, scores and landmarks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedmedseg.data.images import Source
+    from fedmedseg.data.phases import Phases
+    from fedmedseg.reporting.structure_volumes import Ventricle
+    from fedmedseg.segmentation.predicting import Batch
+    from fedmedseg.segmentation.prediction import Predictor
+
+SHOWN = 12
+"""Images whose volumes are shown; the tables on the disk have all."""
+PARTLY = 1
+"""What the command returns where an image could not be done."""
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file: a site's own, or a run's shared one.")],
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGE_OR_FOLDER", help="A NIfTI file, or a folder of such and DICOM series."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write into; of one image also a file, .nii.gz or .nii.")
+    ],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Answer with the mean over mirror images (4 passes in 2D, 8 in 3D).")
+    ] = False,
+    phases: Annotated[
+        Path | None,
+        typer.Option("--phases", help="CSV with the columns patient, ed, es: whose images are which, for function."),
+    ] = None,
+    ed: Annotated[str | None, typer.Option("--ed", help="Of one patient: the end-diastolic image.")] = None,
+    es: Annotated[str | None, typer.Option("--es", help="Of one patient: the end-systolic image.")] = None,
+    cavity: Annotated[
+        str, typer.Option("--cavity", help="The structure whose two volumes give the ejection fraction.")
+    ] = "left ventricle",
+    heart: Annotated[
+        Path | None,
+        typer.Option("--heart", help="Cardiac CT: label map of the heart's structures, or a folder of them by name."),
+    ] = None,
+    network: Annotated[
+        Literal["student", "cnn"] | None,
+        typer.Option("--network", help="Cardiac CT: which of the file's networks. Default: the transformer."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", help="Of a shared model with several networks: which, by its start."),
+    ] = None,
+    budget_mb: Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")] = 2048,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write label maps of images in their own space, with volumes in ml, landmarks in mm and calcium scores.
+
+    Images that cannot be used are told at the end; the rest is done, and the command then ends with code 1.
+    Research, not for diagnosis.
+
+    Example: fedmedseg predict personal.safetensors scans/ predicted/ --phases phases.csv
+    """
+    with friendly_errors():
+        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            raise _inside(out)
+        from fedmedseg.cli.model_file import open_predictor
+        from fedmedseg.data.images import images_at
+        from fedmedseg.segmentation.predicted_files import TABLES, outputs_for, require_new, write_tables
+        from fedmedseg.segmentation.predicting import predict_all, require_cavity, ventricles
+
+        found = images_at(place)
+        predictor = open_predictor(model, device=device, flips=flips, network=network, start=start)
+        single = _is_file(out)
+        if single:
+            _require_one_map(predictor, found.sources, place)
+        pairs = _phases(phases, ed, es, [one.name for one in found.sources])
+        if pairs:
+            require_cavity(predictor, cavity)
+        hearts = _hearts(heart, found.sources, place, predictor)
+        outputs = {one.name: outputs_for(one.name, predictor, out) for one in found.sources}
+        tables = [] if single else [out / name for name in TABLES]
+        require_new([path for one in outputs.values() for path in one.every] + tables, force=force)
+        with _Display(len(found.sources)) as display:
+            batch = predict_all(
+                predictor,
+                found.sources,
+                outputs,
+                flips=flips,
+                budget_mb=budget_mb,
+                hearts=hearts,
+                on_image=display.show,
+            )
+        function = ventricles(pairs, batch, cavity=cavity)
+        if not single:
+            write_tables(out, batch.done, function)
+    _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
+    raise typer.Exit(PARTLY if batch.failed else 0)
+
+
+class _Display:
+    """A bar with the time left on a terminal; a line at most every five seconds, and at the end, anywhere else."""
+
+    def __init__(self, total: int) -> None:
+        self._began = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("predicting", total=total)
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, of: int, name: str) -> None:
+        """``done`` of ``of`` images are done, ``name`` the last."""
+        from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
+
+        self._bar.update(self._task, completed=done, description=escape(name))
+        now = time.monotonic()
+        if console.is_terminal or (done < of and now - self._last_line < SECONDS_BETWEEN_LINES):
+            return
+        self._last_line = now
+        left = (now - self._began) / done * (of - done)
+        console.print(f"{done}/{of} images, {clock(left)} left", highlight=False, soft_wrap=True)
+
+
+def _is_file(out: Path) -> bool:
+    return out.name.endswith((".nii.gz", ".nii")) and not out.is_dir()
+
+
+def _inside(out: Path) -> ConfigurationError:
+    return ConfigurationError(
+        "OUT",
+        got=f"{out}, inside the folder that is read",
+        expected="a place outside it: another call would take what this one writes for images",
+        remedy="name another folder",
+    )
+
+
+def _require_one_map(predictor: Predictor, sources: list[Source], place: Path) -> None:
+    if len(sources) == 1 and predictor.maps == ("",) and not predictor.points:
+        return
+    got = f"a file, for {len(sources)} images" if len(sources) != 1 else "a file, for a model that writes several"
+    raise ConfigurationError("OUT", got=got, expected="a folder", remedy="leave .nii.gz away")
+
+
+def _phases(table: Path | None, ed: str | None, es: str | None, names: list[str]) -> list[Phases]:
+    from fedmedseg.data.phases import Phases, checked, read_phases
+
+    if table is not None and (ed or es):
+        raise ConfigurationError("--phases", got="a table, and --ed or --es", expected="one of the two")
+    if table is not None:
+        return read_phases(table, names)
+    if (ed is None) != (es is None):
+        raise ConfigurationError("--ed, --es", got="one of them", expected="both frames of one patient, or neither")
+    if ed is None or es is None:
+        return []
+    return [checked(Phases("1", ed, es), names, source="--ed, --es")]
+
+
+def _hearts(heart: Path | None, sources: list[Source], place: Path, predictor: Predictor) -> dict[str, Path]:
+    if heart is None:
+        return {}
+    if not predictor.conditions:
+        raise ConfigurationError(
+            "--heart", got=str(heart), expected="nothing: this model sees the image alone", remedy="leave it out"
+        )
+    if place.is_file():
+        if not heart.is_file():
+            raise ConfigurationError("--heart", got=f"no file at {heart}", expected="a label map (NIfTI)")
+        return {sources[0].name: heart}
+    if not heart.is_dir():
+        raise ConfigurationError(
+            "--heart", got=f"no folder at {heart}", expected="a folder of maps named as the images"
+        )
+    maps = {one.name: [heart / f"{one.name}{ending}" for ending in (".nii.gz", ".nii")] for one in sources}
+    return {name: path for name, paths in maps.items() for path in paths[::-1] if path.is_file()}
+
+
+def _tell(
+    batch: Batch,
+    function: dict[str, Ventricle],
+    out: Path,
+    predictor: Predictor,
+    hearts: dict[str, Path],
+    *,
+    passed_over: int,
+) -> None:
+    said = f"written: {out} ({len(batch.done)} images)"
+    if passed_over:
+        said += f"; {passed_over} files that are no images were passed over"
+    console.print(said, highlight=False, soft_wrap=True)
+    bare = [one.name for one in batch.done if one.name not in hearts] if predictor.conditions else []
+    if bare:
+        console.print(
+            f"[yellow]{len(bare)} images without the heart's structures that this model expects (--heart)[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if 0 < len(batch.done) <= SHOWN:
+        table = Table("image", "structure", box=box.SIMPLE_HEAD)
+        table.add_column("ml", justify="right")
+        for one in batch.done:
+            for name, volume in one.volumes.items():
+                table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f}")
+            for name, place in one.points.items():
+                at = "not found" if place is None else "({:.1f}, {:.1f}, {:.1f}) mm".format(*place)
+                table.add_row(escape(one.name), escape(name), at)
+            if one.calcium is not None:
+                table.add_row(escape(one.name), "Agatston score", f"{one.calcium.agatston:.1f}")
+        console.print(table)
+    if function:
+        _tell_function(function)
+    if batch.failed:
+        faults = Table("image", "reason", title="not done", box=box.SIMPLE_HEAD)
+        for name, reason in batch.failed.items():
+            faults.add_row(escape(name), escape(reason))
+        console.print(faults)
+
+
+def _tell_function(function: dict[str, Ventricle]) -> None:
+    table = Table("patient", box=box.SIMPLE_HEAD)
+    for column in ("end-diastole, ml", "end-systole, ml", "ejection fraction, %"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for name, heart in function.items():
+        share = "-" if heart.diastolic_ml <= 0 else f"{heart.ejection_fraction:.1f}"
+        table.add_row(
+            escape(name), f"{heart.diastolic_ml:.1f}", f"{heart.systolic_ml:.1f}", share, escape(heart.doubt or "")
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Methods compared on equal terms: what `fedmedseg compare` runs, measures and writes."""

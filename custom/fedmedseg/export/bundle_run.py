@@ -1,0 +1,89 @@
+"""What an exported bundle's ``run`` does: every image of a folder through its network, as `fedmedseg predict`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.images import images_at
+from fedmedseg.segmentation.models import InferenceModel, load_tensors, study_of
+from fedmedseg.segmentation.predicted_files import TABLES, outputs_for, require_new, write_tables
+from fedmedseg.segmentation.predicting import Batch, predict_all
+from fedmedseg.segmentation.prediction import SegmentationPredictor
+
+logger = logging.getLogger(__name__)
+
+
+class BundlePrediction:
+    """A bundle's network on the images of a folder.
+
+    Args:
+        network: what the bundle's configuration builds.
+        weights: path of its state dict.
+        settings: what the model file said: preparation, label map, window.
+        images: a NIfTI file, or a folder of such and DICOM series.
+        out: the folder to write into.
+        device: where the network runs.
+        budget_mb: MiB one volume may occupy.
+        force: replace files that are there.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights: str,
+        settings: Mapping[str, Any],
+        images: str,
+        out: str,
+        device: str = "cpu",
+        budget_mb: int = 2048,
+        force: bool = False,
+    ) -> None:
+        self.network, self.weights, self.settings = network, weights, settings
+        self.images, self.out, self.device = images, out, device
+        self.budget_mb, self.force = budget_mb, force
+
+    def run(self) -> Batch:
+        """Predict and write; images that cannot be used are logged and left out.
+
+        Raises:
+            ConfigurationError: settings, paths or weights that cannot be used.
+        """
+        place, out = Path(self.images), Path(self.out)
+        if out.resolve().is_relative_to(place.resolve()):
+            raise ConfigurationError("out", got=str(out), expected="a place outside the images")
+        predictor = SegmentationPredictor(model=self._model(), device=self.device)
+        sources = images_at(place).sources
+        outputs = {one.name: outputs_for(one.name, predictor, out) for one in sources}
+        every = [path for one in outputs.values() for path in one.every] + [out / name for name in TABLES]
+        require_new(every, force=self.force)
+        batch = predict_all(predictor, sources, outputs, flips=False, budget_mb=self.budget_mb)
+        write_tables(out, batch.done, {})
+        if batch.failed:
+            logger.warning("%d of %d images could not be done", len(batch.failed), len(sources))
+        return batch
+
+    def _model(self) -> InferenceModel:
+        settings = {**self.settings, "labels": {int(n): name for n, name in self.settings["labels"].items()}}
+        study = study_of(settings, source="inference.json")
+        load_tensors(
+            self.network,
+            torch.load(self.weights, map_location="cpu", weights_only=True),
+            source=Path(self.weights).name,
+        )
+        return InferenceModel(
+            model=self.network.eval(),
+            data=study.data,
+            overlap=study.segmentation.overlap,
+            study=study.study,
+            system=study.system,
+            start=str(settings["start"]),
+            experiment=str(settings["experiment"]),
+            settings=settings,
+        )

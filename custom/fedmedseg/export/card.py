@@ -1,0 +1,129 @@
+"""The model card: what the model marks, what it was trained on, what was measured, and where its limits are."""
+
+from __future__ import annotations
+
+import fedmedseg
+from fedmedseg.data.preprocessing import FIXED
+from fedmedseg.export.metadata import MODALITIES
+from fedmedseg.export.network import Exportable
+from fedmedseg.export.run_facts import RunFacts
+from fedmedseg.segmentation.predicted_files import NOTICE
+
+NOT_GIVEN = "Not given."
+NO_LICENCES = (
+    "Not given. Whoever hands the model on states here under which licences and consents the data of the sites were "
+    "used.\n"
+)
+NO_RUN = "Not given: the model was exported without the record of its run (`--run`)."
+
+
+def model_card(source: Exportable, *, facts: RunFacts | None, licences: str | None, use: str) -> str:
+    """The card as Markdown. ``use`` says how the files beside it are used."""
+    parts = [
+        f"# {source.origin.study}: {', '.join(source.labels.values())} in {MODALITIES[source.data.modality]}",
+        f"**{NOTICE}** Not a medical device; nothing here has been validated for clinical use.",
+        "## What it marks\n\n" + _labels(source),
+        "## What goes in\n\n" + _inputs(source),
+        "## How it was trained\n\n" + _training(source, facts),
+        "## What was measured\n\n" + _measured(facts),
+        "## Limits\n\n" + _limits(source, facts),
+        f"## Data licences\n\n{(licences or NO_LICENCES).strip()}",
+        f"## How to use it\n\n{use.strip()}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def preparation(source: Exportable) -> list[str]:
+    """What happens to a volume before the network sees it, in order, in words."""
+    data = source.data
+    steps = ["turned towards right, anterior, superior" if data.spatial_dims == 3 else "slices last, turned in-plane"]
+    spacing = [f"{'as scanned' if step is None else f'{step:g} mm'}" for step in data.spacing]
+    if any(step is not None for step in data.spacing):
+        steps.append(f"resampled to {' x '.join(spacing)}, linearly")
+    if data.longest_edge is not None:
+        steps.append(f"scaled in-plane so that the longer side has {data.longest_edge} voxels")
+    fixed = FIXED.get(data.intensity)
+    if fixed is not None:
+        steps.append(
+            f"clipped to {fixed.low:g}..{fixed.high:g} HU, less {fixed.mean:g}, divided by {fixed.deviation:g}"
+        )
+    elif data.modality == "ct":
+        steps.append(f"{data.window[0]:g}..{data.window[1]:g} HU mapped to 0..1")
+    elif data.intensity == "capped":
+        steps.append("values above the 96th percentile cut, then z-score over the volume")
+    else:
+        steps.append("z-score over what is not air, clipped to +-5")
+    return steps
+
+
+def _labels(source: Exportable) -> str:
+    rows = ["| number | structure |", "|---|---|", "| 0 | background |"]
+    return "\n".join([*rows, *(f"| {number} | {name} |" for number, name in source.labels.items())])
+
+
+def _inputs(source: Exportable) -> str:
+    size = " x ".join(map(str, source.shape))
+    how = (
+        f"the middle of a scan, {size} voxels, in one pass"
+        if source.whole
+        else f"patches of {size} voxels that overlap by {source.overlap:g}, blended with Gaussian weights"
+    )
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(preparation(source), start=1))
+    return (
+        f"Channels: {', '.join(source.channels)}. A volume is prepared so:\n\n{steps}\n\n"
+        f"The network is given {how}. It answers with logits (batch, {source.classes}, ...), float32, of which "
+        f"{source.activation} makes probabilities."
+    )
+
+
+def _training(source: Exportable, facts: RunFacts | None) -> str:
+    origin = source.origin
+    rows = {
+        "system": origin.system,
+        "study": origin.study,
+        "model": origin.model,
+        "experiment (SHA-256)": origin.experiment,
+        "tensors (SHA-256)": source.digest,
+        "parameters": f"{source.parameters:,}",
+        "data role": source.data.role,
+        "training sites": str(facts.training_sites) if facts else NOT_GIVEN,
+        "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
+        "software": f"fedmedseg {fedmedseg.__version__}",
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _measured(facts: RunFacts | None) -> str:
+    if facts is None:
+        return NO_RUN
+    if not facts.measured:
+        return "Not given: the run tested no model of this name."
+    rows = [
+        f"| {one.structure} | {one.sites} | {one.dice:.3f} | {one.lowest:.3f} to {one.highest:.3f} | "
+        f"{'-' if one.hd95 is None else f'{one.hd95:.1f}'} |"
+        for one in facts.measured
+    ]
+    return "\n".join(
+        [
+            "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
+            "itself.",
+            "",
+            "| structure | sites | Dice | lowest to highest site | HD95, mm |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _limits(source: Exportable, facts: RunFacts | None) -> str:
+    marks = ", ".join(source.labels.values())
+    lines = [
+        f"Only {MODALITIES[source.data.modality]} of the kind the sites hold (role `{source.data.role}`); on anything "
+        "else the answer is arbitrary and looks like any other.",
+        f"Only {marks}: everything else is background, pathology too.",
+        "Scanners, protocols and patients that no training site has may fare worse than the lowest site above."
+        if facts and facts.measured
+        else "How it fares on scanners, protocols and patients of other places was not measured.",
+        "Probabilities are not calibrated.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,220 @@
+"""What a prediction leaves on the disk: label maps, a file of figures for each image, tables over all of them.
+
+No file holds a time or a path, so that the same images under the same model give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.checks import read_voxels
+from fedmedseg.data.geometry import axial, spacing_of
+from fedmedseg.data.label_files import ENDINGS, write_label_map
+from fedmedseg.data.landmarks import Place
+from fedmedseg.data.preprocessing import native_grid
+from fedmedseg.data.tasks import TASKS
+from fedmedseg.reporting.calcium import CalciumScore, calcium_score
+from fedmedseg.reporting.structure_volumes import StructureVolume, Ventricle, structure_volumes
+from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin, Predictor
+
+NOTICE = "Research, not for diagnosis."
+CALCIFICATION = TASKS["calc"].names[0]
+"""The structure whose Agatston score is told, wherever a model of CT has it."""
+VOLUMES, POINTS, CALCIUM, FUNCTION = "volumes.csv", "points.csv", "calcium.csv", "function.csv"
+TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured in one image. ``volumes`` is by structure; ml."""
+
+    name: str
+    volumes: Mapping[str, StructureVolume]
+    points: Mapping[str, Place | None] = field(default_factory=dict)
+    calcium: CalciumScore | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where the files of one image go."""
+
+    maps: Mapping[str, Path]
+    """By what ``Answer.maps`` calls them."""
+    figures: Path
+    landmarks: Path | None
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.maps.values(), self.figures, *((self.landmarks,) if self.landmarks else ()))
+
+
+def outputs_for(name: str, predictor: Predictor, out: Path) -> Outputs:
+    """The files of image ``name``: in folder ``out``, or, where that ends with .nii.gz or .nii, beside this one map."""
+    ending = next((one for one in ENDINGS if out.name.endswith(one)), None)
+    stem = out.with_name(out.name.removesuffix(ending)) if ending else out / name
+    return Outputs(
+        maps={one: beside(stem, f"{'_' if one else ''}{one}{ending or ENDINGS[0]}") for one in predictor.maps},
+        figures=beside(stem, ".json"),
+        landmarks=beside(stem, "_landmarks.json") if predictor.points else None,
+    )
+
+
+def beside(stem: Path, ending: str) -> Path:
+    """``stem`` with ``ending`` at the end of its name, dots in it or not."""
+    return stem.with_name(stem.name + ending)
+
+
+def measured(name: str, answer: Answer, image: Path, *, modality: str) -> Measured:
+    """Volumes of every solid structure, and the score of calcification in CT, on the image's own grid.
+
+    Raises:
+        CaseRejected: the image can no longer be read.
+    """
+    grid = native_grid(image)
+    solid = [one for one in answer.maps.values() if one.solid]
+    volumes: dict[str, StructureVolume] = {}
+    for one in solid:
+        volumes |= structure_volumes(one.labels, one.names, grid.affine)
+    calcium = None
+    for one in solid if modality == "ct" else ():
+        for number, structure in one.names.items():
+            if structure == CALCIFICATION:
+                calcium = calcium_score(
+                    read_voxels(image),
+                    one.labels == number,
+                    spacing=spacing_of(grid.affine),
+                    slice_axis=axial(grid.affine),
+                )
+    return Measured(name=name, volumes=volumes, points=answer.points, calcium=calcium)
+
+
+def write_prediction(
+    found: Measured, maps: Mapping[str, LabelMap], outputs: Outputs, image: Path, *, origin: Origin, flips: bool
+) -> None:
+    """Write the files of one image. Landmarks are in the form that data lists take (``data.landmarks``).
+
+    Raises:
+        ConfigurationError: a file that cannot be written.
+        CaseRejected: the image can no longer be read.
+    """
+    for name, path in outputs.maps.items():
+        write_label_map(path, maps[name].labels, image)
+    if outputs.landmarks is not None:
+        _write(outputs.landmarks, _json({name: place and list(place) for name, place in found.points.items()}))
+    content: dict[str, Any] = {
+        "notice": NOTICE,
+        "model": asdict(origin),
+        "flips": flips,
+        "labels": {
+            path.name: {str(number): structure for number, structure in maps[name].names.items()}
+            for name, path in outputs.maps.items()
+        },
+        "volumes": {name: asdict(one) for name, one in found.volumes.items()},
+    }
+    if found.points:
+        content["points_mm"] = {name: place and list(place) for name, place in found.points.items()}
+    if found.calcium is not None:
+        content["calcium"] = asdict(found.calcium)
+    _write(outputs.figures, _json(content))
+
+
+def write_tables(folder: Path, every: Sequence[Measured], hearts: Mapping[str, Ventricle]) -> list[Path]:
+    """Write a table for each kind of figure that there is, over all images: CSV.
+
+    Raises:
+        ConfigurationError: a file that cannot be written.
+    """
+    tables: dict[str, tuple[Sequence[str], list[Sequence[Any]]]] = {
+        VOLUMES: (
+            ("image", "structure", "voxels", "ml"),
+            [(one.name, name, v.voxels, _figure(v.ml)) for one in every for name, v in one.volumes.items()],
+        ),
+        POINTS: (
+            ("image", "point", "x_mm", "y_mm", "z_mm"),
+            [(one.name, name, *_coordinates(place)) for one in every for name, place in one.points.items()],
+        ),
+        CALCIUM: (
+            ("image", "volume_mm3", "dense_mm3", "agatston", "regions"),
+            [
+                (one.name, *map(_figure, (c.volume_mm3, c.dense_mm3, c.agatston)), c.regions)
+                for one in every
+                if (c := one.calcium) is not None
+            ],
+        ),
+        FUNCTION: (
+            ("patient", "diastolic_ml", "systolic_ml", "stroke_ml", "ejection_fraction_percent", "doubt"),
+            [
+                (
+                    name,
+                    *(f"{value:.6g}" for value in (h.diastolic_ml, h.systolic_ml, h.stroke_ml)),
+                    _share(h),
+                    h.doubt or "",
+                )
+                for name, h in hearts.items()
+            ],
+        ),
+    }
+    written = []
+    for name, (header, rows) in tables.items():
+        if rows:
+            _write(folder / name, _csv([header, *rows]))
+            written.append(folder / name)
+    return written
+
+
+def require_new(files: Iterable[Path], *, force: bool) -> None:
+    """Refuse to replace a file, unless told to.
+
+    Raises:
+        ConfigurationError: one is there.
+    """
+    there = [path for path in files if path.exists()]
+    if there and not (force and all(path.is_file() for path in there)):
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ConfigurationError(
+            "OUT",
+            got=f"{there[0]}, which is there{more}",
+            expected="new files",
+            remedy="choose another, or add --force",
+        )
+
+
+def _share(heart: Ventricle) -> str:
+    return "" if heart.diastolic_ml <= 0 else _figure(heart.ejection_fraction)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _coordinates(place: Place | None) -> tuple[str, str, str]:
+    if place is None:
+        return "", "", ""
+    x, y, z = (f"{value:.3f}" for value in place)
+    return x, y, z
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().encode()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise ConfigurationError("OUT", got=type(error).__name__, expected="files that can be written") from None

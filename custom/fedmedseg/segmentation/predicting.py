@@ -1,0 +1,109 @@
+"""One image after another through a predictor; what cannot be used is set aside with its reason, and the rest done."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.data.checks import CaseRejected
+from fedmedseg.data.images import Source
+from fedmedseg.data.phases import Phases
+from fedmedseg.reporting.structure_volumes import Ventricle
+from fedmedseg.segmentation.predicted_files import Measured, Outputs, measured, write_prediction
+from fedmedseg.segmentation.prediction import Predictor, checked
+
+CAVITY = "left ventricle"
+"""Whose volumes give an ejection fraction, unless told otherwise."""
+
+
+@dataclass
+class Batch:
+    """What became of the images."""
+
+    done: list[Measured] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Name of the image -> reason."""
+
+
+def predict_all(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    outputs: Mapping[str, Outputs],
+    *,
+    flips: bool,
+    budget_mb: int,
+    hearts: Mapping[str, Path] | None = None,
+    on_image: Callable[[int, int, str], None] = lambda done, of, name: None,
+) -> Batch:
+    """Predict every image and write its files. ``on_image`` hears (images done, images in all, name of the last).
+
+    Raises:
+        ConfigurationError: a file that cannot be written.
+    """
+    batch = Batch()
+    for number, source in enumerate(sources, start=1):
+        try:
+            heart = (hearts or {}).get(source.name)
+            batch.done.append(
+                _one(predictor, source, outputs[source.name], flips=flips, budget_mb=budget_mb, heart=heart)
+            )
+        except CaseRejected as rejected:
+            batch.failed[source.name] = rejected.reason
+        except DataError as error:
+            batch.failed[source.name] = f"{error.field}: {error.got}"
+        except (MemoryError, torch.OutOfMemoryError):
+            batch.failed[source.name] = "more memory than there is"
+        except OSError as error:
+            batch.failed[source.name] = f"file cannot be read ({type(error).__name__})"
+        on_image(number, len(sources), source.name)
+    return batch
+
+
+def ventricles(phases: Sequence[Phases], batch: Batch, *, cavity: str = CAVITY) -> dict[str, Ventricle]:
+    """Volumes of each patient's cavity at both frames. A patient one of whose frames failed is noted as failed."""
+    ml = {one.name: one.volumes[cavity].ml for one in batch.done if cavity in one.volumes}
+    found = {}
+    for one in phases:
+        lost = [name for name in (one.diastole, one.systole) if name not in ml]
+        if lost:
+            batch.failed[f"patient {one.patient}"] = f"no prediction of {' and '.join(lost)}"
+            continue
+        found[one.patient] = Ventricle(diastolic_ml=ml[one.diastole], systolic_ml=ml[one.systole])
+    return found
+
+
+def require_cavity(predictor: Predictor, cavity: str) -> None:
+    """Refuse a model that does not mark the cavity.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    known = list(predictor.data.labels.values())
+    if cavity not in known or predictor.maps != ("",):
+        raise ConfigurationError(
+            "--cavity",
+            got=cavity,
+            expected=f"a structure of this model: {', '.join(known)}",
+            remedy="name the structure whose volume at end-diastole and end-systole counts, or leave the frames out",
+        )
+
+
+def _one(
+    predictor: Predictor, source: Source, outputs: Outputs, *, flips: bool, budget_mb: int, heart: Path | None
+) -> Measured:
+    if source.fault is not None:
+        raise CaseRejected(source.fault)
+    if source.modality is not None and source.modality != predictor.data.modality:
+        raise CaseRejected(f"modality {source.modality}, while the model is of {predictor.data.modality}")
+    with tempfile.TemporaryDirectory() as folder:
+        image = source.as_nifti(Path(folder))
+        checked(image, data=predictor.data, budget_mb=budget_mb, heart=heart)
+        answer = predictor(image, heart=heart)
+        found = measured(source.name, answer, image, modality=predictor.data.modality)
+        write_prediction(found, answer.maps, outputs, image, origin=predictor.origin, flips=flips)
+    return found

@@ -1,0 +1,77 @@
+"""Each head of a run as a network of MONAI's own, which answers as the run's network does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from fedmedseg.cardiac_ct.exporting import exportable
+from fedmedseg.cardiac_ct.foundation import Foundation, load_foundation, save_foundation
+from fedmedseg.cardiac_ct.inference import activated
+from fedmedseg.cardiac_ct.models import CNN
+from fedmedseg.cardiac_ct.network import build_last_layer, build_student, build_teacher, load_parameters
+from fedmedseg.cardiac_ct.plan import initial_shared
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.export.bundle import configuration
+from fedmedseg.export.network import require_agreement
+
+Study = Callable[..., Experiment]
+
+
+@pytest.fixture
+def foundation(study: Study, tmp_path: Path) -> Foundation:
+    experiment = study(cardiac_ct={"conditioning": True, "landmarks": "heatmaps"}, data={"phantom": {"heart": True}})
+    generator = torch.Generator().manual_seed(5)
+    tensors = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in initial_shared(experiment).items()
+    }
+    save_foundation(tmp_path / "all.safetensors", tensors, experiment=experiment)
+    return load_foundation(tmp_path / "all.safetensors")
+
+
+@pytest.mark.parametrize("task", ["hps", "coronaries"])
+def test_a_head_of_the_transformer_is_a_swinunetr(foundation: Foundation, task: str) -> None:
+    source = exportable(foundation, task=task)
+    assert (source.channels[1][:10], source.origin.model) == ("structures", "student")
+    assert source.activation == ("sigmoid" if task == "hps" else "softmax")
+    student = build_student(foundation.experiment).eval()
+    load_parameters(student, foundation.tensors, "student.")
+    head = student.heads[task] if task in student.heads else build_last_layer(foundation.experiment, "student")
+    if task not in student.heads:
+        load_parameters(head, foundation.tensors, "transfer.student.")
+    assert require_agreement(source, lambda images: head(student.features(images)), what="x") < 1e-6
+    built = ConfigParser(configuration(source)).get_parsed_content("network_def")
+    built.load_state_dict(source.network.state_dict())
+    assert require_agreement(source, built.eval(), what="x") < 1e-6
+    assert activated(built(source.example()), task, "heatmaps").shape[1] == source.classes
+
+
+@pytest.mark.parametrize("task", ["calc", "coronaries"])
+def test_a_cnn_is_a_dynunet(foundation: Foundation, task: str) -> None:
+    source = exportable(foundation, which="cnn", task=task)
+    assert source.whole
+    moved = task == "coronaries"
+    teacher = build_teacher(foundation.experiment, "hps" if moved else task).eval()
+    load_parameters(teacher, foundation.tensors, "teacher.hps." if moved else f"teacher.{task}.")
+    answer: Callable[[torch.Tensor], torch.Tensor] = teacher
+    if moved:
+        last = build_last_layer(foundation.experiment, CNN)
+        load_parameters(last, foundation.tensors, "transfer.cnn.")
+        answer = lambda images: last(teacher.skip_layers(images))  # noqa: E731
+    assert require_agreement(source, answer, what="x") < 1e-6
+    built = ConfigParser(configuration(source)).get_parsed_content("network_def")
+    built.load_state_dict(source.network.state_dict())
+    assert require_agreement(source, built.eval(), what="x") < 1e-6
+
+
+def test_one_of_several_heads_must_be_named(foundation: Foundation) -> None:
+    with pytest.raises(ConfigurationError, match="--task: got none"):
+        exportable(foundation)
+    with pytest.raises(ConfigurationError, match="one of hps, ms, calc, coronaries"):
+        exportable(foundation, task="heart")

@@ -1,0 +1,105 @@
+"""Every command's help has an example that is right; exit codes are as documented; shells can complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typed import bound, call, commands, words_of
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {" ".join(path): command for path, command in commands()}
+BIN = Path(sys.executable).parent
+
+
+def examples(command: Any) -> list[str]:
+    """The calls that a command's help shows."""
+    return [one.strip() for one in (command.epilog or "").splitlines() if one.startswith("  ")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_has_an_example_that_can_be_typed(name: str) -> None:
+    code, said = call(*name.split(), "--help", env={"COLUMNS": "200"})
+    assert code == 0
+    found = examples(COMMANDS[name])
+    assert found, "an epilog with a call"
+    assert COMMANDS[name].help, "a sentence on what it does"
+    for one in found:
+        assert one.startswith(f"fedmedseg {name} ")
+        assert f"  {one}\n" in said, "each in a line of its own, not wrapped"
+        if "--list" not in shlex.split(one) or name != "job":
+            assert bound(words_of(one)).command.name == name.split()[-1]
+
+
+def test_the_examples_that_cost_little_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("init", "job"):
+        for one in examples(COMMANDS[name]):
+            code, said = call(*words_of(one))
+            assert code == 0, (one, said)
+    assert (tmp_path / "heart" / "project.yml").is_file()
+    assert (tmp_path / "runs" / "fedata-job" / "meta.json").is_file()
+    (phantoms,) = examples(COMMANDS["data phantoms"])
+    small = ("--size", "48,48,4", "--training", "2", "--validation", "1", "--test", "1", "--unlabeled", "0")
+    assert call(*words_of(phantoms), *small)[0] == 0
+    for name in ("data check", "data folds"):
+        (one,) = examples(COMMANDS[name])
+        code, said = call(*words_of(one.replace("runs/hippocampus", "runs/phantoms")))
+        assert code == 0, (one, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["job", "--list"], 0),
+        (["simulate"], 2),
+        (["simulate", "fedatta"], 2),
+        (["simulate", "fedata", "--no-such-option"], 2),
+        (["no-such-command"], 2),
+        (["fuse", "predict", "x", "--models", "m", "--out", "o.nii", "--how", "guess"], 2),
+        (["data", "check", "nowhere.json"], 2),
+    ],
+)
+def test_an_exit_code_means_what_the_readme_says(words: list[str], code: int) -> None:
+    assert call(*words)[0] == code
+
+
+def test_the_readme_documents_every_exit_code_of_the_command_line() -> None:
+    from fedmedseg.cli import audit, console, federation, monitor
+    from fedmedseg.core.findings import Level
+
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
+    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
+    used = {console.EXIT_CODE, audit.BROKEN, federation.INTERRUPTED, monitor.STOPPED, *map(int, Level)}
+    assert documented == used
+
+
+def completed(words: str, environment: dict[str, str]) -> list[str]:
+    asked = {"_FEDMEDSEG_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [str(BIN / "fedmedseg")], env={**environment, **asked}, text=True, capture_output=True, timeout=60, check=True
+    )
+    return done.stdout.split()
+
+
+def test_a_plain_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    """Without Debian's package bash-completion: the script needs nothing but bash's own `complete`."""
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    install = 'fedmedseg --install-completion && bash --norc -c "source ~/.bashrc && complete -p fedmedseg"'
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{install}; true"],
+        env=environment, text=True, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "-F _fedmedseg_completion fedmedseg" in done.stdout, done.stdout + done.stderr
+    assert completed("fedmedseg si", environment) == ["simulate", "site-policy"]
+    assert "--min-clients" in completed("fedmedseg job --m", environment)

@@ -1,0 +1,142 @@
+"""`fedmedseg init` writes what a study starts with, all of it valid, and nothing over what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typed import bound, call, next_lines, words_of
+
+from fedmedseg.cli import init as module
+from fedmedseg.cli.simulate import _check_site_files, _place_site_files
+from fedmedseg.core.jobs import EXPERIMENT, find_job, read_settings
+from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.data.site import SiteFile
+from fedmedseg.provisioning.starting import check_project
+
+SITES = ("ward-a", "ward-b", "ward-c")
+OPTIONS = ("--system", "fedata", "--sites", ",".join(SITES))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_is_written_whole_and_every_part_passes_its_own_reader(here: Path) -> None:
+    code, said = call("init", "heart", *OPTIONS, "--server", "fl.example.org", "--lead", "ann@ward-a.example.org")
+    assert code == 0, said
+    assert sorted(path.name for path in (here / "heart").iterdir()) == ["job", "project.yml", "sites"]
+    _, experiment = read_settings(here / "heart" / "job", [])
+    assert (experiment.study, experiment.system) == ("heart", "fedata")
+    meta = json.loads((here / "heart" / "job" / "meta.json").read_text())
+    assert (meta["name"], meta["min_clients"]) == ("heart", 3)
+    for site in SITES:
+        settings = parse(SiteFile, read_yaml(here / "heart" / "sites" / f"{site}.yaml"), source=site)
+        assert list(settings.datasets) == ["cmr"]
+        assert settings.state_dir is None, "no folder of another machine's"
+        assert settings.privacy is not None
+    project = read_yaml(here / "heart" / "project.yml")
+    check_project(project)
+    assert [(one["name"], one["type"]) for one in project["participants"]] == [
+        ("fl.example.org", "server"),
+        *((site, "client") for site in SITES),
+        ("admin@fl.example.org", "admin"),
+        ("ann@ward-a.example.org", "admin"),
+    ]
+    shipped = read_yaml(find_job("fedata").parents[1] / "provisioning" / "project.yml")
+    assert project["builders"] == shipped["builders"], "kits are made as safe as the package's own"
+
+
+def test_its_next_lines_can_be_typed_and_make_a_job(here: Path) -> None:
+    said = call("init", "heart", *OPTIONS)[1]
+    simulate, job, provision = next_lines(said)
+    assert bound(words_of(simulate)).params["clients"] == ",".join(SITES)
+    assert "-w" in words_of(simulate)
+    assert call(*words_of(job))[0] == 0
+    assert read_settings(here / "heart-job", [])[1].study == "heart"
+    assert provision == "nvflare provision -p heart/project.yml -w heart/kits"
+
+
+def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
+    counts = ("--training", "1", "--validation", "1", "--test", "1", "--unlabeled", "1", "--size", "48,48,4")
+    call("data", "phantoms", "cine_mr", "--out", here / "imported", *counts)
+    code, said = call("init", "heart", "--system", "fedata", "--data", "imported")
+    assert code == 0, said
+    context = bound(words_of(next_lines(said)[0]))
+    assert context.params["sites"] == Path("heart/sites")
+    _, experiment = read_settings(here / "heart" / "job", [])
+    _place_site_files(context.params["sites"], here / "w", ("site-1", "site-2"))
+    _check_site_files(here / "w", ("site-1", "site-2"), experiment)
+    placed = yaml.safe_load((here / "w" / "local" / "sites" / "site-1.yaml").read_text())
+    assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
+
+
+def test_settings_are_laid_over_the_job(here: Path) -> None:
+    code, said = call("init", "heart", *OPTIONS, "--preset", "sunnybrook", "--set", "seed=5")
+    assert code == 0, said
+    _, experiment = read_settings(here / "heart" / "job", [])
+    assert (experiment.study, experiment.seed, experiment.data.phantom) == ("heart", 5, None)
+    assert "a trial needs the data lists" in said
+    assert [line.split()[1] for line in next_lines(said)] == ["job", "provision"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["heart"], "--system: got nothing, and no terminal to ask at.*write one of cardiac_ct, fcl"),
+        (["heart", "--system", "fedata"], "--sites: got nothing, and no terminal"),
+        (["a/b", *OPTIONS], "STUDY: got 'a/b'"),
+        (["heart", "--system", "fedatta", "--sites", "a"], "job: got 'fedatta'.*write 'fedata'"),
+        (["heart", "--system", "fedata", "--sites", "a,A"], "--sites: got a,A. Expected different names"),
+        (["heart", "--system", "fedata", "--sites", "a,server"], "--sites: got 'server'"),
+        (["heart", "--system", "fedata", "--data", "nowhere"], "--data: got no site file in nowhere/sites"),
+        (["heart", *OPTIONS, "--set", "seed=x"], "--set seed: got 'x'"),
+        (["heart", *OPTIONS, "--set", "federation.quorum=4"], "federation.quorum: got 4. Expected at most 3"),
+        (["heart", *OPTIONS, "--lead", "no address"], "project.yml: got .*no address"),
+    ],
+)
+def test_what_cannot_be_is_told_and_nothing_is_written(here: Path, words: list[str], told: str) -> None:
+    import re
+
+    code, said = call("init", *words)
+    assert code == 2, said
+    assert re.search(told, " ".join(said.split())), said
+    assert list(here.iterdir()) == []
+
+
+def test_nothing_is_overwritten(here: Path) -> None:
+    (here / "heart").mkdir()
+    (here / "heart" / "mine.txt").write_text("kept")
+    code, said = call("init", "heart", *OPTIONS)
+    assert (code, "nothing is overwritten" in said) == (2, True)
+    assert [path.name for path in here.rglob("*")] == ["heart", "mine.txt"]
+
+
+def test_at_a_terminal_it_asks_for_what_no_option_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
+    answers = {"--system": "fcl", "--preset": "none", "--sites": "east, west", "--server": "fl.example.org"}
+
+    def ask(question: str, **options: object) -> str:
+        option = next(name for name in answers if name not in asked)
+        asked[option] = question
+        return answers[option]
+
+    monkeypatch.setattr(module.Prompt, "ask", ask)
+    monkeypatch.setattr(module, "_may_ask", lambda: True)
+    code, said = call("init", "heart")
+    assert code == 0, said
+    assert list(asked) == ["--system", "--preset", "--sites", "--server"]
+    assert read_settings(here / "heart" / "job", [])[1].system == "fcl"
+    assert [file.name for file in sorted((here / "heart" / "sites").iterdir())] == ["east.yaml", "west.yaml"]
+    assert (here / "heart" / "job" / EXPERIMENT).is_file()
+
+
+def test_the_list_of_jobs_names_every_preset_in_its_own_words() -> None:
+    code, said = call("job", "--list", env={"COLUMNS": "200"})
+    assert code == 0
+    for words in ("fedata", "sunnybrook", "fed_mae", "Baseline: the transformer trained in the federation"):
+        assert words in said

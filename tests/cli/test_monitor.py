@@ -1,0 +1,163 @@
+"""`fedmedseg monitor`: what it shows in a wide and in a narrow terminal and without one, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nvflare.apis.job_def import RunStatus
+from nvflare.fuel.flare_api.api_spec import AuthorizationError, JobNotRunning
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fedmedseg.cli import monitor as module
+from fedmedseg.cli.main import app
+from fedmedseg.cli.monitor import View, line, lines, render
+from fedmedseg.core import admin
+
+JOB = "3f1c8a52-0000-4000-8000-000000000001"
+STUDY: dict[str, Any] = {
+    "study": "heart", "stage": "pretraining", "round": 1, "rounds": 3, "stages": ["pretraining", "fine_tuning"],
+    "seconds": 61.0, "sites": {"university-hospital-of-the-north": "at work", "b": "replied"}, "left": 3671.0,
+    "metrics": {"loss": 0.25, **{f"dice/structure-{n}": 0.5 for n in range(9)}},
+    "metrics_of": {"stage": "pretraining", "round": 0}, "time": 1000.0,
+}  # fmt: skip
+SEEN = {"university-hospital-of-the-north": 997.0, "b": 880.0, "c": 1003.0}
+RUNNING = View(job=JOB, status="RUNNING", study=STUDY, seen=SEEN)
+WAITING = View(job=JOB, status="SUBMITTED", seen={"b": 880.0})
+
+
+def shown(view: View, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(render(view, width))
+    return [text.rstrip() for text in captured.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [20, 40, 71, 72, 80, 200])
+@pytest.mark.parametrize("view", [RUNNING, WAITING], ids=["running", "waiting"])
+def test_everything_is_said_in_any_width_and_nothing_is_wider(view: View, width: int) -> None:
+    text = shown(view, width)
+    assert max(map(len, text)) <= width
+    whole = "".join("".join(text).split())
+    for words in [view.status, *(name for name, *_ in view.sites)]:
+        assert words in whole
+
+
+def test_a_narrow_terminal_has_one_fact_a_line() -> None:
+    text = shown(RUNNING, 40)
+    for words in (
+        "job 3f1c8a52: RUNNING", "heart", "pretraining round 2/3", "stage 1 of 2", "in this round for 1:01",
+        "time left: about 1:01:11", "  b: replied", "    seen 2:00 ago",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_a_wide_terminal_has_a_table_of_sites() -> None:
+    (row,) = [text for text in shown(RUNNING, 80) if text.strip().startswith("b ")]
+    assert row.split() == ["b", "replied", "2:00", "ago"]
+    assert sum("replied" in text for text in shown(RUNNING, 80)) == 1
+
+
+def test_a_clock_that_goes_wrong_gives_no_time_before_now() -> None:
+    assert [ago for name, _, ago in RUNNING.sites if name == "c"] == ["0:00 ago"]
+    assert [state for name, state, _ in RUNNING.sites if name == "c"] == ["connected"]
+
+
+def test_few_figures_are_shown_and_the_time_left_may_be_unknown() -> None:
+    assert len(RUNNING.metrics) == module.MOST_METRICS
+    unknown = View(job=JOB, status="RUNNING", study={**STUDY, "left": None, "metrics": {}, "metrics_of": None})
+    assert "time left: not known before a round has ended" in lines(unknown)
+
+
+def test_a_line_for_a_log_changes_only_when_something_happens() -> None:
+    later = View(job=JOB, status="RUNNING", study={**STUDY, "seconds": 70.0, "time": 1009.0}, seen=SEEN)
+    assert line(later) == line(RUNNING)
+    assert line(RUNNING).startswith("pretraining round 2/3: 1 at work, 1 connected, 1 replied, dice/structure-0 0.5000")
+
+
+class Server:
+    """A session with a server whose one job goes through ``statuses``, and that answers as the test says."""
+
+    def __init__(self, *statuses: str, stats: Any = None) -> None:
+        self.statuses, self.waits, self.now, self.asked = list(statuses), 0, 0.0, 0
+        self.stats = {"server": {"fedmedseg": STUDY}} if stats is None else stats
+
+    def get_job_meta(self, job_id: str) -> dict[str, Any]:
+        return {"job_id": job_id, "status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+
+    def show_stats(self, job_id: str, target_type: str) -> Any:
+        assert (job_id, target_type) == (JOB, "server"), "the server is asked, never a site"
+        self.asked += 1
+        if isinstance(self.stats, Exception):
+            raise self.stats
+        return self.stats
+
+    def wait(self, seconds: float) -> None:
+        self.waits += 1
+        self.now += seconds
+        assert self.waits < 9, "it goes on looking at a job that has ended"
+
+    def get_connected_client_list(self) -> list[Any]:
+        return [SimpleNamespace(name=name, last_connect_time=seen) for name, seen in SEEN.items()]
+
+
+Monitor = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Monitor:
+    def call(server: Server, *options: str) -> tuple[int, list[str]]:
+        @contextmanager
+        def session(kit: Path) -> Iterator[Server]:
+            assert kit == tmp_path
+            yield server
+
+        monkeypatch.setattr(admin, "session", session)
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=server.wait, monotonic=lambda: server.now))
+        done = CliRunner().invoke(app, ["monitor", JOB, "--startup-kit", str(tmp_path), *options])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.output.splitlines()
+
+    return call
+
+
+def test_looked_at_once_it_says_everything_and_ends_well(monitor: Monitor) -> None:
+    assert monitor(Server("RUNNING"), "--once") == (0, lines(RUNNING))
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("FINISHED:COMPLETED", 0), ("FINISHED:ABORTED", 1), (RunStatus.FAILED_TO_RUN.value, 1)]
+)
+def test_it_follows_a_job_to_its_end_and_says_with_its_code_how_that_was(
+    monitor: Monitor, status: str, code: int
+) -> None:
+    ended = f"job 3f1c8a52: {status}"
+    assert monitor(Server("RUNNING", "RUNNING", "RUNNING", status)) == (code, [line(RUNNING), ended])
+
+
+@pytest.mark.parametrize("stats", [JobNotRunning("x"), {}, {"server": {}}, {"server": "no reply"}, {"server": None}])
+def test_a_job_that_has_nothing_to_say_yet_is_shown_by_its_status(monitor: Monitor, stats: Any) -> None:
+    code, said = monitor(Server("RUNNING", stats=stats), "--once")
+    assert (code, said[0]) == (0, "job 3f1c8a52: RUNNING")
+    assert "    seen lately" in said
+
+
+def test_only_a_running_job_is_asked_and_one_that_does_not_answer_yet_more_seldom(monitor: Monitor) -> None:
+    """The process of a job that is still loading logs an error for every question."""
+    waiting = Server("SUBMITTED", "DISPATCHED", admin.COMPLETED)
+    assert (monitor(waiting)[0], waiting.asked) == (0, 0)
+    loading = Server(*["RUNNING"] * 7, admin.COMPLETED, stats={})
+    assert (monitor(loading, "--every", "5")[0], loading.asked) == (0, 3), "at 0, 15 and 30 s"
+    running = Server(*["RUNNING"] * 7, admin.COMPLETED)
+    assert (monitor(running, "--every", "5")[0], running.asked) == (0, 7)
+
+
+def test_one_who_may_not_look_on_is_told_so(monitor: Monitor) -> None:
+    code, said = monitor(Server("RUNNING", stats=AuthorizationError("x")), "--once")
+    assert code == 2
+    assert "the id of a job you may manage" in " ".join(said)

@@ -1,0 +1,204 @@
+"""`fedmedseg predict` on a folder: maps, volumes and function of what can be used, and reasons for what cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedmedseg.cli.main import app
+from fedmedseg.core import checkpoint
+from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.segmentation.models import save_model
+from fedmedseg.segmentation.starts import initial_network
+
+TINY: dict[str, Any] = {
+    "data": {
+        "role": "shapes",
+        "modality": "mr",
+        "spatial_dims": 2,
+        "labels": {1: "left ventricle", 2: "wall"},
+        "crop": [16, 16],
+        "spacing": [None, None, None],
+        "phantom": None,
+    },
+    "network": {"name": "unet", "channels": [4, 8], "res_units": 1, "norm": "instance"},
+}
+EACH_ML = 1.5 * 2.0 * 8.0 / 1000.0
+"""ml of a voxel of the images here."""
+
+
+def call(*options: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["predict", *map(str, options)], env={"COLUMNS": "300"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+class Place:
+    """A model with random weights, and a folder of two frames of one patient."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.images, self.out = root, root / "images", root / "out"
+        self.study = read_settings(find_job("fedavg"), [TINY])[1]
+        network = initial_network(self.study)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.4 * torch.randn_like(parameter))
+        self.model = root / "personal.safetensors"
+        self.network = network
+        save_model(self.model, network.state_dict(), experiment=self.study, start="personal")
+        self.images.mkdir()
+        for name, seed in (("p1_ED", 1), ("p1_ES", 2)):
+            self.image(name, seed)
+
+    def image(self, name: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        voxels = rng.normal(size=(20, 18, 2)) + 3.0 * (rng.random((20, 18, 2)) > 0.7)
+        nib.save(
+            nib.Nifti1Image(voxels.astype(np.float32), np.diag([-1.5, 2.0, 8.0, 1.0])), self.images / f"{name}.nii.gz"
+        )
+
+    def rows(self, table: str) -> list[dict[str, str]]:
+        with open(self.out / table, newline="") as stream:
+            return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    torch.set_num_threads(1)
+    return Place(tmp_path)
+
+
+def test_a_folder_gives_maps_figures_and_function_and_the_same_bytes_again(place: Place) -> None:
+    (place.root / "phases.csv").write_text("patient,ed,es\nann,p1_ED.nii.gz,p1_ES\n")
+    options = (place.model, place.images, place.out, "--phases", place.root / "phases.csv")
+    code, said = call(*options)
+    assert code == 0, said
+    assert sorted(path.name for path in place.out.iterdir()) == [
+        "function.csv", "p1_ED.json", "p1_ED.nii.gz", "p1_ES.json", "p1_ES.nii.gz", "volumes.csv",
+    ]  # fmt: skip
+    voxels = {}
+    for name in ("p1_ED", "p1_ES"):
+        made, image = nib.load(place.out / f"{name}.nii.gz"), nib.load(place.images / f"{name}.nii.gz")
+        assert made.shape == image.shape
+        assert np.array_equal(made.affine, image.affine)
+        labels = np.asarray(made.dataobj)
+        voxels[name] = int((labels == 1).sum())
+        figures = json.loads((place.out / f"{name}.json").read_text())
+        assert figures["volumes"]["left ventricle"]["voxels"] == voxels[name] > 0
+        assert figures["volumes"]["wall"]["ml"] == pytest.approx(int((labels == 2).sum()) * EACH_ML)
+        assert figures["labels"] == {f"{name}.nii.gz": {"1": "left ventricle", "2": "wall"}}
+        assert figures["model"]["experiment"] == place.study.digest
+    (heart,) = place.rows("function.csv")
+    assert heart["patient"] == "ann"
+    assert float(heart["diastolic_ml"]) == pytest.approx(voxels["p1_ED"] * EACH_ML)
+    share = 100.0 * (voxels["p1_ED"] - voxels["p1_ES"]) / voxels["p1_ED"]
+    assert float(heart["ejection_fraction_percent"]) == pytest.approx(share, rel=1e-4)
+    assert f"{share:.1f}" in said
+    assert [row["image"] for row in place.rows("volumes.csv")] == ["p1_ED"] * 2 + ["p1_ES"] * 2
+    written = {path.name: path.read_bytes() for path in place.out.iterdir()}
+    code, said = call(*options)
+    assert code == 2
+    assert "--force" in said
+    assert call(*options, "--force")[0] == 0
+    assert {path.name: path.read_bytes() for path in place.out.iterdir()} == written
+
+
+def test_bad_files_are_told_at_the_end_and_the_rest_is_done(place: Place) -> None:
+    (place.images / "broken.nii.gz").write_bytes(b"none")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 2, 2), np.float32), np.eye(4)), place.images / "cine.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.arange(32, dtype=np.float32).reshape(4, 4, 2), np.eye(4)), place.images / "small.nii.gz"
+    )
+    (place.images / "notes.txt").write_text("of mine")
+    code, said = call(place.model, place.images, place.out, "--ed", "p1_ED", "--es", "broken")
+    assert code == 1, said
+    assert "(2 images); 1 files that are no images were passed over" in said
+    table = said[said.index("not done") :]
+    for name, reason in (
+        ("broken", "no NIfTI file"),
+        ("cine", "4 axes instead of 3"),
+        ("small", "smaller than the crop"),
+        ("patient 1", "no prediction of broken"),
+    ):
+        assert f"{name} {reason}" in table
+    assert (place.out / "p1_ES.nii.gz").is_file()
+    assert not (place.out / "broken.nii.gz").exists()
+
+
+def test_one_image_may_be_written_as_one_file(place: Place) -> None:
+    code, said = call(place.model, place.images / "p1_ED.nii.gz", place.root / "map.nii.gz")
+    assert code == 0, said
+    assert "1/1 images" in said
+    assert nib.load(place.root / "map.nii.gz").shape == (20, 18, 2)
+    assert "left ventricle" in json.loads((place.root / "map.json").read_text())["volumes"]
+
+
+def test_flips_change_the_map(place: Place) -> None:
+    image = place.images / "p1_ED.nii.gz"
+    assert call(place.model, image, place.root / "a.nii.gz")[0] == 0
+    assert call(place.model, image, place.root / "b.nii.gz", "--flips")[0] == 0
+    maps = [np.asarray(nib.load(place.root / f"{name}.nii.gz").dataobj) for name in "ab"]
+    assert (maps[0] != maps[1]).any()
+    assert json.loads((place.root / "b.json").read_text())["flips"] is True
+
+
+def test_a_runs_shared_model_is_enough_where_it_is_a_whole_network(place: Place) -> None:
+    """The same network from the server's file and from a site's gives the same map."""
+    shared = place.root / "shared.safetensors"
+    content = {
+        "format": 1, "system": "fedavg", "study": place.study.study, "experiment": place.study.digest,
+        "settings": place.study.model_dump(mode="json", exclude={"resume"}), "tensors": place.network.state_dict(),
+    }  # fmt: skip
+    checkpoint.save(shared, content)
+    image = place.images / "p1_ED.nii.gz"
+    assert call(shared, image, place.root / "a.nii.gz")[0] == 0
+    assert call(place.model, image, place.root / "b.nii.gz")[0] == 0
+    assert (place.root / "a.nii.gz").read_bytes() == (place.root / "b.nii.gz").read_bytes()
+    first = next(iter(content["tensors"]))
+    checkpoint.save(shared, content | {"tensors": {n: t for n, t in content["tensors"].items() if n != first}})
+    code, said = call(shared, image, place.root / "c.nii.gz")
+    assert code == 2
+    assert f"without 1 of the network's {len(content['tensors'])} tensors, first {first}" in said
+    checkpoint.save(shared, {name: value for name, value in content.items() if name != "settings"})
+    code, said = call(shared, image, place.root / "c.nii.gz")
+    assert code == 2
+    assert "without the settings" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: [p.root / "none.safetensors", p.images, p.out], "MODEL: got no file"),
+        (lambda p: [p.root, p.images, p.out], "fedmedseg fuse predict"),
+        (lambda p: [p.images / "p1_ED.nii.gz", p.images, p.out], "MODEL: got a damaged file"),
+        (lambda p: [p.model, p.root / "none", p.out], "nothing at"),
+        (lambda p: [p.model, p.images, p.images / "out"], "inside the folder that is read"),
+        (lambda p: [p.model, p.images, p.root / "x.nii.gz"], "a file, for 2 images"),
+        (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED"], "both frames"),
+        (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_EX"], "write 'p1_E"),
+        (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_ES", "--cavity", "x"], "ventricle, wall"),
+        (lambda p: [p.model, p.images, p.out, "--network", "cnn"], "--network: got cnn"),
+        (lambda p: [p.model, p.images, p.out, "--start", "scratch"], "--start: got scratch"),
+        (lambda p: [p.model, p.images, p.out, "--heart", p.images], "sees the image alone"),
+        (lambda p: [p.model, p.images, p.out, "--device", "cuda"], "a GPU that torch can use"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_told_and_nothing_is_written(
+    place: Place, change: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = set(place.root.rglob("*"))
+    code, said = call(*change(place))
+    assert code == 2, said
+    assert words in said
+    assert set(place.root.rglob("*")) == before

@@ -1,0 +1,110 @@
+"""The images in a folder: files and DICOM series under names of their own; what is broken is told from what is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.images import images_at
+
+
+def series(
+    folder: Path, *, uid: str = "1.2.3", number: int = 1, count: int = 5, skip: int = -1, modality: str = "MR"
+) -> None:
+    """Slices of 4 columns and 6 rows, 2.5 mm apart, each filled with its own number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        if index == skip:
+            continue
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = folder / f"{uid}-{index}"
+        image = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        image.Modality, image.SeriesInstanceUID, image.SeriesNumber = modality, uid, number
+        image.PatientName, image.InstanceNumber = "DOE^JOHN", index + 1
+        image.Rows, image.Columns, image.PixelSpacing, image.SliceThickness = 6, 4, [1.5, 2.0], 2.0
+        image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        image.ImagePositionPatient = [10.0, 20.0, 30.0 + 2.5 * index]
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated = image.BitsStored = 16
+        image.HighBit, image.PixelRepresentation = 15, 1
+        image.PixelData = np.full((6, 4), 100 * index, np.int16).tobytes()
+        pydicom.dcmwrite(path, image, enforce_file_format=True)
+
+
+def volume(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), path)
+
+
+def test_files_and_series_are_found_at_any_depth_under_names_of_their_own(tmp_path: Path) -> None:
+    volume(tmp_path / "b" / "one.two.nii.gz")
+    volume(tmp_path / "a.nii")
+    volume(tmp_path / ".hidden.nii.gz")
+    series(tmp_path / "c")
+    series(tmp_path / "d" / "e", uid="1.9", number=2)
+    series(tmp_path / "d" / "e", uid="1.5", number=1, modality="CT")
+    (tmp_path / "notes.txt").write_text("of mine")
+    found = images_at(tmp_path)
+    assert [(one.name, one.modality, one.fault) for one in found.sources] == [
+        ("a", None, None), ("b/one.two", None, None), ("c", "mr", None), ("d/e-1", "ct", None), ("d/e-2", "mr", None),
+    ]  # fmt: skip
+    assert found.passed_over == [tmp_path / "notes.txt"]
+    assert [one.name for one in images_at(tmp_path / "a.nii").sources] == ["a"]
+    assert [one.name for one in images_at(tmp_path / "c").sources] == ["c"]
+
+
+def test_a_series_becomes_a_volume_where_its_headers_say_without_its_names(tmp_path: Path) -> None:
+    series(tmp_path / "c")
+    (source,) = images_at(tmp_path / "c").sources
+    (tmp_path / "out").mkdir()
+    made = source.as_nifti(tmp_path / "out")
+    image = nib.load(made)
+    assert image.shape == (4, 6, 5)
+    assert np.asarray(image.dataobj)[0, 0].tolist() == [0, 100, 200, 300, 400]
+    # DICOM's x and y point left and back
+    np.testing.assert_allclose(image.affine, [[-2, 0, 0, -10], [0, -1.5, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
+    assert b"DOE" not in made.read_bytes()
+
+
+def test_what_is_broken_is_told_apart_from_what_is_no_image(tmp_path: Path) -> None:
+    series(tmp_path / "gap", skip=2)
+    series(tmp_path / "scout", count=1)
+    (tmp_path / "x.dcm").write_bytes(b"none")
+    (tmp_path / "list.json").write_text("{}")
+    found = images_at(tmp_path)
+    assert {one.name: one.fault for one in found.sources} == {
+        "gap": "DICOM stack: uneven slice positions",
+        "scout": "a DICOM series of one slice",
+        "x.dcm": "no DICOM file, whatever its ending says",
+    }
+    assert found.passed_over == [tmp_path / "list.json"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: root / "nothing", "nothing at"),
+        (lambda root: root, "none of them an image"),
+        (lambda root: _written(root / "a.txt"), "ends with .nii.gz or .nii"),
+        (lambda root: [volume(root / "a.nii"), volume(root / "a.nii.gz"), root][-1], "two images that are called a"),
+    ],
+)
+def test_a_place_without_images_is_refused(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        images_at(make(tmp_path))
+
+
+def _written(path: Path) -> Path:
+    path.write_text("none")
+    return path

@@ -1,0 +1,49 @@
+"""Models of a few hundred parameters with weights of their own, as files on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.segmentation.models import save_model
+from fedmedseg.segmentation.starts import initial_network
+
+TINY: dict[str, Any] = {
+    "data": {
+        "role": "shapes",
+        "modality": "mr",
+        "spatial_dims": 2,
+        "labels": {1: "disc", 2: "bar"},
+        "crop": [16, 16],
+        "spacing": [1.5, None, None],
+        "phantom": None,
+    },
+    "network": {"name": "unet", "channels": [4, 8], "res_units": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Callable[..., Path]:
+    """model_file(data={...}, network={...}): a model of the tiny study with changes, its weights moved."""
+
+    def make(*, system: str = "fedavg", **changes: Any) -> Path:
+        study = read_settings(find_job(system), [{**TINY, **changes}])[1]
+        network = initial_network(study)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        save_model(tmp_path / "personal.safetensors", network.state_dict(), experiment=study, start="personal")
+        return tmp_path / "personal.safetensors"
+
+    return make

@@ -1,0 +1,171 @@
+"""Every format answers as the original does, says what it is, and leaves nothing where it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.export import files, metadata
+from fedmedseg.export.files import FILES, export
+from fedmedseg.export.metadata import OFFICIAL, metadata_of, require_valid, shipped_schema
+from fedmedseg.export.network import Exportable, exportable
+from fedmedseg.segmentation.models import load_for_inference
+from fedmedseg.segmentation.prediction import SegmentationPredictor
+
+
+@pytest.fixture
+def source(model_file: Callable[..., Path]) -> Exportable:
+    return exportable(load_for_inference(model_file()))
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_bundle_passes_monais_checks_and_its_weights_are_a_plain_state_dict(
+    source: Exportable, tmp_path: Path
+) -> None:
+    pytest.importorskip("jsonschema", reason="MONAI's verify_metadata needs it: pip install 'fedmedseg[export]'")
+    from monai.bundle import verify_metadata, verify_net_in_out
+
+    out = tmp_path / "bundle"
+    made = export(source, out, to="monai-bundle", licences="CC0 1.0")
+    assert made.difference == 0.0
+    assert written(out) == sorted(FILES["monai-bundle"])
+    meta, config = str(out / "configs" / "metadata.json"), str(out / "configs" / "inference.json")
+    verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
+    (tmp_path / "schema.json").write_text(json.dumps(shipped_schema()))
+    verify_metadata(meta_file=meta, filepath=str(tmp_path / "schema.json"))
+    weights = torch.load(out / "models" / "model.pt", weights_only=True)
+    assert {name: tensor.shape for name, tensor in weights.items()} == {
+        name: tensor.shape for name, tensor in source.network.state_dict().items()
+    }
+    content = json.loads(Path(meta).read_text())
+    assert content["schema"] == OFFICIAL
+    assert content["network_data_format"]["outputs"]["pred"]["channel_def"] == {
+        "0": "background", "1": "disc", "2": "bar",
+    }  # fmt: skip
+    assert content["intended_use"] == "Research, not for diagnosis."
+    assert content["data_license"] == "CC0 1.0"
+    assert "CC0 1.0" in (out / "docs" / "license.txt").read_text()
+    card = (out / "docs" / "README.md").read_text()
+    assert "| training sites | Not given. |" in card
+    assert "| 2 | bar |" in card
+    assert "resampled to 1.5 mm x as scanned x as scanned" in card
+
+
+def test_a_bundles_run_writes_what_predict_does(source: Exportable, tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema", reason="MONAI's verify_metadata needs it: pip install 'fedmedseg[export]'")
+    from monai.bundle import ConfigParser
+
+    out = tmp_path / "bundle"
+    export(source, out, to="monai-bundle")
+    (tmp_path / "images").mkdir()
+    voxels = np.random.default_rng(1).normal(size=(20, 18, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 2.0, 8.0, 1.0])), tmp_path / "images" / "x.nii.gz")
+    parser = ConfigParser()
+    parser.read_config(str(out / "configs" / "inference.json"))
+    parser["bundle_root"], parser["dataset_dir"] = str(out), str(tmp_path / "images")
+    parser["output_dir"] = str(tmp_path / "predicted")
+    (batch,) = parser.get_parsed_content("run")
+    assert not batch.failed
+    model = load_for_inference(tmp_path / "personal.safetensors")
+    expected = SegmentationPredictor(model=model)(tmp_path / "images" / "x.nii.gz").maps[""].labels
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "predicted" / "x.nii.gz").dataobj), expected)
+
+
+def test_metadata_that_do_not_follow_a_schema_are_refused(source: Exportable, tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema", reason="MONAI's verify_metadata needs it: pip install 'fedmedseg[export]'")
+    content = metadata_of(source, facts=None, licences=None)
+    file = tmp_path / "metadata.json"
+    file.write_text(json.dumps(content))
+    require_valid(file)
+    for name in ("version", "task", "network_data_format"):
+        file.write_text(json.dumps({key: value for key, value in content.items() if key != name}))
+        with pytest.raises(FedMedSegError, match="bundle specification"):
+            require_valid(file)
+    content["network_data_format"]["inputs"]["image"]["num_channels"] = "one"
+    file.write_text(json.dumps(content))
+    with pytest.raises(FedMedSegError, match="bundle specification"):
+        require_valid(file)
+    theirs = tmp_path / "schema.json"
+    theirs.write_text(json.dumps({"type": "object", "required": ["what nobody has"]}))
+    with pytest.raises(FedMedSegError, match=r"schema\.json"):
+        export(source, tmp_path / "bundle", to="monai-bundle", schema=theirs)
+    assert not (tmp_path / "bundle").exists()
+    theirs.write_text("none")
+    with pytest.raises(ConfigurationError, match="--schema"):
+        export(source, tmp_path / "bundle", to="monai-bundle", schema=theirs)
+
+
+def test_onnx_answers_as_torch_and_says_what_it_is(source: Exportable, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'fedmedseg[export]'")
+    import onnxruntime
+
+    made = export(source, tmp_path / "onnx", to="onnx")
+    assert made.difference < 1e-5
+    assert written(tmp_path / "onnx") == sorted(FILES["onnx"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"image": source.example(9).numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, source.network(source.example(9)).numpy(), atol=1e-4)
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["label_classes"]) == {"0": "background", "1": "disc", "2": "bar"}
+    assert told["intended_use"] == "Research, not for diagnosis."
+
+
+def test_torchscript_answers_as_torch_and_says_what_it_is(source: Exportable, tmp_path: Path) -> None:
+    from monai.data import load_net_with_metadata
+
+    made = export(source, tmp_path / "ts", to="torchscript")
+    assert made.difference < 1e-5
+    assert written(tmp_path / "ts") == sorted(FILES["torchscript"])
+    network, told, _ = load_net_with_metadata(str(tmp_path / "ts" / "model.ts"))
+    assert told["label_classes"]["1"] == "disc"
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(source.example(9)), source.network(source.example(9)))
+
+
+def test_what_answers_otherwise_is_not_kept(
+    source: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(path: Path, *_: object) -> float:
+        path.write_bytes(b"none")
+        raise FedMedSegError("model.ts", got="other answers")
+
+    monkeypatch.setattr(files, "write_torchscript", wrong)
+    with pytest.raises(FedMedSegError, match="other answers"):
+        export(source, tmp_path / "ts", to="torchscript")
+    assert not (tmp_path / "ts").exists()
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    source: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs onnx, .*pip install 'fedmedseg\[export\]'"):
+        export(source, tmp_path / "x", to="onnx")
+    with pytest.raises(ConfigurationError, match=r"needs jsonschema, "):
+        export(source, tmp_path / "x", to="monai-bundle")
+    assert not (tmp_path / "x").exists()
+
+
+def test_files_that_are_there_are_kept_unless_told(source: Exportable, tmp_path: Path) -> None:
+    (tmp_path / "ts").mkdir()
+    (tmp_path / "ts" / "model.ts").write_text("mine")
+    with pytest.raises(ConfigurationError, match="--force"):
+        export(source, tmp_path / "ts", to="torchscript")
+    assert written(tmp_path / "ts") == ["model.ts"]
+    export(source, tmp_path / "ts", to="torchscript", force=True)
+    assert (tmp_path / "ts" / "model.ts").read_bytes()[:2] == b"PK"
+    with pytest.raises(ConfigurationError, match="a folder"):
+        export(source, tmp_path / "ts" / "model.ts", to="torchscript")

@@ -1,0 +1,43 @@
+"""Volumes and ejection fraction by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fedmedseg.core.errors import DataError
+from fedmedseg.reporting.structure_volumes import Ventricle, structure_volumes
+
+
+def test_a_structures_volume_is_its_voxels_times_a_voxels() -> None:
+    """1.25 x 1.25 x 8 mm are 12.5 mm3: 16 voxels are 0.2 ml."""
+    labels = np.zeros((8, 4, 2), np.uint8)
+    labels[:4, :, 0], labels[4, 0, 1] = 1, 3
+    found = structure_volumes(labels, {1: "cavity", 2: "wall", 3: "other"}, np.diag([1.25, -1.25, 8.0, 1.0]))
+    assert {name: one.voxels for name, one in found.items()} == {"cavity": 16, "wall": 0, "other": 1}
+    assert [one.ml for one in found.values()] == pytest.approx([0.2, 0.0, 0.0125])
+
+
+def test_turned_and_sheared_grids_count_by_their_determinant() -> None:
+    """A gantry tilt shifts slices against each other: the voxel stays 2 x 2 x 5 mm, its third column is longer."""
+    tilted = np.array([[0, -2, 1, 5], [2, 0, 3, 5], [0, 0, 5, 5], [0, 0, 0, 1.0]])
+    found = structure_volumes(np.ones((10, 5, 1), np.uint8), {1: "x"}, tilted)
+    assert found["x"].ml == pytest.approx(50 * 20 / 1000)
+    with pytest.raises(DataError, match="volume"):
+        structure_volumes(np.ones((1, 1, 1), np.uint8), {1: "x"}, np.diag([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_ejection_fraction_is_the_stroke_volume_in_the_end_diastolic() -> None:
+    heart = Ventricle(diastolic_ml=120.0, systolic_ml=48.0)
+    assert (heart.stroke_ml, heart.ejection_fraction, heart.doubt) == (72.0, 60.0, None)
+
+
+def test_figures_that_cannot_be_are_told() -> None:
+    exchanged = Ventricle(diastolic_ml=48.0, systolic_ml=120.0)
+    assert exchanged.ejection_fraction == pytest.approx(-150.0)
+    assert "changed places" in str(exchanged.doubt)
+    empty = Ventricle(diastolic_ml=0.0, systolic_ml=0.0)
+    assert math.isnan(empty.ejection_fraction)
+    assert "no cavity" in str(empty.doubt)
