@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedmedseg.cli import export as command
 from fedmedseg.cli.main import app
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.segmentation.models import save_model
@@ -75,6 +76,13 @@ def test_a_format_comes_with_a_card_of_its_run(model: Path, tmp_path: Path) -> N
     assert json.loads((out / "metadata.json").read_text())["eval_metrics"] == {"dice/disc": 0.75}
     assert call(model, *options)[0] == 2
     assert call(model, *options, "--force")[0] == 0
+
+
+def test_licences_are_never_cut(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "MOST_BYTES", 5)
+    options = ("--to", "torchscript", "--out", tmp_path / "ts", "--data-licences", tmp_path / "licences.txt")
+    code, said = call(model, *options)
+    assert (code, "--data-licences: got 21 bytes. Expected 5 at most" in said) == (2, True), said
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
         (["heart", "--system", "fedatta", "--sites", "a"], "job: got 'fedatta'.*write 'fedata'"),
         (["heart", "--system", "fedata", "--sites", "a,A"], "--sites: got a,A. Expected different names"),
         (["heart", "--system", "fedata", "--sites", "a,server"], "--sites: got 'server'"),
+        (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'"),
         (["heart", "--system", "fedata", "--data", "nowhere"], "--data: got no site file in nowhere/sites"),
         (["heart", *OPTIONS, "--set", "seed=x"], "--set seed: got 'x'"),
         (["heart", *OPTIONS, "--set", "federation.quorum=4"], "federation.quorum: got 4. Expected at most 3"),

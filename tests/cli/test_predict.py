@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
 from fedmedseg.core import checkpoint
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.segmentation.models import save_model
+from fedmedseg.segmentation.predicted_files import require_new
 from fedmedseg.segmentation.starts import initial_network
 
 TINY: dict[str, Any] = {
@@ -135,6 +137,14 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(place: Place) -> Non
     assert not (place.out / "broken.nii.gz").exists()
 
 
+def test_what_an_earlier_call_left_does_not_stand_for_what_fails_now(place: Place) -> None:
+    frames = ("--ed", "p1_ED", "--es", "p1_ES")
+    assert call(place.model, place.images, place.out, *frames)[0] == 0
+    (place.images / "p1_ED.nii.gz").write_bytes(b"none")
+    assert call(place.model, place.images, place.out, "--force")[0] == 1
+    assert sorted(path.name for path in place.out.iterdir()) == ["p1_ES.json", "p1_ES.nii.gz", "volumes.csv"]
+
+
 def test_one_image_may_be_written_as_one_file(place: Place) -> None:
     code, said = call(place.model, place.images / "p1_ED.nii.gz", place.root / "map.nii.gz")
     assert code == 0, said
@@ -173,6 +183,12 @@ def test_a_runs_shared_model_is_enough_where_it_is_a_whole_network(place: Place)
     code, said = call(shared, image, place.root / "c.nii.gz")
     assert code == 2
     assert "without the settings" in said
+
+
+def test_no_file_is_written_twice(tmp_path: Path) -> None:
+    """Image a's map of calcification and image a_calc's map may have one name."""
+    with pytest.raises(ConfigurationError, match=r"two images whose answers would both be a_calc.nii.gz"):
+        require_new([tmp_path / "a_calc.nii.gz", tmp_path / "b", tmp_path / "a_calc.nii.gz"], force=True)
 
 
 @pytest.mark.parametrize(

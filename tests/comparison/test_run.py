@@ -151,3 +151,19 @@ def test_a_structure_nobody_has_has_no_mean_and_this_process_has_a_peak() -> Non
     assert figures_of(patients(None)) == {}
     assert figures_of(patients(0.5, None)) == {"heart": {"n": 1.0, "dice": 0.5, "hd95": 10.0, "failures": 0.0}}
     assert 2e7 < peak_bytes() < 1e11
+
+
+def test_a_list_may_lie_in_the_home_folder_and_no_site_is_called_as_the_pool(
+    content: dict[str, Any], read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.json").write_text('{"training": []}')
+    sites = tmp_path / "sites"
+    sites.mkdir()
+    (sites / "east.yaml").write_text("datasets: {cmr: {list: ~/list.json}}\n")
+    del content["data"]["phantom"]
+    files, _ = prepare_sites(read(content), role="cmr", work=tmp_path / "work", sites=sites)
+    assert files["east"]["datasets"]["cmr"]["list"] == str(tmp_path / "list.json")
+    (sites / "east.yaml").rename(sites / "pool.yaml")
+    with pytest.raises(ConfigurationError, match=r"pool.yaml: got a site called pool"):
+        prepare_sites(read(content), role="cmr", work=tmp_path / "work", sites=sites)

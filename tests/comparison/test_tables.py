@@ -13,6 +13,7 @@ from tests.comparison.conftest import patients
 from fedmedseg.comparison.needs import needs
 from fedmedseg.comparison.study import Comparison
 from fedmedseg.comparison.tables import COLUMNS, contrasts, csv_text, grouped, markdown_text
+from fedmedseg.core.errors import DataError
 
 Read = Callable[[dict[str, Any]], Comparison]
 Left = Callable[..., list[dict[str, Any]]]
@@ -126,6 +127,25 @@ def test_seeds_are_averaged_and_only_those_that_both_have_are_compared(
     assert (told["SD of seeds"], told["seeds"]) == ("0.177", "2")
     (first, _) = contrasts(comparison, groups)
     assert (first.seeds, round(first.paired.difference, 5)) == (1, 0.16667)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data_sha256": "other"}, r"local 100pc seed 1: got a result on the data other.*without --table"),
+        ({"patients": {**LOCAL, "west": patients(0.2)}}, r"local 100pc seed 1: got tested patients .*'west': 1"),
+        ({"patients": {"east": LOCAL["east"]}}, r"local 100pc seed 1: got tested patients \{'east': 2\}"),
+    ],
+)
+def test_results_of_other_data_or_patients_are_not_put_side_by_side(
+    content: dict[str, Any], read: Read, left: Left, change: dict[str, Any], words: str
+) -> None:
+    """Patients are paired by their place in the list."""
+    first, second = left(content, BOTH)
+    comparison = read(content)
+    assert len(grouped(comparison, [first, second])["100pc"]) == 2
+    with pytest.raises(DataError, match=words):
+        grouped(comparison, [first, second | change])
 
 
 def test_a_study_without_results_says_so(content: dict[str, Any], read: Read) -> None:

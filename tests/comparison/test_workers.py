@@ -23,7 +23,10 @@ def note(piece: tuple[Path, str]) -> None:
         os.kill(os.getpid(), 9)
     (folder / name).write_text(str(os.getpid()))
     if name == "long":
-        time.sleep(600)
+        try:
+            time.sleep(600)
+        finally:
+            (folder / "tidied").touch()
 
 
 def outcome(events: list[Event]) -> dict[str, tuple[str, str]]:
@@ -60,4 +63,5 @@ def test_who_stops_listening_ends_what_runs(tmp_path: Path) -> None:
     events.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+    assert (tmp_path / "tidied").exists(), "what a piece removes at its end it removes here too"
     assert not (tmp_path / "never").exists()

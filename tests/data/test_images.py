@@ -64,6 +64,12 @@ def test_files_and_series_are_found_at_any_depth_under_names_of_their_own(tmp_pa
     assert [one.name for one in images_at(tmp_path / "c").sources] == ["c"]
 
 
+def test_a_series_in_the_current_folder_is_called_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "c")
+    monkeypatch.chdir(tmp_path / "c")
+    assert [one.name for one in images_at(Path(".")).sources] == ["c"]
+
+
 def test_a_series_becomes_a_volume_where_its_headers_say_without_its_names(tmp_path: Path) -> None:
     series(tmp_path / "c")
     (source,) = images_at(tmp_path / "c").sources

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data import phases
 from fedmedseg.data.phases import Phases, checked, read_phases
 
 KNOWN = ["a/p1_ED", "a/p1_ES", "p2.1"]
@@ -39,6 +40,14 @@ def test_rows_name_images_with_or_without_an_ending(tmp_path: Path) -> None:
 def test_a_table_that_does_not_suit_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         read_phases(table(tmp_path, text), KNOWN)
+
+
+def test_a_quoted_line_break_is_read_and_a_table_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = table(tmp_path, 'patient,note,ed,es\np1,"two\nlines",a/p1_ED,a/p1_ES\n')
+    assert read_phases(file, KNOWN) == [Phases("p1", "a/p1_ED", "a/p1_ES")]
+    monkeypatch.setattr(phases, "MOST_BYTES", 20)
+    with pytest.raises(ConfigurationError, match="a table of 20 at most"):
+        read_phases(file, KNOWN)
 
 
 def test_no_table_and_no_image_are_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_card_tells_them(model_file: Callable[..., Path]) -> None:
     source = exportable(load_for_inference(model_file()))
     card = model_card(source, facts=facts(record(), model="personal"), licences="CC0 1.0", use="x")
     assert "| disc | 3 | 0.700 | 0.600 to 0.800 | 7.0 |" in card
-    assert "| training sites | 2 |" in card
+    assert "| sites that trained in its run | 2 |" in card
     assert "| data role | shapes |" in card
     assert "Research, not for diagnosis." in card
     assert "hospital" not in card, "no site is named"

@@ -10,14 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from fedmedseg.cli.main import app
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.export import files, metadata
 from fedmedseg.export.files import FILES, export
 from fedmedseg.export.metadata import OFFICIAL, metadata_of, require_valid, shipped_schema
 from fedmedseg.export.network import Exportable, exportable
 from fedmedseg.segmentation.models import load_for_inference
-from fedmedseg.segmentation.prediction import SegmentationPredictor
 
 
 @pytest.fixture
@@ -56,30 +57,36 @@ def test_a_bundle_passes_monais_checks_and_its_weights_are_a_plain_state_dict(
     assert content["data_license"] == "CC0 1.0"
     assert "CC0 1.0" in (out / "docs" / "license.txt").read_text()
     card = (out / "docs" / "README.md").read_text()
-    assert "| training sites | Not given. |" in card
+    assert "| sites that trained in its run | Not given. |" in card
     assert "| 2 | bar |" in card
     assert "resampled to 1.5 mm x as scanned x as scanned" in card
 
 
 def test_a_bundles_run_writes_what_predict_does(source: Exportable, tmp_path: Path) -> None:
     pytest.importorskip("jsonschema", reason="MONAI's verify_metadata needs it: pip install 'fedmedseg[export]'")
-    from monai.bundle import ConfigParser
+    from monai.bundle import run
 
     out = tmp_path / "bundle"
     export(source, out, to="monai-bundle")
     (tmp_path / "images").mkdir()
     voxels = np.random.default_rng(1).normal(size=(20, 18, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 2.0, 8.0, 1.0])), tmp_path / "images" / "x.nii.gz")
-    parser = ConfigParser()
-    parser.read_config(str(out / "configs" / "inference.json"))
-    parser["bundle_root"], parser["dataset_dir"] = str(out), str(tmp_path / "images")
-    parser["output_dir"] = str(tmp_path / "predicted")
-    (batch,) = parser.get_parsed_content("run")
-    assert not batch.failed
-    model = load_for_inference(tmp_path / "personal.safetensors")
-    expected = SegmentationPredictor(model=model)(tmp_path / "images" / "x.nii.gz").maps[""].labels
-    assert len(np.unique(expected)) > 1
-    assert np.array_equal(np.asarray(nib.load(tmp_path / "predicted" / "x.nii.gz").dataobj), expected)
+    # what `python -m monai.bundle run` calls, with the options that the card tells
+    run(
+        config_file=str(out / "configs" / "inference.json"),
+        bundle_root=str(out),
+        dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "predicted"),
+    )
+    by_command = tmp_path / "by_command"
+    done = CliRunner().invoke(
+        app, ["predict", str(tmp_path / "personal.safetensors"), str(tmp_path / "images"), str(by_command)]
+    )
+    assert done.exit_code == 0, done.output
+    assert len(np.unique(np.asarray(nib.load(by_command / "x.nii.gz").dataobj))) > 1
+    assert written(tmp_path / "predicted") == ["volumes.csv", "x.json", "x.nii.gz"]
+    for name in written(by_command):
+        assert (tmp_path / "predicted" / name).read_bytes() == (by_command / name).read_bytes()
 
 
 def test_metadata_that_do_not_follow_a_schema_are_refused(source: Exportable, tmp_path: Path) -> None:

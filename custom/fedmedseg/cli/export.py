@@ -71,7 +71,10 @@ def _text(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        text = file.read_bytes()[:MOST_BYTES].decode("utf-8").strip()
+        content = file.read_bytes()
+        if len(content) > MOST_BYTES:
+            raise ConfigurationError("--data-licences", got=f"{len(content)} bytes", expected=f"{MOST_BYTES} at most")
+        text = content.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         text = ""
     if not text:

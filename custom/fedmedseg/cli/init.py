@@ -29,7 +29,8 @@ JOB, SITES, PROJECT = "job", "sites", "project.yml"
 SERVER = "server.example.org"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 SITE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
-_TAKEN = {"server", "local", "startup", "sites"}
+_TAKEN = {"server", "local", "startup", "sites", "network"}
+"""Names of folders, and of the organisation that runs server and network."""
 
 
 def init(

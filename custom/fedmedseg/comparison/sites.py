@@ -179,6 +179,7 @@ def _read_site_files(folder: Path | None) -> SiteFiles:
     files: SiteFiles = {}
     for file in found:
         if file.stem == POOL:
+            # its patients would be looked for under the names of the pool, and all be taken for failures
             raise ConfigurationError(
                 f"data.sites: {file.name}",
                 got=f"a site called {POOL}",
@@ -187,7 +188,7 @@ def _read_site_files(folder: Path | None) -> SiteFiles:
             )
         content = parse(SiteFile, read_yaml(file), source=file.name).model_dump(mode="json", exclude_none=True)
         for entry in content["datasets"].values():
-            entry["list"] = str((file.parent / entry["list"]).resolve())
+            entry["list"] = str((file.parent / Path(entry["list"]).expanduser()).resolve())
         files[file.stem] = content
     return files
 

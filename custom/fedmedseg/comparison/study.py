@@ -20,7 +20,7 @@ from fedmedseg.core.config import (
     system_module,
     systems,
 )
-from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.core.jobs import bundle_roots, find_job, find_preset, read_settings
 from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
 from fedmedseg.segmentation.stages import TEST_METRICS
@@ -202,12 +202,11 @@ class ComparisonSection(Strict):
     @model_validator(mode="after")
     def _methods_suit(self) -> ComparisonSection:
         if self.against is not None and self.against not in self.methods:
-            guess = nearest(self.against, self.methods)
             raise Misfit(
                 "against",
                 got=self.against,
                 expected=f"one of {', '.join(self.methods)}",
-                remedy=f"write {guess!r}" if guess else "",
+                remedy=choose(self.against, self.methods),
             )
         counts = {name: len(method.grid) for name, method in self.methods.items()}
         if len(set(counts.values())) > 1:
@@ -346,12 +345,11 @@ def find_comparison(name: str) -> Path:
     for root in reversed(bundle_roots()):
         known.update({file.stem: file for file in sorted(root.glob("app_configs/studies/*.yaml"))})
     if name not in known:
-        guess = nearest(name, known)
         raise ConfigurationError(
             "study",
             got=repr(name),
             expected=f"a file, or one of {', '.join(sorted(known)) or '(none)'}",
-            remedy=f"write {guess!r}" if guess else "",
+            remedy=choose(name, sorted(known)),
         )
     return known[name]
 

@@ -25,6 +25,7 @@ from fedmedseg.comparison.statistics import (
 )
 from fedmedseg.comparison.study import Comparison
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import DataError
 from fedmedseg.reporting.paired import Paired
 
 FIGURES = ("dice", "hd95")
@@ -119,7 +120,12 @@ class Contrast:
 
 
 def grouped(comparison: Comparison, results: Sequence[Result]) -> dict[str, list[Runs]]:
-    """Name of an amount of labels -> the methods that have results there, in the study's order."""
+    """Name of an amount of labels -> the methods that have results there, in the study's order.
+
+    Raises:
+        DataError: results of other data, or of other numbers of patients, than the rest: patients are paired by place.
+    """
+    _require_same_patients(results)
     experiments = _experiments(comparison, results)
     reference = experiments.get(comparison.section.reference) or comparison.experiment(comparison.section.reference)
     found: dict[str, list[Runs]] = {}
@@ -216,8 +222,9 @@ def markdown_text(comparison: Comparison, groups: Mapping[str, Sequence[Runs]], 
         lines += [
             "Means are over patients, then structures, sites and seeds; in brackets 95 % intervals (bootstrap over "
             "patients within sites). A patient whom a model finds nothing in counts with Dice 0 and the volume's "
-            "diagonal. p: Wilcoxon's signed-rank test over patients, each the mean over structures and seeds; Holm's "
-            "correction counts all comparisons of one figure in this study.",
+            "diagonal. Differences are means over the patients of all sites alike, each the mean over structures and "
+            "seeds, which larger sites have more of; their intervals draw the same patients, p is Wilcoxon's "
+            "signed-rank test over them, and Holm's correction counts all comparisons of one figure in this study.",
         ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -304,6 +311,37 @@ def _with_interval(runs: Runs, figure: str) -> str:
     low, high = runs.interval(figure)
     places = PLACES[figure]
     return f"{_number(runs.mean(figure), places)} ({_number(low, places)} to {_number(high, places)})"
+
+
+def _require_same_patients(results: Sequence[Result]) -> None:
+    """Refuse to compare what was not measured on the same data.
+
+    Raises:
+        DataError: names the first result that differs.
+    """
+    for one in results:
+        first = results[0]
+        if one["data_sha256"] != first["data_sha256"]:
+            raise DataError(
+                _named(one),
+                got=f"a result on the data {one['data_sha256'][:12]}",
+                expected=f"the data of {_named(first)}, {first['data_sha256'][:12]}",
+                remedy="compare without --table: it runs again what was measured on other data",
+            )
+        own, other = (
+            {site: len(patients) for site, patients in sorted(result["patients"].items())} for result in (one, first)
+        )
+        if own != other:
+            raise DataError(
+                _named(one),
+                got=f"tested patients {own}",
+                expected=f"those of {_named(first)}, {other}",
+                remedy="give all methods the same spacing and crop, or remove from the lists what one sets aside",
+            )
+
+
+def _named(result: Result) -> str:
+    return f"{result['method']} {result['labelled']} seed {result['seed']}"
 
 
 def _experiments(comparison: Comparison, results: Sequence[Result]) -> dict[str, Experiment]:

@@ -77,9 +77,14 @@ def _outcome(connection: Connection, process: SpawnProcess, piece: Any, seconds:
     return Event("failed" if problem else "done", piece, seconds, problem or "")
 
 
+def _end(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def _work(function: Callable[[Any], None], piece: Any, connection: Connection) -> None:
-    # the parent ends its workers itself
+    # the parent ends its workers itself; one that is ended still removes what it would have removed at its end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     try:
         function(piece)
     except FedMedSegError as error:

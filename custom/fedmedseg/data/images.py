@@ -118,7 +118,7 @@ def _series(files: Sequence[Path], place: Path) -> tuple[list[Source], list[Sour
     found = []
     for folder in dict.fromkeys(folder for folder, *_ in sorted(groups)):
         keys = [key for key in sorted(groups) if key[0] == folder]
-        name = place.name if folder == place else folder.relative_to(place).as_posix()
+        name = place.resolve().name if folder == place else folder.relative_to(place).as_posix()
         for place_in_folder, key in enumerate(keys, start=1):
             found.append(_stack(name if len(keys) == 1 else f"{name}-{place_in_folder}", groups[key]))
     return found, damaged, passed_over

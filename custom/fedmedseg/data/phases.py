@@ -32,8 +32,12 @@ def read_phases(path: Path, known: Collection[str]) -> list[Phases]:
         ConfigurationError: no such table, a column missing, a patient twice, or an image that is not in ``known``.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigurationError(
+                "--phases", got=f"{path.stat().st_size} bytes", expected=f"a table of {MOST_BYTES} at most"
+            )
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream.read(MOST_BYTES).splitlines()))
+            rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error):
         raise ConfigurationError("--phases", got=f"no table at {path}", expected="a CSV file") from None
     missing = [name for name in COLUMNS if not rows or name not in rows[0]]

@@ -30,7 +30,8 @@ The weights are the network's plain state dict, which `torch.load("models/model.
 `{definition}` in `configs/inference.json` builds the network ({by}).
 """
 RUN = """
-With fedmedseg installed, the whole way from files to label maps in their own space runs as
+With fedmedseg installed, and fire (`pip install fire`), which MONAI's command line needs, the whole way from files to
+label maps in their own space runs as
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES --output_dir OUT

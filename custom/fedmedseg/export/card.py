@@ -86,7 +86,7 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
         "tensors (SHA-256)": source.digest,
         "parameters": f"{source.parameters:,}",
         "data role": source.data.role,
-        "training sites": str(facts.training_sites) if facts else NOT_GIVEN,
+        "sites that trained in its run": str(facts.training_sites) if facts else NOT_GIVEN,
         "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
         "software": f"fedmedseg {fedmedseg.__version__}",
     }

@@ -59,7 +59,7 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
         "required_packages_version": _required(source),
         "task": TASK.format(structures=structures, modality=modality),
         "description": (
-            f"Trained federatedly by fedmedseg's system {source.origin.system}, study {source.origin.study}, model "
+            f"Trained by fedmedseg's system {source.origin.system}, study {source.origin.study}, model "
             f"{source.origin.model}. The network gives logits; {source.activation} makes probabilities of them."
         ),
         "authors": "The consortium that trained the model; see docs/README.md",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,7 +129,7 @@ def write_prediction(
 
 
 def write_tables(folder: Path, every: Sequence[Measured], hearts: Mapping[str, Ventricle]) -> list[Path]:
-    """Write a table for each kind of figure that there is, over all images: CSV.
+    """Write a table for each kind of figure that there is, over all images: CSV. One of an earlier call goes.
 
     Raises:
         ConfigurationError: a file that cannot be written.
@@ -168,15 +169,26 @@ def write_tables(folder: Path, every: Sequence[Measured], hearts: Mapping[str, V
         if rows:
             _write(folder / name, _csv([header, *rows]))
             written.append(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     return written
 
 
 def require_new(files: Iterable[Path], *, force: bool) -> None:
-    """Refuse to replace a file, unless told to.
+    """Refuse to replace a file, unless told to, and to write one twice.
 
     Raises:
-        ConfigurationError: one is there.
+        ConfigurationError: one is there, or belongs to two images.
     """
+    files = list(files)
+    twice = [path for path, times in Counter(files).items() if times > 1]
+    if twice:
+        raise ConfigurationError(
+            "IMAGE",
+            got=f"two images whose answers would both be {twice[0].name}",
+            expected="images of other names",
+            remedy="rename one, or give them to two calls",
+        )
     there = [path for path in files if path.exists()]
     if there and not (force and all(path.is_file() for path in there)):
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""

@@ -48,6 +48,9 @@ def predict_all(
     batch = Batch()
     for number, source in enumerate(sources, start=1):
         try:
+            for path in outputs[source.name].every:
+                # the answer of an earlier call must not stand for an image that fails now
+                path.unlink(missing_ok=True)
             heart = (hearts or {}).get(source.name)
             batch.done.append(
                 _one(predictor, source, outputs[source.name], flips=flips, budget_mb=budget_mb, heart=heart)
