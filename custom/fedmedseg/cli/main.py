@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
     "init": (init, ["fedmedseg init heart --system fedata --sites hospital-1,hospital-2,hospital-3"]),
     "simulate": (
         simulate,
