@@ -47,7 +47,20 @@ def test_the_examples_that_cost_little_run_as_they_stand(tmp_path: Path, monkeyp
     assert (tmp_path / "heart" / "project.yml").is_file()
     assert (tmp_path / "runs" / "fedata-job" / "meta.json").is_file()
     (phantoms,) = examples(COMMANDS["data phantoms"])
-    small = ("--size", "48,48,4", "--training", "2", "--validation", "1", "--test", "1", "--unlabeled", "0")
+    small = (
+        "--sites",
+        "1",
+        "--size",
+        "48,48,4",
+        "--training",
+        "2",
+        "--validation",
+        "1",
+        "--test",
+        "1",
+        "--unlabeled",
+        "0",
+    )
     assert call(*words_of(phantoms), *small)[0] == 0
     for name in ("data check", "data folds"):
         (one,) = examples(COMMANDS[name])

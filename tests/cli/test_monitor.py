@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from nvflare.apis.job_def import RunStatus
-from nvflare.fuel.flare_api.api_spec import AuthorizationError, JobNotRunning
+from nvflare.fuel.flare_api.api_spec import AuthorizationError, JobNotFound, JobNotRunning, NoReply
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -140,7 +140,10 @@ def test_it_follows_a_job_to_its_end_and_says_with_its_code_how_that_was(
     assert monitor(Server("RUNNING", "RUNNING", "RUNNING", status)) == (code, [line(RUNNING), ended])
 
 
-@pytest.mark.parametrize("stats", [JobNotRunning("x"), {}, {"server": {}}, {"server": "no reply"}, {"server": None}])
+@pytest.mark.parametrize(
+    "stats",
+    [JobNotRunning("x"), JobNotFound("x"), NoReply("x"), {}, {"server": {}}, {"server": "no reply"}, {"server": None}],
+)
 def test_a_job_that_has_nothing_to_say_yet_is_shown_by_its_status(monitor: Monitor, stats: Any) -> None:
     code, said = monitor(Server("RUNNING", stats=stats), "--once")
     assert (code, said[0]) == (0, "job 3f1c8a52: RUNNING")

@@ -52,16 +52,16 @@ def of_a_job(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("write", "commands"),
+    ("write", "commands", "name"),
     [
-        (of_an_import_without_a_preset, ["data check"]),
-        (of_an_import_with_presets, ["simulate fcl", "simulate fclopt", "simulate fedata", "simulate fedavg"]),
-        (of_phantoms, ["simulate fcl"]),
-        (of_phantoms_of_another_role, ["data check"]),
-        (of_a_job, ["simulate"]),
+        (of_an_import_without_a_preset, ["data check"], "here"),
+        (of_an_import_with_presets, ["simulate fcl", "simulate fclopt", "simulate fedata", "simulate fedavg"], "here"),
+        (of_phantoms, ["simulate fcl"], "two words"),
+        (of_phantoms_of_another_role, ["data check"], "two words"),
+        (of_a_job, ["simulate"], "here"),
+        (of_a_job, ["simulate"], "two words"),
     ],
 )
-@pytest.mark.parametrize("name", ["here", "two words"])
 def test_a_next_line_runs_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, commands: list[str], name: str
 ) -> None:

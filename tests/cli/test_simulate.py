@@ -129,7 +129,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
 
     monkeypatch.setattr(module, "_run", run)
     result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "w")])
-    assert result.exit_code != 0
+    assert result.exit_code == 130
     assert words in " ".join(result.output.split())
 
 

@@ -214,19 +214,3 @@ def test_a_server_that_stays_away_is_told_and_one_that_refuses_is_asked_once(
     with pytest.raises(ConfigurationError, match=words), admin.session(tmp_path, patience=0.1):
         pytest.fail("there is no session")
     assert connect.call_count == tries
-
-
-def test_a_job_that_was_submitted_a_moment_ago_may_appear_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "POLL_SECONDS", 0.01)
-    answers: list[Any] = [JobNotFound("x"), JobNotFound("x"), {"status": "SUBMITTED"}]
-
-    class Late:
-        def get_job_meta(self, job_id: str) -> Any:
-            found = answers.pop(0)
-            if isinstance(found, Exception):
-                raise found
-            return found
-
-    with pytest.raises(ConfigurationError, match="JobNotFound"):
-        admin.meta_of(Late(), "id")  # type: ignore[arg-type]
-    assert admin.meta_of(Late(), "id", patience=5.0) == {"status": "SUBMITTED"}  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ def told(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "study": "heart", "stage": "pretraining", "number": 1, "rounds": ROUNDS, "steps": STEPS, "seconds": 4.0,
         "asked": ["a", "b", "c"], "replies": {},
-        "history": [record("pretraining", 0, 20.0, a={"loss": 1.0}, b={"loss": 3.0}, c={})],
+        "history": [record("pretraining", 0, 20.0, a={"loss": 1.0}, b={"loss": 3.0}, c={"loss": 5.0}, d={})],
     }  # fmt: skip
     return status(**{**values, **changes})
 
@@ -39,15 +39,18 @@ def test_the_state_of_a_round_is_told_whole_and_as_json() -> None:
 def test_figures_are_means_over_the_sites_that_let_them_out() -> None:
     """A site below its own threshold sends no figure: it neither appears nor counts."""
     found = told()
-    assert found["metrics"] == {"loss": 2.0}
+    assert found["metrics"] == {"loss": 3.0}
     assert found["metrics_of"] == {"stage": "pretraining", "round": 0}
     assert "examples" not in json.dumps(found)
-    nothing = told(history=[record("pretraining", 0, 20.0, a={}, b={"loss": float("nan")})])
-    assert (nothing["metrics"], nothing["metrics_of"]) == ({}, None)
+    one = {"loss": 1.0}
+    for others in ({}, {"loss": float("nan")}):
+        nothing = told(history=[record("pretraining", 0, 20.0, a=one, b=one, c=others)])
+        assert (nothing["metrics"], nothing["metrics_of"]) == ({}, None), "of two sites each would know the other's"
 
 
 def test_the_figures_of_the_last_round_that_had_any_are_told() -> None:
-    history = [record("pretraining", 0, 9.0, a={"loss": 1.0}), record("pretraining", 1, 9.0, a={})]
+    one = {"loss": 1.0}
+    history = [record("pretraining", 0, 9.0, a=one, b=one, c=one), record("pretraining", 1, 9.0, a=one, b={}, c={})]
     assert told(history=history)["metrics_of"] == {"stage": "pretraining", "round": 0}
 
 

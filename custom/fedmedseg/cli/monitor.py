@@ -23,8 +23,6 @@ NARROW = 72
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
-PATIENCE = 20.0
-"""Seconds in which a job that is not found may appear: FLARE has none for a moment while it stores or moves it."""
 MOST_METRICS = 6
 STOPPED = 1
 
@@ -78,7 +76,7 @@ def monitor(
             def looks() -> Iterator[View]:
                 unanswered = -SECONDS_UNANSWERED
                 while True:
-                    status = admin.status_of(admin.meta_of(session, job, patience=PATIENCE))
+                    status = admin.status_of(admin.meta_of(session, job))
                     if admin.has_ended(status):
                         yield View(job=job, status=status)
                         return

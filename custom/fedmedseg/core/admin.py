@@ -119,25 +119,15 @@ def submit(open_session: Session, job: Path) -> str:
             ) from None
 
 
-def meta_of(open_session: Session, job_id: str, *, patience: float = 0.0) -> Mapping[str, Any]:
+def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
     """What the server knows of a job.
-
-    ``patience``: seconds in which a job that is not found may still appear. FLARE hands out an id before it has stored
-    what it names, and a job it writes anew is not there for a moment.
 
     Raises:
         ConfigurationError: no such job, or another organisation's.
     """
-    end = time.monotonic() + patience
     with _told_with_a_remedy(job_id):
-        while True:
-            try:
-                found: Mapping[str, Any] = open_session.get_job_meta(job_id)
-                return found
-            except JobNotFound:
-                if time.monotonic() + POLL_SECONDS > end:
-                    raise
-                time.sleep(POLL_SECONDS)
+        found: Mapping[str, Any] = open_session.get_job_meta(job_id)
+    return found
 
 
 @contextmanager
@@ -191,10 +181,8 @@ def wait(
         TimeoutError: it still runs after ``timeout`` seconds.
     """
     end = None if timeout is None else time.monotonic() + timeout
-    patience = 0.0
     while True:
-        meta = meta_of(open_session, job_id, patience=patience)
-        patience = TRY_SECONDS
+        meta = meta_of(open_session, job_id)
         on_poll(meta)
         if has_ended(status_of(meta)):
             return meta
@@ -206,13 +194,16 @@ def wait(
 def live_status(open_session: Session, job_id: str) -> Mapping[str, Any] | None:
     """What a running study tells of itself (``core.live``), or None before its first round and after its last.
 
+    FLARE calls a job unknown while its process is there and does not answer yet (`info_coll_cmd.py`,
+    `authorize_info_collection`): whether there is such a job is what ``meta_of`` says.
+
     Raises:
         ConfigurationError: this administrator may not look on, or the server answers no more.
     """
     with _told_with_a_remedy(job_id):
         try:
             found = open_session.show_stats(job_id, "server")
-        except JobNotRunning:
+        except (JobNotRunning, JobNotFound, NoReply):
             return None
     server = found.get("server") if isinstance(found, Mapping) else None
     said = server.get(live.GROUP) if isinstance(server, Mapping) else None

@@ -1,7 +1,7 @@
 """What a running study tells those who look on: where it is and how its sites stand, of nothing that a site withheld.
 
 The server answers FLARE's own question for a job's statistics, which needs the right to view and no other. All figures
-are means over the sites whose replies counted; what a site's filters kept back (counts and figures of too few cases)
+are means over at least three sites whose replies counted, so that nobody can read or reckon another's own; what a site's filters kept back (counts and figures of too few cases)
 never reached the server and so is not in them.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 GROUP = "fedmedseg"
 """Under which the study's own words stand among FLARE's statistics of a job."""
 AT_WORK, REPLIED = "at work", "replied"
+FEWEST = 3
+"""Sites whose mean is told: of one it is that site's figure, and of two each knows the other's."""
 
 
 def status(
@@ -100,10 +102,10 @@ def _state(reply: Mapping[str, Any] | None) -> str:
 
 
 def _means(record: Mapping[str, Any]) -> dict[str, float]:
-    """Each figure of a round, as the mean over the sites that sent it."""
+    """Each figure of a round that at least ``FEWEST`` sites sent, as their mean."""
     sent: dict[str, list[float]] = {}
     for site in record["sites"].values():
         for name, value in site["metrics"].items():
             if isinstance(value, int | float) and math.isfinite(value):
                 sent.setdefault(name, []).append(float(value))
-    return {name: round(sum(values) / len(values), 4) for name, values in sorted(sent.items())}
+    return {name: round(sum(values) / len(values), 4) for name, values in sorted(sent.items()) if len(values) >= FEWEST}
