@@ -71,7 +71,7 @@ def test_a_format_comes_with_a_card_of_its_run(model: Path, tmp_path: Path) -> N
     assert code == 0, said
     assert "README.md, metadata.json, model.ts" in said
     card = (out / "README.md").read_text()
-    assert "| disc | 1 | 0.750 | 0.750 to 0.750 | - |" in card
+    assert "| disc | 1 | 0.750 | - | - |" in card
     assert "CC BY 4.0, all sites" in card
     assert json.loads((out / "metadata.json").read_text())["eval_metrics"] == {"dice/disc": 0.75}
     assert call(model, *options)[0] == 2

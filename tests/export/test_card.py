@@ -63,6 +63,11 @@ def test_the_card_tells_them(model_file: Callable[..., Path]) -> None:
     assert "| data role | shapes |" in card
     assert "Research, not for diagnosis." in card
     assert "hospital" not in card, "no site is named"
+    two = record()
+    del two["rounds"][-1]["sites"]["hospital-b"]
+    assert "| disc | 2 | 0.650 | - | " in model_card(
+        source, facts=facts(two, model="personal"), licences=None, use="x"
+    ), "the ends would be the two hospitals' own"
     bare = model_card(source, facts=None, licences=None, use="x")
     assert bare.count("Not given") >= 4
     assert "was not measured" in bare

@@ -1,8 +1,8 @@
 """What a running study tells those who look on: where it is and how its sites stand, of nothing that a site withheld.
 
 The server answers FLARE's own question for a job's statistics, which needs the right to view and no other. All figures
-are means over at least three sites whose replies counted, so that nobody can read or reckon another's own; what a site's filters kept back (counts and figures of too few cases)
-never reached the server and so is not in them.
+are means over at least three sites whose replies counted, so that nobody can read or reckon another's own; what a
+site's filters kept back (counts and figures of too few cases) never reached the server and so is not in them.
 """
 
 from __future__ import annotations

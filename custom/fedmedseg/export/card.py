@@ -6,10 +6,12 @@ import fedmedseg
 from fedmedseg.data.preprocessing import FIXED
 from fedmedseg.export.metadata import MODALITIES
 from fedmedseg.export.network import Exportable
-from fedmedseg.export.run_facts import RunFacts
+from fedmedseg.export.run_facts import Measured, RunFacts
 from fedmedseg.segmentation.predicted_files import NOTICE
 
 NOT_GIVEN = "Not given."
+FEWEST = 3
+"""Sites of which a range is told."""
 NO_LICENCES = (
     "Not given. Whoever hands the model on states here under which licences and consents the data of the sites were "
     "used.\n"
@@ -99,7 +101,7 @@ def _measured(facts: RunFacts | None) -> str:
     if not facts.measured:
         return "Not given: the run tested no model of this name."
     rows = [
-        f"| {one.structure} | {one.sites} | {one.dice:.3f} | {one.lowest:.3f} to {one.highest:.3f} | "
+        f"| {one.structure} | {one.sites} | {one.dice:.3f} | {_range(one)} | "
         f"{'-' if one.hd95 is None else f'{one.hd95:.1f}'} |"
         for one in facts.measured
     ]
@@ -113,6 +115,11 @@ def _measured(facts: RunFacts | None) -> str:
             *rows,
         ]
     )
+
+
+def _range(one: Measured) -> str:
+    """Of fewer than three sites the ends of the range would be a hospital's own figures, in a card that travels."""
+    return f"{one.lowest:.3f} to {one.highest:.3f}" if one.sites >= FEWEST else "-"
 
 
 def _limits(source: Exportable, facts: RunFacts | None) -> str:

@@ -66,7 +66,7 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
         "copyright": "The consortium that trained the model",
         "intended_use": NOTICE,
         "data_type": modality,
-        "data_source": f"Data of role {source.data.role} at the sites, which it never left",
+        "data_source": f"Data of role {source.data.role}, of study {source.origin.study}",
         "data_license": licences or NOT_GIVEN,
         "image_classes": ", ".join(source.channels),
         "label_classes": {"0": "background"} | {str(number): name for number, name in source.labels.items()},

@@ -1,6 +1,7 @@
 """What a prediction leaves on the disk: label maps, a file of figures for each image, tables over all of them.
 
-No file holds a time or a path, so that the same images under the same model give the same bytes.
+No file holds a time or a path, so that the same images under the same model give the same bytes on
+one machine's CPU.
 """
 
 from __future__ import annotations
