@@ -184,7 +184,6 @@ def test_the_smallest_study_runs_and_is_kept(call: Any, tmp_path: Path) -> None:
         "central-100pc-seed1", "local-100pc-seed1",
     ]  # fmt: skip
     first = time.monotonic() - began
-    # one site: pooled and alone are the same training on the same patients, under another name
     rows = (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]
     assert len(rows) == 6
     began = time.monotonic()

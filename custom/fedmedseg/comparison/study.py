@@ -21,7 +21,7 @@ from fedmedseg.core.config import (
     systems,
 )
 from fedmedseg.core.errors import ConfigurationError, choose
-from fedmedseg.core.jobs import bundle_roots, find_job, find_preset, read_settings
+from fedmedseg.core.jobs import find_job, find_preset, find_shipped, read_settings, shipped
 from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
 from fedmedseg.segmentation.stages import TEST_METRICS
 
@@ -339,19 +339,7 @@ def find_comparison(name: str) -> Path:
     Raises:
         ConfigurationError: no such study.
     """
-    if Path(name).is_file():
-        return Path(name)
-    known: dict[str, Path] = {}
-    for root in reversed(bundle_roots()):
-        known.update({file.stem: file for file in sorted(root.glob("app_configs/studies/*.yaml"))})
-    if name not in known:
-        raise ConfigurationError(
-            "study",
-            got=repr(name),
-            expected=f"a file, or one of {', '.join(sorted(known)) or '(none)'}",
-            remedy=choose(name, sorted(known)),
-        )
-    return known[name]
+    return find_shipped("study", name, shipped("studies"))
 
 
 def model_of(method: MethodSection, experiment: Experiment, name: str) -> str:

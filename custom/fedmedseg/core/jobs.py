@@ -54,12 +54,20 @@ def find_preset(system: str, name: str) -> Path:
     Raises:
         ConfigurationError: no such preset.
     """
+    return find_shipped("preset", name, presets_of(system))
+
+
+def find_shipped(what: str, name: str, known: Mapping[str, Path]) -> Path:
+    """A file given by path, or by its name among those ``known``. ``what`` is what an error calls it.
+
+    Raises:
+        ConfigurationError: neither.
+    """
     if Path(name).is_file():
         return Path(name)
-    known = presets_of(system)
     if name not in known:
         raise ConfigurationError(
-            "preset",
+            what,
             got=repr(name),
             expected=f"a file, or one of {', '.join(sorted(known)) or '(none)'}",
             remedy=choose(name, sorted(known)),
@@ -69,9 +77,14 @@ def find_preset(system: str, name: str) -> Path:
 
 def presets_of(system: str) -> dict[str, Path]:
     """The system's presets by name."""
+    return shipped(f"presets/{system}")
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files of ``app_configs/<folder>`` by name; a bundle's own before the package's."""
     known: dict[str, Path] = {}
     for root in reversed(bundle_roots()):
-        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/presets/{system}/*.yaml"))})
+        known.update({file.stem: file for file in sorted(root.glob(f"app_configs/{folder}/*.yaml"))})
     return dict(sorted(known.items()))
 
 
