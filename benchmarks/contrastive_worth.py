@@ -5,8 +5,9 @@
     python benchmarks/contrastive_worth.py sunnybrook --folds runs/sunnybrook-folds --minutes 110
     python benchmarks/contrastive_worth.py sunnybrook --table
 
-Each of Sunnybrook's groups is a site; three folds of patients, so that every patient is tested once. Every method
-pretrains the same encoder on all images of the fold's training patients (labels are not read), then each site
+Each of Sunnybrook's groups is a site. The patients are split into three folds, and each fold is run under a seed of its
+own: in one pass every patient is tested once, and three seeds are seen. With more passes the folds meet the other seeds,
+too. Every method pretrains the same encoder on all images of the fold's training patients (labels are not read), then each site
 fine-tunes the same network on 1, 2 and 4 labelled patients of its own, with the same steps. The same encoders are also
 fine-tuned on another set (--transfer names its folder of site files) and tested on its last site, which took no part:
 
@@ -163,6 +164,8 @@ class Cell(AnyCell):
             own |= study["transfer"]
         else:
             own["data"] = {"labelled_patients": int(self.labelled)}
+        if self.trial is not None:
+            own["segmentation"] = study["trials"]["segmentation"]
         data = {"preset": study["preset"], "settings": settings}
         return job_settings(self.system, data, (METHODS | PROBES)[self.method][1], [own])
 
@@ -173,19 +176,25 @@ class Cell(AnyCell):
 
 
 def cells_of(study: str, methods: Iterable[str], *, transfer: bool) -> list[Cell]:
-    """All cells, the first seed and fold of every method before the second of any."""
+    """All cells, a pass of every method before the next of any, and in it the first fold before the second."""
     content = study_file(NAME, study)
     labelled = [str(number) for number in content["labelled_patients"]] + [TRANSFER] * transfer
     return [
-        Cell(study, method, fold, seed, number)
-        for seed in content["seeds"]
+        Cell(study, method, fold, seed_in(content, fold, number), count)
+        for number in range(content["passes"])
         for fold in range(1, content["folds"] + 1)
         for method in methods
-        for number in labelled
-        # one fold's encoder is enough for the other set, of whose patients none is in any fold; a pretraining without
-        # a server leaves no encoder that another site could start from
-        if number != TRANSFER or (fold == 1 and method not in ALONE)
+        for count in labelled
+        # one encoder of each seed is enough for the other set, of whose patients none is in any fold; a pretraining
+        # without a server leaves no encoder that another site could start from
+        if count != TRANSFER or (number == 0 and method not in ALONE)
     ]
+
+
+def seed_in(content: Mapping[str, Any], fold: int, number: int) -> int:
+    """The seed that a fold has in a pass: each its own in any one, and another in each."""
+    seeds = content["seeds"]
+    return int(seeds[(fold - 1 + number) % len(seeds)])
 
 
 def trials_of(study: str, methods: Iterable[str]) -> list[Cell]:
@@ -331,34 +340,57 @@ def mean_of_models(values: Sequence[float]) -> float | None:
     return round(statistics.fmean(found), 5) if found else None
 
 
-def whole_seeds(study: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(method, labelled) -> a result per seed of which all folds are there: every patient's figures, each tested once,
-    and each site's means over its patients."""
-    folds = study_file(NAME, study)["folds"]
-    parts: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for one in read_results(RESULTS / study):
-        parts.setdefault((one["method"], one["labelled"], one["seed"]), []).append(one)
+def runs_of(study: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(method, labelled) -> every finished cell: its patients' figures and each site's means over its patients.
+
+    Cells are paired between methods by ``seed``, which holds the fold, too.
+    """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for (method, labelled, seed), results in sorted(parts.items()):
-        if len(results) < (1 if labelled == TRANSFER else folds):
-            continue
-        results.sort(key=lambda one: one["fold"])
-        patients = {
-            site: {
-                figure: [patient for one in results for patient in one["patients"][site][figure]]
-                for figure in ("dice", "hd95")
-            }
-            for site in results[0]["patients"]
-        }
-        means = {
-            site: {f"{figure}/mean": mean_present(per_structure(of_site[figure])) for figure in of_site}
-            for site, of_site in patients.items()
-        }
-        megabytes = statistics.fmean(one["pretraining"]["megabytes_per_site"] for one in results)
-        found.setdefault((method, labelled), []).append(
-            {"method": method, "seed": seed, "patients": patients, "sites": means, "megabytes": megabytes}
+    for one in read_results(RESULTS / study):
+        found.setdefault((one["method"], one["labelled"]), []).append(
+            _summary(
+                one["method"],
+                one["patients"],
+                seed=(one["seed"], one["fold"]),
+                moved=one["pretraining"]["megabytes_per_site"],
+            )
         )
     return found
+
+
+def whole_passes(study: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(method, labelled) -> a result per pass of which all folds are there: every patient's figures, each tested once,
+    and each site's means over its patients. On the other set every seed's cell is a pass: its patients are the same."""
+    content = study_file(NAME, study)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for (method, labelled), runs in runs_of(study).items():
+        if labelled == TRANSFER:
+            found[method, labelled] = runs
+            continue
+        by_cell = {one["seed"]: one for one in runs}
+        for number in range(content["passes"]):
+            wanted = [(seed_in(content, fold, number), fold) for fold in range(1, content["folds"] + 1)]
+            if not all(cell in by_cell for cell in wanted):
+                continue
+            parts = [by_cell[cell] for cell in wanted]
+            patients = {
+                site: {
+                    figure: [patient for one in parts for patient in one["patients"][site][figure]]
+                    for figure in ("dice", "hd95")
+                }
+                for site in parts[0]["patients"]
+            }
+            moved = statistics.fmean(one["megabytes"] for one in parts)
+            found.setdefault((method, labelled), []).append(_summary(method, patients, seed=number, moved=moved))
+    return found
+
+
+def _summary(method: str, patients: Mapping[str, Any], *, seed: Any, moved: float) -> dict[str, Any]:
+    means = {
+        site: {f"{figure}/mean": mean_present(per_structure(of_site[figure])) for figure in of_site}
+        for site, of_site in patients.items()
+    }
+    return {"method": method, "seed": seed, "patients": patients, "sites": means, "megabytes": moved}
 
 
 def dice_of_patients(result: Mapping[str, Any]) -> float:
@@ -374,11 +406,12 @@ def per_structure(patients: Sequence[Mapping[str, float | None]]) -> list[float 
 
 def table(study: str, methods: Iterable[str]) -> str:
     """Markdown: per number of labelled patients, Dice per site, mean and worst site, HD95 in mm, megabytes a site moved
-    in pretraining; then FCL and FCLOpt less each other method, patient by patient."""
-    seeds, chosen = whole_seeds(study), set(methods)
+    in pretraining; then FCL and FCLOpt less each other method, patient by patient. Spreads are over cells, each a seed
+    and a fold."""
+    passes, cells, chosen = whole_passes(study), runs_of(study), set(methods)
     lines: list[str] = []
-    for labelled in dict.fromkeys(key[1] for key in sorted(seeds)):
-        runs = {name: seeds[name, labelled] for name in NAMES if name in chosen and (name, labelled) in seeds}
+    for labelled in dict.fromkeys(key[1] for key in sorted(passes)):
+        runs = {name: passes[name, labelled] for name in NAMES if name in chosen and (name, labelled) in passes}
         sites = sorted(next(iter(runs.values()))[0]["sites"])
         count = f"{labelled} labelled patient(s) a site" if labelled != TRANSFER else "another set, an outside site"
         rows = []
@@ -387,20 +420,23 @@ def table(study: str, methods: Iterable[str]) -> str:
                 statistics.fmean(mean_of(one["sites"][site], "hd95") for site in sites) for one in found
             )
             moved = f"{statistics.fmean(one['megabytes'] for one in found):.1f}"
-            against = difference(found, runs.get(BASELINE, []))
-            rows.append([NAMES[name], *site_cells(found, sites), f"{far:.1f}", moved, against, str(len(found))])
-        figures = ["mean Dice", "worst site", "HD95 (mm)", "MB a site", f"against {NAMES[BASELINE]}", "seeds"]
+            own = cells[name, labelled]
+            against = difference(own, cells.get((BASELINE, labelled), []))
+            spread = f"{statistics.stdev(mean_dice(one) for one in own):.3f}" if len(own) > 1 else ""
+            shown = [*site_cells(found, sites), spread, f"{far:.1f}", moved, against, str(len(own))]
+            rows.append([NAMES[name], *shown])
+        figures = ["mean Dice", "worst site", "SD", "HD95 (mm)", "MB a site", f"against {NAMES[BASELINE]}", "cells"]
         header = ["method", *sites, *figures]
         lines += ["", f"**{count}**", "", *markdown(header, rows)]
         for main in ("fcl", "fclopt"):
             if main in runs:
                 others = {name: found for name, found in runs.items() if name != main}
-                lines += paired_lines(runs[main], others, NAMES, patient_figures)
+                lines += paired_lines(runs[main], others, NAMES, patient_figures, times="times tested")
     return "\n".join(lines).strip() or "no finished cell"
 
 
 def patient_figures(result: Mapping[str, Any], figure: str) -> list[float]:
-    """Each test patient's mean over structures, site after site: the same order for every method and seed."""
+    """Each test patient's mean over structures, site after site: the same order for every method and pass."""
     return [
         mean_present(patient.values())
         for site in sorted(result["patients"])
@@ -415,19 +451,19 @@ def draw(study: str, file: Path) -> None:
     matplotlib.use("svg" if file.suffix == ".svg" else "agg")
     import matplotlib.pyplot as plt
 
-    seeds = whole_seeds(study)
-    numbers = sorted({labelled for _, labelled in seeds if labelled != TRANSFER}, key=int)
+    passes, cells = whole_passes(study), runs_of(study)
+    numbers = sorted({labelled for _, labelled in passes if labelled != TRANSFER}, key=int)
     figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 3.6), squeeze=False, layout="constrained")
     for axis, labelled in zip(axes[0], numbers, strict=True):
         for marker, name in zip("osD^vPX*", METHODS, strict=True):
-            runs = seeds.get((name, labelled))
+            runs = passes.get((name, labelled))
             if runs:
                 dice = [mean_dice(one) for one in runs]
-                spread = statistics.stdev(dice) if len(dice) > 1 else 0.0
+                spread = statistics.stdev(mean_dice(one) for one in cells[name, labelled])
                 moved = statistics.fmean(one["megabytes"] for one in runs)
                 axis.errorbar(moved, statistics.fmean(dice), yerr=spread, fmt=marker, capsize=2, label=NAMES[name])
         axis.set(xlabel="MB a site moved in pretraining", title=f"{labelled} labelled patient(s) a site")
-    axes[0][0].set_ylabel("mean Dice, SD over seeds")
+    axes[0][0].set_ylabel("mean Dice, SD over seeds and folds")
     axes[0][-1].legend(fontsize=7)
     figure.savefig(file)
 

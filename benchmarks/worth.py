@@ -194,10 +194,12 @@ def paired_lines(
     others: Mapping[str, Sequence[Mapping[str, Any]]],
     names: Mapping[str, str],
     figures: Callable[[Mapping[str, Any], str], list[float]],
+    times: str = "seeds",
 ) -> list[str]:
     """Lines of a table of one method less each other, patient by patient; none where there is nothing to compare.
 
-    ``figures`` gives a result's dice or hd95 (mm) of every patient.
+    ``figures`` gives a result's dice or hd95 (mm) of every patient; ``times`` heads the column that says how many results
+    a patient's figures are the mean of.
     """
     rows = []
     for name, runs in others.items():
@@ -214,7 +216,7 @@ def paired_lines(
     if not rows:
         return []
     title = f"{names[main[0]['method']]} less"
-    return ["", *markdown([title, "Dice", "p", "HD95 (mm)", "p", "patients", "seeds"], rows)]
+    return ["", *markdown([title, "Dice", "p", "HD95 (mm)", "p", "patients", times], rows)]
 
 
 def best_rates(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:

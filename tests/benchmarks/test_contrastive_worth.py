@@ -86,7 +86,7 @@ def test_the_labelled_patients_and_the_other_set_are_the_cells(worth: ModuleType
     assert other.network == study(worth, "fcl").network
 
 
-def test_cells_come_seed_by_seed_and_one_fold_serves_the_other_set(worth: ModuleType) -> None:
+def test_a_pass_tests_every_fold_once_each_under_a_seed_of_its_own(worth: ModuleType) -> None:
     cells = worth.cells_of("sunnybrook", ["fcl", "local_contrastive"], transfer=True)
     assert [(one.seed, one.fold, one.method, one.labelled) for one in cells[:8]] == [
         (1, 1, "fcl", "1"),
@@ -97,9 +97,27 @@ def test_cells_come_seed_by_seed_and_one_fold_serves_the_other_set(worth: Module
         (1, 1, "local_contrastive", "1"),
         (1, 1, "local_contrastive", "2"),
         (1, 1, "local_contrastive", "4"),
-        (1, 2, "fcl", "1"),
+        (2, 2, "fcl", "1"),
     ]
-    assert sum(one.labelled == worth.TRANSFER for one in cells) == 3
+    assert [(one.seed, one.fold) for one in cells if one.labelled == worth.TRANSFER] == [(1, 1), (2, 2), (3, 3)]
+    assert len(cells) == 3 * (4 + 3)
+
+
+def test_with_as_many_passes_as_seeds_every_fold_meets_every_seed(
+    worth: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = worth.study_file(worth.NAME, "sunnybrook") | {"passes": 3}
+    monkeypatch.setattr(worth, "study_file", lambda *_: content)
+    cells = worth.cells_of("sunnybrook", ["fcl"], transfer=False)
+    assert sorted({(one.seed, one.fold) for one in cells}) == [(s, f) for s in (1, 2, 3) for f in (1, 2, 3)]
+    assert [(one.seed, one.fold) for one in cells[9::3]] == [(2, 1), (3, 2), (1, 3), (3, 1), (1, 2), (2, 3)]
+
+
+def test_trials_fine_tune_as_the_study_says_of_them(worth: ModuleType) -> None:
+    """So that rates that were chosen stay chosen when the fine-tuning becomes longer, and it is said."""
+    (trial, *_), cell = worth.trials_of("sunnybrook", ["fcl"]), worth.Cell("sunnybrook", "fcl", 1, 1, "2")
+    steps = [one.settings()["segmentation"]["steps"] for one in (trial, cell)]
+    assert steps == [worth.study_file(worth.NAME, "sunnybrook")["trials"]["segmentation"]["steps"], 240]
 
 
 def test_trials_are_as_many_for_every_method_that_pretrains(worth: ModuleType) -> None:
@@ -132,13 +150,14 @@ def result(worth: ModuleType, method: str, fold: int, seed: int, dice: dict[str,
     assert cell.is_done()
 
 
-def test_a_seed_counts_when_all_its_folds_are_there(worth: ModuleType) -> None:
-    for fold, values in ((1, [0.2, 0.4]), (2, [0.6])):
-        result(worth, "fcl", fold, 1, {"a": values, "b": [0.8]})
-    assert worth.whole_seeds("sunnybrook") == {}
+def test_a_pass_counts_when_all_its_folds_are_there(worth: ModuleType) -> None:
+    """A fold under another seed does not complete it."""
+    for fold, seed, values in ((1, 1, [0.2, 0.4]), (2, 2, [0.6]), (3, 1, [0.1])):
+        result(worth, "fcl", fold, seed, {"a": values, "b": [0.8]})
+    assert worth.whole_passes("sunnybrook") == {}
     assert worth.table("sunnybrook", worth.METHODS) == "no finished cell"
-    result(worth, "fcl", 3, 1, {"a": [0.8], "b": [0.8]})
-    ((key, (one,)),) = worth.whole_seeds("sunnybrook").items()
+    result(worth, "fcl", 3, 3, {"a": [0.8], "b": [0.8]})
+    ((key, (one,)),) = worth.whole_passes("sunnybrook").items()
     assert key == ("fcl", "1")
     # every patient once: (0.2 + 0.4 + 0.6 + 0.8) / 4, not the mean of the folds' means
     assert one["sites"]["a"]["dice/mean"] == pytest.approx(0.5)
@@ -147,17 +166,17 @@ def test_a_seed_counts_when_all_its_folds_are_there(worth: ModuleType) -> None:
 
 def test_the_table_compares_patient_by_patient(worth: ModuleType) -> None:
     for fold in (1, 2, 3):
-        result(worth, "fcl", fold, 1, {"a": [0.5], "b": [0.9]})
-        result(worth, "random", fold, 1, {"a": [0.4], "b": [0.9]})
+        result(worth, "fcl", fold, fold, {"a": [0.5], "b": [0.9]})
+        result(worth, "random", fold, fold, {"a": [0.4], "b": [0.9]})
     text = worth.table("sunnybrook", worth.METHODS)
     assert "**1 labelled patient(s) a site**" in text
-    assert "| FCL | 0.500 | 0.900 | 0.700 | 0.500 | 7.0 | 4.0 | +0.050 (1 of 1) | 1 |" in text
+    assert "| FCL | 0.500 | 0.900 | 0.700 | 0.500 | 0.000 | 7.0 | 4.0 | +0.050 ± 0.000 (3 of 3) | 3 |" in text
     # three patients of six are 0.1 better
     assert "| random initialisation | +0.050 | 0.25 | +0.50 | 0.25 | 6 | 1 |" in text
 
 
 def test_the_figure_is_drawn_of_what_there_is(worth: ModuleType, tmp_path: Path) -> None:
     for fold in (1, 2, 3):
-        result(worth, "fcl", fold, 1, {"a": [0.5], "b": [0.9]})
+        result(worth, "fcl", fold, fold, {"a": [0.5], "b": [0.9]})
     worth.draw("sunnybrook", tmp_path / "figure.svg")
     assert "labelled patient(s) a site" in (tmp_path / "figure.svg").read_text()
