@@ -5,11 +5,12 @@
     python benchmarks/contrastive_worth.py sunnybrook --folds runs/sunnybrook-folds --minutes 110
     python benchmarks/contrastive_worth.py sunnybrook --table
 
-Each of Sunnybrook's groups is a site. The patients are split into three folds, and each fold is run under a seed of its
-own: in one pass every patient is tested once, and three seeds are seen. With more passes the folds meet the other seeds,
-too. Every method pretrains the same encoder on all images of the fold's training patients (labels are not read), then each site
-fine-tunes the same network on 1, 2 and 4 labelled patients of its own, with the same steps. The same encoders are also
-fine-tuned on another set (--transfer names its folder of site files) and tested on its last site, which took no part:
+Each of Sunnybrook's groups is a site. The patients are split into three folds, and each fold is run under a seed of
+its own: in one pass every patient is tested once, and three seeds are seen. With more passes the folds meet the other
+seeds, too. Every method pretrains the same encoder on all images of the fold's training patients (labels are not
+read), then each site fine-tunes the same network on 1, 2 and 4 labelled patients of its own, with the same steps. The
+same encoders are also fine-tuned on another set (--transfer names its folder of site files) and tested on its last
+site, which took no part:
 
     fedmedseg data import decathlon $FEDMEDSEG_DATA/hippocampus --out runs/hippocampus --sites 4 --by volume
     python benchmarks/contrastive_worth.py sunnybrook --folds runs/sunnybrook-folds --transfer runs/hippocampus/sites

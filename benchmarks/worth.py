@@ -198,8 +198,8 @@ def paired_lines(
 ) -> list[str]:
     """Lines of a table of one method less each other, patient by patient; none where there is nothing to compare.
 
-    ``figures`` gives a result's dice or hd95 (mm) of every patient; ``times`` heads the column that says how many results
-    a patient's figures are the mean of.
+    ``figures`` gives a result's dice or hd95 (mm) of every patient; ``times`` heads the column that says of how many
+    results a patient's figures are the mean.
     """
     rows = []
     for name, runs in others.items():
