@@ -235,14 +235,16 @@ def test_the_table_of_systems_has_every_job_with_its_own_executors_and_rules() -
         )
         assert said[1] | left_out >= set(rules.values()), system
         assert said[1] <= set(rules.values()), system
-        assert "not yet measured" in row or re.search(r"#what-|tables", row), system
+        assert "not yet measured" in row or "#what-" in row, system
 
 
-def test_the_statement_of_privacy_says_what_the_code_declares() -> None:
+@pytest.mark.parametrize("job", SYSTEMS)
+def test_the_statement_of_privacy_says_what_the_code_declares(job: str) -> None:
     """`python tests/support/statement.py` writes the tables anew."""
     text = text_of(PAGE)
-    assert sorted(re.findall(r"<!-- table: (\w+) -->", text)) == SYSTEMS == sorted(VARIANTS)
-    assert filled(text) == text
+    assert job in VARIANTS
+    assert text.count(f"<!-- table: {job} -->") == 1
+    assert filled(text, jobs={job}) == text
 
 
 def test_the_statement_of_privacy_names_every_header_and_field() -> None:
@@ -272,13 +274,8 @@ def test_the_citation_is_of_this_version_and_names_the_six_papers() -> None:
     page = text_of(DOCS / "citing.md")
     assert len(cited["references"]) >= 6
     for paper in cited["references"]:
-        assert {"type", "title", "authors", "year"} <= paper.keys() | ({"year"} if "arXiv" in str(paper) else set())
+        assert {"type", "title", "authors", "year"} <= paper.keys()
         assert paper["title"] in page
         assert all(set(author) <= {"family-names", "name"} for author in paper["authors"])
         sources = [paper.get("doi", ""), *(one["value"].partition(":")[2] for one in paper.get("identifiers", []))]
         assert all(source in page for source in sources)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_page_holds_a_figure_still_to_be_filled_in(page: Path) -> None:
-    assert not re.findall(r"@[A-Z]{3,}@|^[A-Z_]{4,}$|\bTODO\b|\bTBD\b", prose(text_of(page)), flags=re.MULTILINE)

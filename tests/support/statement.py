@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,15 @@ class Declared:
         return "; ".join(f"{words} (round {_listed(rounds)})" for words, rounds in said.items())
 
 
+@functools.cache
+def declared_in(job: str, variant: str = "") -> Declared:
+    """What ``study`` declares, worked out once."""
+    return Declared(study(job, variant))
+
+
 def shipped_table(job: str) -> Iterator[str]:
     """The table of a job as it is shipped: what goes each way, stage by stage."""
-    declared = Declared(study(job))
+    declared = declared_in(job)
     yield "| stage, rounds | to a site | from a site | figures that a site may send |"
     yield "|---|---|---|---|"
     for stage in declared.contracts:
@@ -133,11 +140,11 @@ def shipped_table(job: str) -> Iterator[str]:
 
 def variants_table(job: str) -> Iterator[str]:
     """What settings change of it: the stages that come out differently, those that come out alike in one row."""
-    shipped = Declared(study(job))
+    shipped = declared_in(job)
     yield "| with | stage | to a site | from a site |"
     yield "|---|---|---|---|"
     for variant in VARIANTS[job]:
-        other, rows = Declared(study(job, variant)), dict[str, list[str]]()
+        other, rows = declared_in(job, variant), dict[str, list[str]]()
         for stage, rounds in other.rounds.items():
             ways = other.ways(stage) if rounds else ("left out",) * 2
             if ways != (shipped.ways(stage) if shipped.rounds[stage] else ("left out",) * 2):
@@ -146,11 +153,13 @@ def variants_table(job: str) -> Iterator[str]:
             yield f"| `{variant}` | {_code(stages)} | {ways_there} |"
 
 
-def filled(text: str) -> str:
-    """The page with every table as the code has it now."""
+def filled(text: str, *, jobs: Collection[str] = VARIANTS) -> str:
+    """The page with every table of ``jobs`` as the code has it now."""
 
     def made(match: re.Match[str]) -> str:
         job = match.group(2)
+        if job not in jobs:
+            return match.group()
         lines = (*shipped_table(job), "", "Settings that change it:", "", *variants_table(job))
         return "\n".join((match.group(1).rstrip(), *lines, match.group(3)))
 
