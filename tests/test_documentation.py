@@ -204,6 +204,12 @@ def test_commands_are_found_where_a_shell_would_run_them(line: str, found: list[
     assert list(commands(line)) == found
 
 
+def test_links_and_headings_are_read_as_pages_show_them() -> None:
+    page = "# A page\n## What `x` is, 2.0\n## Twice\n## Twice\n```\n# none [a](b)\n```\nsee [it](c.md#d), `[no](e)`\n"
+    assert anchors(page) == {"a-page", "what-x-is-20", "twice", "twice-1"}
+    assert links(page) == ["c.md#d"]
+
+
 def test_the_page_of_commands_names_every_command_with_its_own_words() -> None:
     rows = re.findall(r"^\| `fedmedseg ([^`]+)` \| (.+) \|$", text_of(DOCS / "commands.md"), re.MULTILINE)
     assert rows == [(" ".join(path), str(command.help).splitlines()[0]) for path, command in LEAVES.items()]
@@ -245,6 +251,14 @@ def test_the_statement_of_privacy_says_what_the_code_declares(job: str) -> None:
     assert job in VARIANTS
     assert text.count(f"<!-- table: {job} -->") == 1
     assert filled(text, jobs={job}) == text
+
+
+def test_a_table_that_is_no_longer_right_is_seen() -> None:
+    text = text_of(PAGE)
+    stale = text.replace("32 tensors", "31 tensors")
+    assert stale != text
+    assert filled(stale, jobs={"fedcrld"}) == text
+    assert filled(stale, jobs={"fcl"}) == stale
 
 
 def test_the_statement_of_privacy_names_every_header_and_field() -> None:
