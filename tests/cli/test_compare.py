@@ -151,7 +151,7 @@ def test_ctrl_c_says_that_finished_cells_are_kept(call: Any, monkeypatch: pytest
 
     monkeypatch.setattr(workers, "work_on", interrupted)
     code, said = call()
-    assert code == 130, "as the README says"
+    assert code == 130, "as docs/commands.md says"
     assert "interrupted; finished cells are kept, and the same call continues" in said
 
 

@@ -82,15 +82,15 @@ def test_the_examples_that_cost_little_run_as_they_stand(tmp_path: Path, monkeyp
         (["data", "check", "nowhere.json"], 2),
     ],
 )
-def test_an_exit_code_means_what_the_readme_says(words: list[str], code: int) -> None:
+def test_an_exit_code_means_what_its_page_says(words: list[str], code: int) -> None:
     assert call(*words)[0] == code
 
 
-def test_the_readme_documents_every_exit_code_of_the_command_line() -> None:
+def test_the_page_of_commands_documents_every_exit_code_of_the_command_line() -> None:
     from fedmedseg.cli import audit, console, federation, monitor
     from fedmedseg.core.findings import Level
 
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
     documented = {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
     used = {console.EXIT_CODE, audit.BROKEN, federation.INTERRUPTED, monitor.STOPPED, *map(int, Level)}
     assert documented == used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -14,12 +14,15 @@ import torch
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
+from fedmedseg.cli.predict import _hearts
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.data.images import Source
 from fedmedseg.segmentation.models import save_model
 from fedmedseg.segmentation.predicted_files import require_new
 from fedmedseg.segmentation.starts import initial_network
+from fedmedseg.segviz.publication import blank, save_published
 
 TINY: dict[str, Any] = {
     "data": {
@@ -183,6 +186,36 @@ def test_a_runs_shared_model_is_enough_where_it_is_a_whole_network(place: Place)
     code, said = call(shared, image, place.root / "c.nii.gz")
     assert code == 2
     assert "without the settings" in said
+
+
+def test_a_published_head_is_refused_with_the_command_that_takes_it(place: Place) -> None:
+    """It lies beside the shared trunk in the run's folder `models`, and is no network by itself."""
+    head = place.root / "models" / "published" / "hospital-1.safetensors"
+    experiment = read_settings(find_job("segviz"), [{"stages": {"publication": {"rounds": 1}}}])[1]
+    save_published(head, blank(initial_network(experiment), experiment), experiment=experiment)
+    code, said = call(head, place.images, place.out)
+    assert code == 2
+    assert "MODEL: got hospital-1.safetensors, the head and norms that a site published" in said
+    assert "fedmedseg fuse predict IMAGE --models MODELS --experiment FILE --out MAP" in said
+    assert not place.out.exists()
+
+
+def test_two_maps_of_one_heart_are_an_error_that_names_both(tmp_path: Path) -> None:
+    class Conditioned:
+        conditions = True
+
+    sources = [Source(name=name, file=tmp_path / f"{name}.nii.gz") for name in ("a", "b", "c")]
+    hearts = tmp_path / "hearts"
+    hearts.mkdir()
+    for name in ("a.nii.gz", "b.nii"):
+        (hearts / name).touch()
+    found = _hearts(hearts, sources, tmp_path, cast(Any, Conditioned()))
+    assert found == {"a": hearts / "a.nii.gz", "b": hearts / "b.nii"}, "and c has none"
+    (hearts / "a.nii").touch()
+    with pytest.raises(
+        ConfigurationError, match=r"--heart: got a\.nii\.gz and a\.nii\. Expected one map for the image a"
+    ):
+        _hearts(hearts, sources, tmp_path, cast(Any, Conditioned()))
 
 
 def test_no_file_is_written_twice(tmp_path: Path) -> None:

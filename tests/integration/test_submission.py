@@ -171,4 +171,4 @@ def test_through_the_admin_console(federation: LoopbackFederation, job: Path, tm
     finally:
         console.close(force=True)
     check(kit / "transfer" / job_id / "workspace", job)
-    assert (mine / ".__nvfl_sig.json").is_file(), "what README.md says of the console: give it a copy"
+    assert (mine / ".__nvfl_sig.json").is_file(), "what docs/federation.md says of the console: give it a copy"

@@ -22,7 +22,7 @@ RUNBOOKS = ROOT / "provisioning" / "runbooks"
 NAMES = ("network-admin", "hospital", "study-lead")
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = re.compile(r"^```(?:sh|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("fedmedseg simulate", "fedmedseg federation", "nvflare deploy prepare")
+ELSEWHERE = ("fedmedseg init", "fedmedseg simulate", "fedmedseg federation", "nvflare deploy prepare")
 """Commands that other documents explain, and other tests run."""
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 STORY = (
@@ -35,6 +35,7 @@ STORY = (
     ("study-lead", "Install"),
     ("study-lead", "Write the job"),
     ("study-lead", "Submit"),
+    ("study-lead", "Follow"),
     ("study-lead", "Stop"),
     ("study-lead", "Continue"),
     ("study-lead", "Wait and fetch"),

@@ -28,6 +28,7 @@ def open_model(path: Path, *, start: str | None = None) -> InferenceModel | Foun
     from fedmedseg.core.checkpoint import CheckpointError, load_file
     from fedmedseg.segmentation.models import load_for_inference
     from fedmedseg.segmentation.shared_model import from_shared
+    from fedmedseg.segviz.publication import KIND
 
     if path.is_dir():
         raise ConfigurationError(
@@ -45,6 +46,8 @@ def open_model(path: Path, *, start: str | None = None) -> InferenceModel | Foun
     if tree.get("system") == CARDIAC or str(tree.get("kind", "")).startswith(CARDIAC):
         _refuse_start(start)
         return load_foundation(path)
+    if tree.get("kind") == KIND:
+        raise _published(path)
     if "settings" in tree:
         return from_shared(tree, source=path.name, start=start)
     if "network" not in tree:
@@ -115,6 +118,16 @@ def _said(tree: Mapping[str, Any]) -> str:
     if "tensors" in tree and "experiment" in tree:
         return "a run's tensors without the settings that build and feed its network"
     return "a file of another kind"
+
+
+def _published(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        "MODEL",
+        got=f"{path.name}, the head and norms that a site published, without the trunk",
+        expected="a whole network",
+        remedy="name the run's folder `models`, which holds both, and its experiment.yaml: "
+        "`fedmedseg fuse predict IMAGE --models MODELS --experiment FILE --out MAP`",
+    )
 
 
 def _unknown(path: Path, got: str) -> ConfigurationError:

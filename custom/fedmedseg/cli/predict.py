@@ -189,8 +189,27 @@ def _hearts(heart: Path | None, sources: list[Source], place: Path, predictor: P
         raise ConfigurationError(
             "--heart", got=f"no folder at {heart}", expected="a folder of maps named as the images"
         )
-    maps = {one.name: [heart / f"{one.name}{ending}" for ending in (".nii.gz", ".nii")] for one in sources}
-    return {name: path for name, paths in maps.items() for path in paths[::-1] if path.is_file()}
+    maps = {one.name: _maps_of(one.name, heart) for one in sources}
+    return {name: paths[0] for name, paths in maps.items() if paths}
+
+
+def _maps_of(name: str, folder: Path) -> list[Path]:
+    """The map in ``folder`` that is named as an image, if there is one.
+
+    Raises:
+        ConfigurationError: there are two, of which nobody said which is meant.
+    """
+    from fedmedseg.data.importers.base import VOLUME_SUFFIXES
+
+    there = [path for ending in VOLUME_SUFFIXES if (path := folder / f"{name}{ending}").is_file()]
+    if len(there) > 1:
+        raise ConfigurationError(
+            "--heart",
+            got=" and ".join(path.name for path in there),
+            expected=f"one map for the image {name}",
+            remedy="take one of them out of the folder",
+        )
+    return there
 
 
 def _tell(
