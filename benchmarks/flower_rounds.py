@@ -9,6 +9,7 @@ result is one line of JSON at the end of what is printed: seconds of every round
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -57,5 +58,5 @@ def main(grid: Grid, context: Context) -> None:
 if __name__ == "__main__":
     backend = {"client_resources": {"num_cpus": 1.0}}
     run_simulation(server_app=server, client_app=client, num_supernodes=specification["sites"], backend_config=backend)
-    walls = [after - before for before, after in zip(began, began[1:], strict=False)]
+    walls = [after - before for before, after in itertools.pairwise(began)]
     sys.stdout.write("\n" + json.dumps({"walls": walls[1:]}) + "\n")

@@ -4,13 +4,14 @@
     python benchmarks/round_overhead.py --parts rounds --sizes 1 20 250 --flower PYTHON
     python benchmarks/round_overhead.py --parts efficiency
 
-`rounds`: sites return what they were sent; seconds of a round with our intervals between requests and with FLARE's, in a
-deployed federation (signed kits, mutual TLS, loopback), and in Flower's simulation of tensors of the same shapes, where
---flower names the interpreter of an environment with `flwr[simulation]`. The wall time of the whole job, start-up
-included, is set against Flower's too. `efficiency`: sites keep a core busy for about --seconds; the same work in
-processes without a federation, divided by the round. Ways take turns, the first round of each run is dropped. Prints
-medians beside the goals and writes benchmarks/results/round_overhead.json, part by part. Where copying memory moved by
-more than a tenth meanwhile, a part is marked as void.
+`rounds`: sites return what they were sent; seconds of a round in the simulator with our intervals between requests
+and with FLARE's, in a deployed federation (signed kits, mutual TLS, loopback), and in Flower's simulation of tensors
+of the same shapes, where --flower names the interpreter of an environment with `flwr[simulation]`. The wall time of
+the whole job, start-up and our two further stages included, is set against that of Flower's, too. `efficiency`: sites
+keep a core busy for about --seconds; the same work in processes without a federation, divided by the round. Ways take
+turns, the first round of each run is dropped. Prints medians beside the goals and writes
+benchmarks/results/round_overhead.json, part by part. Where copying memory moved by more than a tenth meanwhile, a
+part is marked as void.
 """
 
 from __future__ import annotations
@@ -117,9 +118,8 @@ def lines(content: dict[str, Any]) -> list[str]:
         for way in (SHIPPED, STOCK, DEPLOYED, FLOWER):
             if way in found:
                 one = found[way]
-                said.append(
-                    f"  {way:28s} {one['median_s']:.3f} s a round (MAD {one['mad_s']:.3f}), job {one['job_s']} s"
-                )
+                usual = f"{one['median_s']:.3f} s a round (MAD {one['mad_s']:.3f})"
+                said.append(f"  {way:28s} {usual}, job {one['job_s']} s")
         for name, what in (("of_flower", "round"), ("job_of_flower", "job")):
             for way, one in found[name].items():
                 goal = "" if one["goal"] is None else f" (goal at most {one['goal']})"

@@ -30,7 +30,8 @@ ODD = {
 
 def test_every_tensor_comes_back_with_its_bytes_shape_and_dtype(tmp_path: Path) -> None:
     spilled = SpilledTensors(ODD, tmp_path)
-    assert list(spilled) == list(ODD) and len(spilled) == 6
+    assert list(spilled) == list(ODD)
+    assert len(spilled) == 6
     for name, tensor in ODD.items():
         again = spilled[name]
         assert (again.shape, again.dtype) == (tensor.shape, tensor.dtype)
@@ -79,11 +80,14 @@ def test_derived_tensors_are_a_part_and_made_when_asked_for() -> None:
         return 2 * tensor
 
     derived = DerivedTensors({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, ["b"], double)
-    assert list(derived) == ["b"] and len(derived) == 1 and "a" not in derived
+    assert list(derived) == ["b"]
+    assert len(derived) == 1
+    assert "a" not in derived
     with pytest.raises(KeyError):
         derived["a"]
     assert made == []
-    assert float(derived["b"]) == 4.0 and made == [2.0]
+    assert float(derived["b"]) == 4.0
+    assert made == [2.0]
 
 
 def replies(sites: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -33,11 +33,11 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
         # a handle that FLARE's processes inherited would keep the file alive: Python's are closed on exec
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the tensors are wanted
         self._places: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
         for name, tensor in tensors.items():
             self._places[name] = (self._file.tell(), tensor.shape, tensor.dtype)
-            self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._file.flush()
 
     def __getitem__(self, name: str) -> torch.Tensor:
