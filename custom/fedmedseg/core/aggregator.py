@@ -28,8 +28,10 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.personal import Payload, Personal, extended, joined, payloads
+from fedmedseg.core.place import place_of
 from fedmedseg.core.robust import clipped, combined, norms_of, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing
+from fedmedseg.core.spilled import FROM_BYTES, SpilledTensors
 from fedmedseg.core.transport import Codec
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract, is_finite, tensor_bytes
 
@@ -148,7 +150,7 @@ class Contribution:
     features: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     """What the site gave to the exchange, as it came; empty where the stage has none."""
     carried: int | None = None
-    """Bytes in which the differences came, where they did not come as they are."""
+    """Bytes in which the differences came, where these are not the bytes that are here."""
     norms: Mapping[str, float] = field(default_factory=dict, repr=False)
     """Length of each of the differences; empty where they are encrypted, or nobody has taken them."""
     held: str = ""
@@ -215,7 +217,7 @@ class GuardedAggregator(Aggregator):
         site = _sender(fl_ctx)
         with self._lock:
             try:
-                contribution = self._judge(site, shareable)
+                contribution = _spilled(self._judge(site, shareable), fl_ctx)
             except FedMedSegError as error:
                 problem = f"{error.reason}: {error.got or error.field}"
             except Exception as error:
@@ -498,6 +500,19 @@ def normalised_weights(examples: Mapping[str, int | None]) -> tuple[dict[str, fl
 def alike(examples: Mapping[str, int | None]) -> dict[str, int | None]:
     """One case for every site that has any or suppresses its count: what equal weights follow from."""
     return {site: 0 if count == 0 else 1 for site, count in examples.items()}
+
+
+def _spilled(contribution: Contribution, fl_ctx: FLContext) -> Contribution:
+    """A reply whose tensors wait on the disk for the end of the round, where they are large.
+
+    Without a job, as in one process for all sites, there is no folder to write to, and no server to spare.
+    """
+    large = tensor_bytes(contribution.differences) >= FROM_BYTES
+    if not large or fl_ctx.get_job_id() is None:
+        return contribution
+    on_disk = SpilledTensors(contribution.differences, place_of(fl_ctx).run)
+    own = contribution.nbytes - tensor_bytes(contribution.features)
+    return dataclasses.replace(contribution, differences=on_disk, carried=own)
 
 
 def _count(value: object, name: str) -> int | None:

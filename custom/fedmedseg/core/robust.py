@@ -26,6 +26,7 @@ import torch
 from fedmedseg.core.config import RobustSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.ordering import median, trimmed_mean
+from fedmedseg.core.spilled import DerivedTensors
 
 LONG = 3.0
 """An update so many times as long as the round's (low) median is called an outlier."""
@@ -153,7 +154,7 @@ def clipped(differences: Tensors, *, norm: float, limit: float) -> Tensors:
     """``differences`` brought to length ``limit`` where ``norm``, theirs, is above it; else the very same object."""
     if norm <= limit:
         return differences
-    return {name: tensor * (limit / norm) for name, tensor in differences.items()}
+    return DerivedTensors(differences, differences, lambda tensor: tensor * (limit / norm))
 
 
 def combined(differences: Differences, section: RobustSection) -> dict[str, torch.Tensor]:
@@ -168,10 +169,12 @@ def combined(differences: Differences, section: RobustSection) -> dict[str, torc
     if section.rule == "krum":
         chosen = differences[nearest_site(survey(differences, names, exact=True), section.faulty)]
         return {name: chosen[name].clone() for name in names}
-    rows = {name: [differences[site][name] for site in sites] for name in names}
-    if section.rule == "median":
-        return {name: median(tensors) for name, tensors in rows.items()}
-    return {name: trimmed_mean(tensors, section.faulty) for name, tensors in rows.items()}
+    result = {}
+    for name in names:
+        # of large replies, which lie on the disk, one tensor of all sites is in memory at a time
+        rows = [differences[site][name] for site in sites]
+        result[name] = median(rows) if section.rule == "median" else trimmed_mean(rows, section.faulty)
+    return result
 
 
 def nearest_site(found: Survey, faulty: int) -> str:

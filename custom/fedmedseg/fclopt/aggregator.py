@@ -9,6 +9,7 @@ import torch
 
 from fedmedseg.core.aggregator import Contribution, GuardedAggregator
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.spilled import DerivedTensors
 from fedmedseg.fclopt.distance_prediction import corrected, gaps, noted, ratios
 from fedmedseg.fclopt.network import TARGET, from_wire, to_wire
 from fedmedseg.fclopt.recursion import ANCHORS, DISTANCES, PREDICTION, chosen_scales, digest_of, open_loop
@@ -127,8 +128,8 @@ class TargetPredictionAggregator(GuardedAggregator):
         return {ANCHORS: table}
 
 
-def _online(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(TARGET)}
+def _online(tensors: Tensors) -> Tensors:
+    return DerivedTensors(tensors, [name for name in tensors if not name.startswith(TARGET)])
 
 
 def _moved(target: Tensors, mean: Tensors) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from fedmedseg.core.config import load_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.personal import Personal
 from fedmedseg.core.seeding import derive_seed
+from fedmedseg.core.spilled import DerivedTensors
 from fedmedseg.fedata.attention import layer_attention, published_attention
 from fedmedseg.fedata.personal_models import moved, pair_weights, personal_models, update_cosines
 from fedmedseg.fedata.teacher import TEACHER
@@ -100,9 +101,9 @@ class AttentionAggregator(GuardedAggregator):
         return torch.Generator().manual_seed(seed)
 
 
-def _students(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
+def _students(tensors: Tensors) -> Tensors:
+    return DerivedTensors(tensors, [name for name in tensors if not name.startswith(TEACHER)])
 
 
-def _teachers(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(TEACHER)}
+def _teachers(tensors: Tensors) -> Tensors:
+    return DerivedTensors(tensors, [name for name in tensors if name.startswith(TEACHER)])

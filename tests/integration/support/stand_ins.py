@@ -3,7 +3,8 @@
 `FEDMEDSEG_FAULT`, or the file that `FEDMEDSEG_FAULT_FILE` names, holds JSON: a list of {"site": ..., "round": ...,
 "kind": ...}; site null strikes everywhere. {"site": null, "round": null, "kind": "remember"}, last in the list, makes
 every step depend on what the site has remembered of all rounds before. {"site": ..., "round": "clock", "kind": 3600}
-sets the clock of a site's job ahead by so many seconds.
+sets the clock of a site's job ahead by so many seconds. {"site": null, "round": null, "kind": "work 40"} keeps a core
+busy with so many training steps, for the benchmarks.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class StandInLearner:
             os._exit(3)
         if kind == "hold":
             _hold(task)
+        if kind and kind.startswith("work "):
+            busy_work(int(kind.removeprefix("work ")))
         if task.stage == "pretraining":
             # no two sites take the same step, so leaving one out shows in the aggregate
             step = 0.0 if kind == "unchanged" else 0.5**task.round * int(task.site.rpartition("-")[2])
@@ -93,6 +96,24 @@ class StandInLearner:
         if task.stage == "evaluation":
             return Reply(metrics={"dice/personal/left ventricle": 0.5, "cases": 2.0}, examples=2)
         return Reply(metrics={"loss/personal": 0.25}, examples=2, steps=1)
+
+
+def busy_work(steps: int) -> float:
+    """So many training steps of a small 3D network on one thread; returns its last loss."""
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(16, 1, 3, padding=1)
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    image = torch.randn(1, 1, 48, 48, 48)
+    loss = torch.zeros(())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (network(image) - image).square().mean()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
 
 
 def _remembered(task: Task) -> float:

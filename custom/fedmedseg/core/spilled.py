@@ -1,0 +1,89 @@
+"""A reply's tensors in a file of the server's run folder, so that its memory does not grow with the number of sites.
+
+The file has no name from the moment it is made: whatever ends the process, the kernel frees it, and nobody finds a
+single site's update on the disk afterwards. The rules of aggregation go tensor by tensor, so that at any time as many
+sites' values of one tensor are in memory, not of all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FROM_BYTES = 32 * 2**20
+"""Replies of so many bytes and more wait on the disk for the end of their round."""
+
+
+class SpilledTensors(Mapping[str, torch.Tensor]):
+    """Tensors that lie in a nameless file; each is read when it is asked for, as a new tensor with the same bytes.
+
+    Args:
+        tensors: what is written; not held on to.
+        folder: where there is room; it must exist.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+        # a handle that FLARE's processes inherited would keep the file alive: Python's are closed on exec
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the tensors are wanted
+        self._places: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
+        for name, tensor in tensors.items():
+            self._places[name] = (self._file.tell(), tensor.shape, tensor.dtype)
+            self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._file.flush()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        begin, shape, dtype = self._places[name]
+        left = memoryview(bytearray(prod(shape) * dtype.itemsize))
+        raw = np.frombuffer(left, dtype=np.uint8)
+        while left:
+            # one call reads 2 GB at most
+            count = os.preadv(self._file.fileno(), [left], begin)
+            if count == 0:
+                raise OSError(f"a reply's file ends within {name}")
+            left, begin = left[count:], begin + count
+        return torch.from_numpy(raw).view(dtype).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class DerivedTensors(Mapping[str, torch.Tensor]):
+    """Some of other tensors, or what is worked out of each, made anew whenever one is asked for and never kept.
+
+    Args:
+        tensors: the others.
+        names: those of them that are in here.
+        change: what is made of one; unset: nothing.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        names: Iterable[str],
+        change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self._tensors, self._change = tensors, change
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._change(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,180 @@
+"""Replies on the disk: the same bytes back, nothing left behind, and one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from nvflare.apis.dxo import from_shareable
+
+from fedmedseg.core import aggregator as aggregation
+from fedmedseg.core.aggregator import SharedKeysAggregator, weighted_mean
+from fedmedseg.core.config import RobustSection
+from fedmedseg.core.robust import clipped, combined, survey
+from fedmedseg.core.spilled import DerivedTensors, SpilledTensors
+from fedmedseg.core.wire import tensor_bytes
+
+ODD = {
+    "matrix": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
+    "scalar": torch.tensor(-0.0),
+    "none": torch.zeros(0, 4),
+    "half": torch.tensor([1.5, float("nan")], dtype=torch.float16),
+    "bytes": torch.tensor([0, 255], dtype=torch.uint8),
+    "counts": torch.tensor([2**40, -1], dtype=torch.int64),
+}
+
+
+def test_every_tensor_comes_back_with_its_bytes_shape_and_dtype(tmp_path: Path) -> None:
+    spilled = SpilledTensors(ODD, tmp_path)
+    assert list(spilled) == list(ODD)
+    assert len(spilled) == 6
+    for name, tensor in ODD.items():
+        again = spilled[name]
+        assert (again.shape, again.dtype) == (tensor.shape, tensor.dtype)
+        assert again.numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+
+
+def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
+    spilled = SpilledTensors({"a": torch.ones(2)}, tmp_path)
+    spilled["a"].zero_()
+    assert torch.equal(spilled["a"], torch.ones(2))
+
+
+def test_the_file_has_no_name_and_its_room_is_given_back(tmp_path: Path) -> None:
+    """Nobody finds a site's update on the disk, also not after a kill."""
+    spilled = SpilledTensors(ODD, tmp_path)
+    handle = spilled._file.fileno()
+    assert list(tmp_path.iterdir()) == []
+    opened = Path(f"/proc/self/fd/{handle}")
+    if opened.exists():
+        assert str(tmp_path) in str(opened.readlink())
+        del spilled
+        gc.collect()
+        assert not opened.exists() or str(tmp_path) not in str(opened.readlink())
+
+
+def test_a_missing_tensor_and_a_missing_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        SpilledTensors(ODD, tmp_path)["unheard of"]
+    with pytest.raises(OSError, match="nowhere"):
+        SpilledTensors(ODD, tmp_path / "nowhere")
+
+
+def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+    spilled = SpilledTensors({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path)
+    spilled._file.truncate(20)
+    assert torch.equal(spilled["a"], torch.ones(4))
+    with pytest.raises(OSError, match="ends within b"):
+        spilled["b"]
+
+
+def test_derived_tensors_are_a_part_and_made_when_asked_for() -> None:
+    made = []
+
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        made.append(float(tensor))
+        return 2 * tensor
+
+    derived = DerivedTensors({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, ["b"], double)
+    assert list(derived) == ["b"]
+    assert len(derived) == 1
+    assert "a" not in derived
+    with pytest.raises(KeyError):
+        derived["a"]
+    assert made == []
+    assert float(derived["b"]) == 4.0
+    assert made == [2.0]
+
+
+def replies(sites: int) -> dict[str, dict[str, torch.Tensor]]:
+    draws = torch.Generator().manual_seed(1)
+    return {f"s{n}": {name: torch.randn(9, 5, generator=draws) for name in "ab"} for n in range(sites)}
+
+
+@pytest.mark.parametrize("rule", ["mean", "clip", "trimmed_mean", "median", "krum"])
+def test_every_rule_makes_the_same_of_replies_on_the_disk(rule: str, tmp_path: Path) -> None:
+    given = replies(5)
+    spilled = {site: SpilledTensors(tensors, tmp_path) for site, tensors in given.items()}
+
+    def made(of: dict) -> dict[str, torch.Tensor]:
+        if rule == "mean":
+            return weighted_mean(of, dict.fromkeys(of, 0.2))
+        if rule == "clip":
+            found = survey(of, ["a", "b"])
+            short = {s: clipped(of[s], norm=found.norms[s], limit=found.median_norm) for s in of}
+            return weighted_mean(short, dict.fromkeys(of, 0.2))
+        return combined(of, RobustSection(rule=rule, faulty=1))
+
+    expected, found = made(given), made(spilled)
+    assert all(torch.equal(expected[name], found[name]) for name in "ab")
+
+
+@pytest.mark.parametrize("rule", ["mean", "clip", "median"])
+def test_one_tensor_of_every_site_is_in_memory_at_a_time(rule: str, tmp_path: Path) -> None:
+    """Of 20 tensors of three sites; what is read lies in Python's own memory, which can be traced."""
+    size = 4 * 10_000
+    tensors = {f"t{number}": torch.ones(10_000) for number in range(20)}
+    given = {f"s{n}": SpilledTensors(tensors, tmp_path) for n in range(3)}
+    made = {site: clipped(one, norm=2.0, limit=1.0) for site, one in given.items()} if rule == "clip" else given
+    tracemalloc.start()
+    try:
+        if rule == "median":
+            combined(made, RobustSection(rule="median"))
+        else:
+            weighted_mean(made, dict.fromkeys(made, 1 / 3))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size < most < 8 * size
+
+
+@pytest.fixture
+def send_to(context: Callable, reply_to: Callable, round_of: Callable) -> Callable[..., SharedKeysAggregator]:
+    """send_to(): an aggregator with two replies in it."""
+
+    def call() -> SharedKeysAggregator:
+        made = SharedKeysAggregator()
+        made.open_round(round_of())
+        for site, value in (("site-1", 0.1), ("site-2", 0.7)):
+            data = {"a": torch.full((2,), value), "b": torch.full((2, 2), value / 2)}
+            assert made.accept(reply_to(made.round, data, examples=4), context("server", peer=site))
+        return made
+
+    return call
+
+
+def test_large_replies_wait_on_the_disk_and_make_the_same(
+    send_to: Callable, context: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = send_to()
+    assert isinstance(in_memory.contributions["site-1"].differences, dict)
+    monkeypatch.setattr(aggregation, "FROM_BYTES", 24)
+    on_disk = send_to()
+    for site, kept in on_disk.contributions.items():
+        assert isinstance(kept.differences, SpilledTensors)
+        assert kept.nbytes == in_memory.contributions[site].nbytes == 24
+        assert tensor_bytes(kept.differences) == 24
+    results = [from_shareable(made.aggregate(context("server"))).data for made in (in_memory, on_disk)]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in "ab")
+    assert in_memory.notes == on_disk.notes
+
+
+def test_a_full_disk_costs_that_reply_alone(
+    send_to: Callable, monkeypatch: pytest.MonkeyPatch, reply_to: Callable, context: Callable
+) -> None:
+    """The site may be asked again; the reason is told without a path."""
+    made = send_to()
+    monkeypatch.setattr(aggregation, "FROM_BYTES", 0)
+    monkeypatch.setattr(aggregation, "SpilledTensors", _full)
+    data = {"a": torch.zeros(2), "b": torch.zeros(2, 2)}
+    assert not made.accept(reply_to(made.round, data, examples=4), context("server", peer="site-3"))
+    assert made.rejections == {"site-3": "UNREADABLE: OSError"}
+    assert sorted(made.contributions) == ["site-1", "site-2"]
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device: /secret")
