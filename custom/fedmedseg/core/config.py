@@ -456,6 +456,10 @@ class FederationSection(Strict):
     transport: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
     """How the differences of a site travel to the server (``core.transport``): as they are, in half or a quarter of the
     bytes, or the largest of a hundred numbers, with what was not sent added to the next round's."""
+    transport_down: Literal["fp32", "fp16", "int8"] = "fp32"
+    """How the shared tensors travel to the sites. The server keeps them as they are; every site starts from what it
+    decodes, bit for bit the same everywhere. There is no ``topk``: a network is no difference, and a hundredth of it is
+    none at all."""
     robust: RobustSection = Field(default_factory=lambda: RobustSection.model_validate({}))
     """Bounds on the influence of single sites; none by default, when they are only told of."""
 
@@ -474,6 +478,13 @@ class FederationSection(Strict):
                 got=f"{self.transport} with encryption {self.encryption}",
                 expected="fp32: what is encrypted has no scales or places that a server could read",
                 remedy="remove transport, or set encryption to none",
+            )
+        if self.transport_down != "fp32" and self.encryption != "none":
+            raise Misfit(
+                "transport_down",
+                got=f"{self.transport_down} with encryption {self.encryption}",
+                expected="fp32: sites add encrypted sums to exactly what the server sent",
+                remedy="remove transport_down, or set encryption to none",
             )
         if self.transport == "topk" and self.robust.rule in ("trimmed_mean", "median"):
             raise Misfit(
