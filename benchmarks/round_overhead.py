@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     walls: dict[str, list[float]] = {"shipped": [], "stock task_request_interval": []}
     size = 0
@@ -99,8 +100,8 @@ def main() -> None:
         mad = statistics.median(abs(value - median) for value in values)
         result[name] = {"median_s": round(median, 3), "mad_s": round(mad, 3), "rounds": len(values)}
         print(f"{name:30s} {median:.3f} s a round (MAD {mad:.3f}, {len(values)} rounds, {size / 1e6:.2f} MB each way)")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

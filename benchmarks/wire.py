@@ -128,9 +128,10 @@ def main() -> None:
 
 def measure_dice(content: dict[str, Any], seeds: Sequence[int], changes: Sequence[str], out: Path) -> None:
     """Run what is missing of each form under each seed, keep each run, print the means and what they cost."""
+    study = {"changes": list(changes), "versions": installed_versions()}
     known = content.get("dice", {})
-    if known.get("changes") != list(changes):
-        known = {"changes": list(changes), "runs": {}}
+    if {name: known.get(name) for name in study} != study:
+        known = {**study, "runs": {}}
     content["dice"] = known
     means = {}
     for form in FORMS:
