@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from fedmedseg.core.config import Fraction, Positive
+from fedmedseg.core.bounds import Fraction, Positive
 from fedmedseg.core.schema import Misfit, Strict
 
 

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from fedmedseg.comparison.labels import LabelledSection, Level
 from fedmedseg.comparison.methods import MethodSection, without_ours
 from fedmedseg.comparison.source import Seed, SourceSection
-from fedmedseg.core.config import Fraction, systems
+from fedmedseg.core.bounds import Fraction
+from fedmedseg.core.config import systems
 from fedmedseg.core.errors import choose
 from fedmedseg.core.schema import Misfit, Strict, worded
 

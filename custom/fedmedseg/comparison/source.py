@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fedmedseg.core.config import MOST_SITES, PhantomSection
+from fedmedseg.core.bounds import MOST_SITES
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.schema import Misfit, Strict
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

@@ -22,10 +22,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 
 from fedmedseg.core.ckks import SHARES, whole_shares
-from fedmedseg.core.config import RobustSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
+from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.personal import Payload, Personal, extended, joined, payload_of, payloads
 from fedmedseg.core.robust import clipped, combined, norms_of, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing

@@ -6,9 +6,11 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import LARGEST, Experiment, Fraction, Positive, SGDSection
+from fedmedseg.core.bounds import LARGEST, Fraction, Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Strict, each_once, refuse_unread
+from fedmedseg.core.training_settings import SGDSection
 from fedmedseg.data.partitions import Rule as PartitionRule
 from fedmedseg.fclopt.distance_prediction import Grain
 from fedmedseg.fclopt.distance_prediction import Rule as RatioRule
