@@ -3,12 +3,14 @@
 # make test       fast tests
 # make ci         what gates a change: lint, types, fast tests, packaging, smallest simulator runs
 # make nightly    everything: full runs, process faults, soaks, phantom difficulty (an hour and more)
+# make bench      what can be measured in 20 minutes on 2 cores, with the goal beside each figure
+# make bench-full every benchmark at full length; the same call goes on where it was interrupted
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGE := custom tests benchmarks setup.py
 
-.PHONY: simulate federation test ci nightly format lint type-check test-integration clean
+.PHONY: simulate federation test ci nightly bench bench-full format lint type-check test-integration clean
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +41,12 @@ test-integration: $(VENV)/installed
 	$(BIN)/python -m pytest -m "integration and not slow" -q
 
 ci: lint type-check test test-integration
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/bench.py --minutes 20
+
+bench-full: $(VENV)/installed
+	$(BIN)/python benchmarks/bench.py --full
 
 nightly: ci
 	$(BIN)/python -m pytest -m slow -q

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from fedmedseg.core.aggregator import weighted_mean
-from fedmedseg.core.config import RobustSection
+from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.ordering import median, trimmed_mean
 from fedmedseg.core.records import installed_versions
 from fedmedseg.core.robust import combined, norms_of, survey

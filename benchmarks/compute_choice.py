@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of the second timing, per network and work")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     copies = [copy_rate()]
@@ -182,8 +183,8 @@ def main() -> None:
         "cases": cases,
     }
     print(f"slowest choice over plain float32: {result['slowest_chosen_over_plain']:.3f}")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

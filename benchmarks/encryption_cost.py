@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--millions", type=float, default=1.0)
     parser.add_argument("--sites", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(1)
@@ -119,8 +120,8 @@ def main() -> None:
         times = ", ".join(f"{what} {time_['median_s']:.3f} s" for what, time_ in way["times"].items())
         print(f"{name:6s} {each['up']:.2f} bytes a number up, {each['down']:.2f} down; {times}")
     print(f"largest difference to plain: {worst:.2e}")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

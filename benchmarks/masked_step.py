@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384, help="channels of a token; heads of 64")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--whole-repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     probe = Probe()
@@ -201,8 +202,8 @@ def main() -> None:
     result["memory_copy_drift"] = round(probe.drift, 3)
     if probe.drift > DRIFT:
         raise SystemExit(f"void: the memory copy drifted by {probe.drift:.2f}, more than {DRIFT}; nothing written")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

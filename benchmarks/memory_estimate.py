@@ -67,9 +67,10 @@ def measure(name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(NETWORKS), help="measure one, and print it as JSON")
-    chosen = parser.parse_args().only
-    if chosen:
-        print(json.dumps(measure(chosen)))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    if given.only:
+        print(json.dumps(measure(given.only)))
         return
     found = {}
     for name in NETWORKS:
@@ -78,8 +79,8 @@ def main() -> None:
         found[name] = json.loads(output.splitlines()[-1])
         print(f"{name}: estimated {found[name]['estimate']:.0f} MiB, taken {found[name]['taken']:.0f} MiB")
     record = {"networks": found, "versions": installed_versions(), "machine": platform.machine()}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -254,6 +255,35 @@ def test_every_study_of_a_comparison_is_valid_and_called_as_its_file(study: Path
     from fedmedseg.comparison.study import read_comparison
 
     assert read_comparison(study).section.study == study.stem
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.stem)
+def test_every_method_of_a_study_with_trials_tries_each_of_its_rates_and_all_as_often(study: Path) -> None:
+    """A method whose pretraining ran at an untried rate would lose for the rate, not for its idea."""
+    from fedmedseg.comparison.study import read_comparison
+
+    comparison = read_comparison(study)
+    grids = {name: method for name, method in comparison.section.methods.items() if method.trials}
+    assert len({len(method.grid) for method in grids.values()}) <= 1
+    for name, method in grids.items():
+        experiment = comparison.experiment(name)
+        own = set(_rates(experiment.wing.model_dump(mode="json", exclude_none=True), f"{experiment.system}."))
+        if getattr(experiment.wing, "strategy", None) != "fedopt":
+            own.discard("fedavg.server.learning_rate")
+        # where nothing is fine-tuned, a system with an optimiser of its own at the sites never reads the other
+        local = {rate for rate in own if rate != "fedavg.server.learning_rate"}
+        tuning = experiment.stages.get("fine_tuning")
+        if (tuning is not None and tuning.rounds) or not local:
+            own.add("segmentation.optimizer.learning_rate")
+        assert set(method.trials) == own, name
+
+
+def _rates(section: dict[str, Any], before: str) -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _rates(value, f"{before}{name}.")
+        elif name == "learning_rate":
+            yield before + name
 
 
 def test_no_document_holds_a_figure_still_to_be_filled_in() -> None:

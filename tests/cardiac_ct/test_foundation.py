@@ -14,7 +14,8 @@ from fedmedseg.cardiac_ct.plan import initial_shared
 from fedmedseg.cli.main import app
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.config import Experiment, PhantomSection
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.data.site import write_phantoms
 

@@ -19,7 +19,8 @@ from fedmedseg.cardiac_ct.models import Networks
 from fedmedseg.cardiac_ct.plan import initial_shared
 from fedmedseg.cardiac_ct.prediction import TaskPredictor, held
 from fedmedseg.cli.main import app
-from fedmedseg.core.config import Experiment, PhantomSection
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.landmarks import read_landmarks
 from fedmedseg.data.site import Site, write_phantoms

@@ -144,6 +144,59 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(call: Any, monkeypatch: p
     assert "4 cells failed; the same call tries them again" in said
 
 
+def test_cells_that_were_not_begun_in_time_are_told_and_end_with_code_1(
+    call: Any, ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    everything = workers.work_on
+
+    def first_alone(function: Any, pieces: Any, *, workers: int, minutes: float) -> Any:
+        yield from everything(function, pieces[:1], workers=workers, minutes=minutes)
+
+    monkeypatch.setattr(workers, "work_on", first_alone)
+    code, said = call()
+    assert (code, "3 cells are left; the same call goes on with them" in said) == (1, True), said
+    assert ran == ["local 100pc seed 1"]
+    assert (tmp_path / "out" / "results.md").is_file(), "the table of what there is is written"
+    # what was not asked for is not left
+    assert call("--method", "local", "--seed", "1")[0] == 0
+    monkeypatch.setattr(workers, "work_on", everything)
+    code, said = call()
+    assert (code, "are left" in said) == (0, False), said
+
+
+def test_trials_that_are_left_keep_their_methods_cells_waiting(
+    call: Any, ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = json.loads(json.dumps(STUDY))
+    for method in tried["methods"].values():
+        method["trials"] = {"segmentation.batch": [1, 3]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tried, sort_keys=False))
+    everything = workers.work_on
+
+    def three(function: Any, pieces: Any, *, workers: int, minutes: float) -> Any:
+        yield from everything(function, pieces[:3], workers=workers, minutes=minutes)
+
+    monkeypatch.setattr(workers, "work_on", three)
+    code, said = call()
+    # local's trials are there and its two seeds run; of central one trial and both seeds are left
+    assert (code, "3 cells are left" in said) == (1, True), said
+    assert ran[-2:] == ["local 100pc seed 1", "local 100pc seed 2"]
+
+
+def test_a_damaged_result_is_told_with_its_file_and_ends_with_code_2(call: Any, ran: list[str], tmp_path: Path) -> None:
+    call("--seed", "1")
+    damaged = tmp_path / "out" / "cells" / "local-100pc-seed1.json"
+    damaged.write_text(damaged.read_text()[:40])
+    ran.clear()
+    for options in ((), ("--table",)):
+        code, said = call(*options)
+        assert (code, str(damaged) in said.replace(" ", ""), "Remedy: remove the file" in said) == (2, True, True), said
+    assert ran == []
+    damaged.unlink()
+    assert call("--seed", "1")[0] == 0
+    assert ran == ["local 100pc seed 1"]
+
+
 def test_ctrl_c_says_that_finished_cells_are_kept(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(function: Any, pieces: Any, *, workers: int, minutes: float) -> Any:
         yield Event("begun", pieces[0])

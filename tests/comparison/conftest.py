@@ -71,14 +71,16 @@ def patients(*figures: float | None) -> list[dict[str, dict[str, float | None]]]
 
 def result(cell: Cell, of_sites: dict[str, list[dict[str, dict[str, float | None]]]], **changes: Any) -> dict[str, Any]:
     """What the cell would have left."""
-    from fedmedseg.comparison.run import figures_of
+    from fedmedseg.comparison.patients import figures_of
 
     federated = cell.training == "federated"
     return {
         "method": cell.method, "labelled": cell.level.name, "seed": cell.seed, "model": cell.model,
         "chosen": dict(cell.chosen), "steps_a_site": 2, "parameters": 1234, "data_sha256": "d",
         "sites": {site: figures_of(found) for site, found in of_sites.items()}, "patients": of_sites,
-        "site_seconds": dict.fromkeys(of_sites, 3.0), "seconds": 7.0, "peak_mb": 500.0,
+        "tested": {site: [f"{site}{number}" for number in range(len(found))] for site, found in of_sites.items()},
+        "unpredicted": dict.fromkeys(of_sites, 0), "site_seconds": dict.fromkeys(of_sites, 3.0), "seconds": 7.0,
+        "process_peak_mb": 500.0,
         "megabytes": {site: {"down": 2.0, "up": 1.0} for site in of_sites} if federated else {}, **changes,
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from fedmedseg.comparison.cells import (
     wanted,
 )
 from fedmedseg.comparison.study import Comparison
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, DataError
 
 Read = Callable[[dict[str, Any]], Comparison]
 RATE = "segmentation.optimizer.learning_rate"
@@ -38,6 +38,7 @@ def test_every_method_meets_every_seed_and_amount_of_labels_first_seeds_first(
     comparison = read(content | {"seeds": [2, 1], "labelled": {"fractions": [0.5, 1.0]}})
     cells = cells_of(comparison, tmp_path)
     assert len(cells) == wanted(comparison) == 12
+    assert wanted(comparison, methods=["local"], seeds=[1]) == 2
     assert [cell.name for cell in cells][:4] == [
         "fedavg 50pc seed 2", "local 50pc seed 2", "central 50pc seed 2", "fedavg 100pc seed 2",
     ]  # fmt: skip
@@ -58,6 +59,32 @@ def test_a_result_is_good_as_long_as_settings_and_data_are_the_same(
     assert not is_current(cell, "other")
     assert read_results([cell], "one")[0]["figure"] == 1
     assert read_results([cell], "other") == []
+
+
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        (b'{"data_sha256": "d"', r"got no JSON: .* in line 1"),
+        (b"", r"got no JSON"),
+        (b"\xff\xfe", r"got UnicodeDecodeError"),
+        (b"[]", r"got JSON without settings_sha256"),
+        (b'{"data_sha256": "d"}', r"got JSON without settings_sha256"),
+    ],
+)
+def test_a_damaged_result_names_its_file_and_the_mend_and_is_kept(
+    content: dict[str, Any], read: Read, tmp_path: Path, damaged: bytes, words: str
+) -> None:
+    comparison = read(content)
+    cells = cells_of(comparison, tmp_path)
+    cells[1].write({"data_sha256": "d"})
+    cells[0].file.write_bytes(damaged)
+    for ask in (lambda: cells[0].is_done(), lambda: is_current(cells[0], "d"), lambda: read_results(cells)):
+        with pytest.raises(DataError, match=rf"{cells[0].file.name}: {words}.*Remedy: remove the file"):
+            ask()
+    assert cells[0].file.read_bytes() == damaged
+    # once it is taken away the cell is one that is missing
+    cells[0].file.unlink()
+    assert [is_current(cell, "d") for cell in cells] == [False, True, False]
 
 
 @pytest.mark.parametrize(

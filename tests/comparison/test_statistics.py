@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, wilcoxon
 
+from fedmedseg.comparison.patients import plain
 from fedmedseg.comparison.statistics import compare, holm, interval, mean_of_sites, over_seeds, patient_array
+from fedmedseg.reporting.metrics import CaseScore, score_structures
 
 NAN = math.nan
 
@@ -59,6 +61,34 @@ def test_patients_without_a_structure_are_nan_and_seeds_are_averaged_where_they_
     second = np.array([[0.7, NAN], [0.2, NAN], [NAN, NAN]])
     np.testing.assert_allclose(over_seeds([first, second]), [[0.6, NAN], [0.2, NAN], [NAN, NAN]])
     assert patient_array([], ["heart"], "dice").shape == (0, 1)
+
+
+def test_a_structure_that_the_truth_has_not_counts_where_it_was_predicted_and_nowhere_else() -> None:
+    """From masks to the table's figures: as ``reporting.metrics`` defines them."""
+    there, nothing = np.zeros((4, 4, 1), dtype=np.uint8), np.zeros((4, 4, 1), dtype=np.uint8)
+    there[:2] = 1
+    ghost = there.copy()
+    ghost[3, 3] = 2
+    labels, spacing = {1: "heart", 2: "lung"}, (1.0, 1.0, 1.0)
+
+    def of(prediction: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float | None]]:
+        structures = score_structures(prediction, truth, spacing=spacing, labels=labels)
+        return plain(CaseScore(key="", patient="", structures=structures))
+
+    absent, predicted, missed = of(there, there), of(ghost, there), of(there, ghost)
+    diagonal = round(math.sqrt(4**2 + 4**2 + 1), 3)
+    dice = patient_array([absent, predicted, missed], ["heart", "lung"], "dice")
+    np.testing.assert_array_equal(dice, [[1.0, NAN], [1.0, 0.0], [1.0, 0.0]])
+    hd95 = patient_array([absent, predicted, missed], ["heart", "lung"], "hd95")
+    np.testing.assert_array_equal(hd95, [[0.0, NAN], [0.0, diagonal], [0.0, diagonal]])
+    # a ghost costs the method that saw it: (1 + 0) / 2 against 1
+    found, _ = compare([dice[1:2]], [dice[:1]])
+    assert (found.n, found.difference) == (1, pytest.approx(-0.5))
+    # where nothing else counts there is no pair, and the mean has it
+    alone = patient_array([of(ghost, nothing), of(nothing, nothing)], ["lung"], "dice")
+    np.testing.assert_array_equal(alone, [[0.0], [NAN]])
+    assert compare([alone[:1]], [alone[1:]])[0].n == 0
+    assert mean_of_sites([alone]) == 0.0
 
 
 def test_methods_are_compared_patient_by_patient_over_all_sites() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedmedseg.comparison.study import Comparison, Level, find_comparison, nested
+from fedmedseg.comparison.labels import Level
+from fedmedseg.comparison.study import Comparison, find_comparison, nested
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.comparison.conftest import patients
 
+from fedmedseg.comparison.cells import trials_of
 from fedmedseg.comparison.needs import needs
 from fedmedseg.comparison.study import Comparison
 from fedmedseg.comparison.tables import COLUMNS, contrasts, csv_text, grouped, markdown_text
@@ -53,10 +55,11 @@ def test_means_are_over_patients_then_sites_and_the_worst_site_is_told(
         "0.600", "0.300", "0.450", "-",
     )  # fmt: skip
     assert (first["MB down a site"], first["MB up a site"], second["MB up a site"]) == ("2.00", "1.00", "0.00")
-    assert (first["seconds a site"], first["peak MB"], first["steps a site"], first["parameters"]) == (
-        "3.0", "500", "2", "1,234",
-    )  # fmt: skip
-    assert (first["seeds"], first["needs"]) == ("1", "-")
+    assert [first[name] for name in ("seconds a site", "peak MB of all sites' process", "steps a site")] == [
+        "3.0", "500", "2",
+    ]  # fmt: skip
+    assert first["parameters"] == "1,234"
+    assert (first["seeds"], first["needs"], first["tuned"]) == ("1", "-", "-")
 
 
 def test_every_site_and_structure_has_its_figures(content: dict[str, Any], read: Read, left: Left) -> None:
@@ -68,6 +71,7 @@ def test_every_site_and_structure_has_its_figures(content: dict[str, Any], read:
     assert (west["site"], west["patients"], west["heart: Dice"], west["heart: HD95 (mm)"]) == (
         "west", "2", "0.500", "10.0",
     )  # fmt: skip
+    assert west["volumes not predicted"] == "0"
     rows = list(csv.DictReader(io.StringIO(csv_text(comparison, groups))))
     assert tuple(rows[0]) == COLUMNS
     assert [(one["method"], one["site"], one["dice"], one["hd95_mm"], one["patients"]) for one in rows] == [
@@ -133,14 +137,22 @@ def test_seeds_are_averaged_and_only_those_that_both_have_are_compared(
     ("change", "words"),
     [
         ({"data_sha256": "other"}, r"local 100pc seed 1: got a result on the data other.*without --table"),
-        ({"patients": {**LOCAL, "west": patients(0.2)}}, r"local 100pc seed 1: got tested patients .*'west': 1"),
-        ({"patients": {"east": LOCAL["east"]}}, r"local 100pc seed 1: got tested patients \{'east': 2\}"),
+        # as many, and others
+        (
+            {"tested": {"east": ["east0", "east1"], "west": ["west0", "west7"]}},
+            r"local 100pc seed 1: got 2 tested patients at west, 1 of them those of fedavg 100pc seed 1. .*remove the",
+        ),
+        ({"tested": {"east": ["east0", "east1"], "west": ["west1", "west0"]}}, r"2 of them .*, in another order"),
+        ({"tested": {"east": ["east0", "east1"], "west": ["west0"]}}, r"got 1 tested patients at west"),
+        ({"tested": {"east": ["east0", "east1"]}}, r"got 0 tested patients at west"),
+        # figures of fewer than were tested
+        ({"patients": {**LOCAL, "west": patients(0.2)}}, r"got 2 tested patients at west, 2 of them"),
     ],
 )
 def test_results_of_other_data_or_patients_are_not_put_side_by_side(
     content: dict[str, Any], read: Read, left: Left, change: dict[str, Any], words: str
 ) -> None:
-    """Patients are paired by their place in the list."""
+    """Patients are paired by their place in the list, which must be the same patient's."""
     first, second = left(content, BOTH)
     comparison = read(content)
     assert len(grouped(comparison, [first, second])["100pc"]) == 2
@@ -168,6 +180,24 @@ def test_needs_are_what_differs_outside_a_systems_own_section(content: dict[str,
     assert needs(other, other) == {}
     text = markdown_text(comparison, grouped(comparison, results))
     assert row(text, "FedAvg")["needs"] == "network.name basic_unet, segmentation.batch 3"
+
+
+def test_what_trials_chose_is_told_of_how_many_a_systems_own_rate_too(
+    content: dict[str, Any], read: Read, left: Left, tmp_path: Path
+) -> None:
+    grid = {"segmentation.optimizer.learning_rate": [0.1, 0.2], "fedavg.mu": [0.01]}
+    for name, method in content["methods"].items():
+        method["trials"] = grid if name == "fedavg" else {"segmentation.optimizer.learning_rate": [0.1, 0.2]}
+    content["methods"]["fedavg"]["presets"] = ["fedprox"]
+    comparison = read(content)
+    for number, trial in enumerate(trials_of(comparison, tmp_path / "out", methods=["fedavg"])):
+        trial.write({"data_sha256": "d", "validation": number})
+    groups = grouped(comparison, left(content, {("fedavg", "100pc", 1): FEDAVG}))
+    text = markdown_text(comparison, groups)
+    what = "fedavg.mu 0.01, segmentation.optimizer.learning_rate 0.2 (of 2 trials)"
+    assert row(text, "FedAvg")["tuned"] == what
+    (first, *_) = csv.DictReader(io.StringIO(csv_text(comparison, groups)))
+    assert first["tuned"] == what
 
 
 def test_what_a_trial_chose_is_told(content: dict[str, Any], read: Read) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from fedmedseg.core import compute
 from fedmedseg.core.compute import PLAIN, SHIPPED, ComputeChoice, decide, measure, objection, options
-from fedmedseg.core.config import ComputeSection
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.federation_settings import ComputeSection
 from fedmedseg.core.training import Aborted
 
 BF16 = ComputeChoice(precision="bf16", attention="explicit", layout="contiguous")

@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedmedseg.core.config import (
-    Experiment,
-    FederationSection,
-    StageSection,
-    load_experiment,
-    parse_experiment,
-    system_module,
-    systems,
-)
+from fedmedseg.core.config import Experiment, load_experiment, parse_experiment, system_module, systems
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.federation_settings import FederationSection, StageSection
 
 
 def told(content: Any) -> str:

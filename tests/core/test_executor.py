@@ -241,6 +241,55 @@ def test_differences_are_encoded_once_the_filters_have_seen_them(
     assert from_shareable(reply).data.keys() == entries.keys()
 
 
+@pytest.fixture
+def thin_down(experiment_file: Path, settings: dict[str, Any]) -> None:
+    """The toy study whose tensors travel to the sites as int8."""
+    experiment_file.write_text(yaml.safe_dump({**settings, "federation": {"transport_down": "int8"}}))
+
+
+def test_a_learner_gets_what_is_decoded_and_its_differences_are_to_that(
+    thin_down: None, do: Callable[..., Any], shared: dict[str, torch.Tensor]
+) -> None:
+    shared = {"a": shared["a"], "b": torch.tensor([[0.3, -0.1], [7.0, 0.2]])}
+    codec = Codec(transport="int8", schema=Schema(shared))
+    entries, _ = codec.encode(shared)
+    decoded = codec.decode(entries)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def noting(task: Task, given: Mapping[str, torch.Tensor]) -> Reply:
+        seen.append(dict(given))
+        return add_one(task, given)
+
+    reply, _ = do(noting, tensors=dict(entries), headers={Header.BASE: content_sha256(decoded)})
+    assert reply.get_return_code() == ReturnCode.OK
+    (given,) = seen
+    assert all(torch.equal(given[name], decoded[name]) for name in shared)
+    assert not torch.equal(given["b"], shared["b"])
+    back = from_shareable(reply).data
+    assert all(torch.equal(back[name], (decoded[name] + 1) - decoded[name]) for name in shared)
+    assert reply.get_header(Header.BASE) == content_sha256(decoded)
+
+
+@pytest.mark.parametrize("what", ["dense", "cut", "changed", "infinite"])
+def test_a_crafted_encoded_model_is_refused_before_any_training(
+    thin_down: None, do: Callable[..., Any], shared: dict[str, torch.Tensor], what: str
+) -> None:
+    codec = Codec(transport="int8", schema=Schema(shared))
+    shared = {**shared, "b": torch.ones(2, 2)}
+    entries, _ = codec.encode(shared)
+    base = content_sha256(codec.decode(entries))
+    spoilt, reason = {
+        "dense": (shared, "UNKNOWN_TENSORS"),
+        "cut": ({**entries, "wire.values": entries["wire.values"][1:]}, "TENSOR_SHAPE"),
+        "changed": ({**entries, "wire.values": entries["wire.values"] - 1}, "SCHEMA"),
+        "infinite": ({**entries, "wire.scales": entries["wire.scales"] * torch.inf}, "NOT_FINITE"),
+    }[what]
+    reply, executor = do(tensors=dict(spoilt), headers={Header.BASE: base})
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header(Header.REASON).startswith(reason)
+    assert executor.learner.tasks == []
+
+
 def test_a_reply_that_cannot_be_encoded_leaves_as_a_failure_and_never_dense(
     thinly: None, do: Callable[..., Any], context: Callable[..., FLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from fedmedseg.core.config import OptimizerSection
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.training_settings import OptimizerSection
 
 
 def section(warmup: float = 0.2) -> OptimizerSection:

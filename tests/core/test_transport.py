@@ -10,14 +10,16 @@ import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.fuel.utils import fobs
 
 from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.learner import Task
 from fedmedseg.core.replies import thin
 from fedmedseg.core.traffic import encoded_bytes
-from fedmedseg.core.transport import BLOCK, PLACES, PLAIN, SCALES, VALUES, Codec, codec_of
+from fedmedseg.core.transport import BLOCK, PLACES, PLAIN, SCALES, VALUES, Codec, codec_of, down_codec_of
 from fedmedseg.core.wire import Schema, StageContract, tensor_bytes
 
 Tensors = dict[str, torch.Tensor]
@@ -229,6 +231,8 @@ def test_differences_of_another_schema_are_not_encoded(
         ({"transport": "fp8"}, r"federation\.transport"),
         ({"transport": "fp16", "encryption": "ckks"}, r"federation\.transport"),
         ({"transport": "topk", "robust": {"rule": "median"}}, r"federation\.transport"),
+        ({"transport_down": "topk"}, r"federation\.transport_down"),
+        ({"transport_down": "int8", "encryption": "ckks"}, r"federation\.transport_down.*encrypted sums"),
     ],
     ids=str,
 )
@@ -247,3 +251,87 @@ def test_only_stages_that_return_differences_and_keep_no_gifts_are_encoded(study
     assert codec_of(dense, returns, schema) is None
     assert codec_of(thinned, StageContract(sends="shared", returns="metrics"), schema) is None
     assert codec_of(thinned, StageContract(sends="shared", returns="shared", collects=True), schema) is None
+
+
+def test_only_stages_that_send_tensors_are_encoded_on_the_way_down_and_none_whose_bits_must_agree(
+    study: Callable[..., Experiment],
+) -> None:
+    thinned, dense = study(federation={"transport_down": "fp16"}), study(federation={"transport": "fp16"})
+    schema, sends = Schema(differences()), StageContract(sends="shared", returns="metrics")
+    made = down_codec_of(thinned, sends, schema)
+    assert made is not None
+    assert made.transport == "fp16"
+    assert down_codec_of(dense, sends, schema) is None
+    assert down_codec_of(thinned, StageContract(sends="nothing", returns="metrics"), schema) is None
+    with pytest.raises(ConfigurationError, match=r"federation\.transport_down.*bit for bit"):
+        down_codec_of(thinned, StageContract(sends="shared", returns="shared", held=True), schema)
+
+
+def rounded(tensors: Tensors, transport: str, **more: Any) -> Round:
+    """A round whose tensors go down encoded."""
+    schema = Schema(tensors)
+    return Round.begin(
+        run="run", stage="training", number=0, nonce="nonce", schema=schema, shared=tensors,
+        contract=StageContract(sends="shared", returns="shared", personal=bool(more.get("personal"))),
+        down=Codec(transport=transport, schema=schema), **{"personal": {}, **more},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("transport", "most"), [("fp16", 0.51), ("int8", 0.26)])
+def test_every_site_decodes_the_same_bits_which_the_task_names_and_the_server_keeps_its_own(
+    transport: str, most: float
+) -> None:
+    given = differences(size=4000)
+    current = rounded(given, transport)
+    whole = sum(tensor.numel() for name, tensor in given.items() if name in ("a.weight", "b.weight"))
+    message = current.message_to("site-1")
+    assert tensor_bytes({name: message[name] for name in (VALUES, SCALES)}) <= most * 4 * whole
+    copies = []
+    for _ in ("site-1", "site-2"):
+        arrived = fobs.loads(fobs.dumps(dict(message)))
+        copies.append(Codec(transport=transport, schema=Schema(given)).opened(arrived, sender="the server"))
+    for found in copies:
+        assert content_sha256(found) == current.base == current.base_of("site-1") != content_sha256(given)
+        assert all(torch.equal(found[name], current.given_to("site-1")[name]) for name in given)
+    # what comes back is added to what the server has
+    assert current.start_of("site-1") is current.shared
+    assert all(torch.equal(current.shared[name], given[name]) for name in given)
+
+
+def test_what_cannot_be_decoded_on_arrival_is_named() -> None:
+    one = codec("int8")
+    entries, _ = one.encode(differences())
+    with pytest.raises(FedMedSegError, match=r"tensors from the server: got wire.values is .*, declared") as caught:
+        one.opened({**entries, VALUES: entries[VALUES][1:]}, sender="the server")
+    assert caught.value.reason == "TENSOR_SHAPE"
+    # a round that sends nothing of its stage's tensors
+    assert Codec(transport="int8", schema=Schema({})).opened({}, sender="the server") == {}
+
+
+def test_tensors_of_a_sites_own_go_down_encoded_and_its_differences_are_added_to_what_is_kept_of_them() -> None:
+    given, own = differences(), {"a.weight": differences(1)["a.weight"]}
+    features = {"exchange.features": torch.ones(2, 3)}
+    current = rounded(given, "int8", personal={"site-2": own}, exchanged={"site-1": features})
+    for site, tensors in (("site-1", given), ("site-2", {**given, **own})):
+        message = dict(current.message_to(site))
+        assert (message.pop("exchange.features", None) is not None) == (site == "site-1")
+        found = codec("int8", given).opened(message, sender="the server")
+        held = dict(current.given_to(site))
+        assert held.pop("exchange.features", None) is None or site == "site-1"
+        assert all(torch.equal(found[name], held[name]) for name in given)
+        assert all(current.start_of(site)[name] is tensors[name] for name in given)
+    assert len({current.base, current.base_of("site-1"), current.base_of("site-2")}) == 3
+
+
+def test_steps_too_small_for_a_rounded_copy_are_not_lost_to_the_model() -> None:
+    """A site trains from what it decodes; what it changed is added to the server's own."""
+    kept = {"w": torch.full((4, 64), 1.0)}
+    kept["w"][0, 0] = 100.0
+    start, step = kept["w"].clone(), 0.01
+    # an int8 step of a block whose largest number is 100 is 0.79
+    for _ in range(100):
+        current = rounded(kept, "int8")
+        received = current.given_to("site-1")["w"]
+        difference = (received + step) - received
+        kept = {"w": current.shared["w"] + difference}
+    assert torch.allclose(kept["w"], start + 1.0, atol=1e-3)

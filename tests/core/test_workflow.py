@@ -33,6 +33,7 @@ from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
+from fedmedseg.core.transport import Codec
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import Header
 from fedmedseg.core.workflow import QuorumScatterAndGather
@@ -216,6 +217,23 @@ def test_a_stage_sends_tensors_where_its_contract_says_so_and_only_there(
     flow = federation(stage)
     flow.round(monkeypatch)
     assert ("DXO" in flow.sent) is sends
+
+
+def test_tensors_that_travel_down_encoded_are_counted_so_and_the_task_names_what_is_decoded(
+    federation: Callable[..., Federation],
+    monkeypatch: pytest.MonkeyPatch,
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+) -> None:
+    stage = federation(transport_down="int8")
+    stage.round(monkeypatch)
+    sent = from_shareable(stage.sent).data
+    decoded = Codec(transport="int8", schema=stage.flow.persistor.schema).opened(sent, sender="the server")
+    assert stage.sent.get_header(Header.BASE) == content_sha256(decoded)
+    assert sorted(stage.flow.aggregator.contributions) == SITES, "their replies name what they decoded"
+    finish(stage, context("server"), moved=False)
+    # two floats as they are, four numbers of a byte, a scale
+    assert last_record(tmp_path)["sites"]["site-1"]["bytes_down"] == 2 * 4 + 4 + 4
 
 
 def test_with_the_quorum_reached_a_failure_is_noted_and_nobody_is_asked_again(

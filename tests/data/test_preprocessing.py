@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.preprocessing import normalise, prepare_image, prepare_label
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.sampling import image_crop, labelled_crop, tissue_share
 
 THREE: dict[str, Any] = {"spatial_dims": 3, "crop": (16, 16, 16)}

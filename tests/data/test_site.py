@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from fedmedseg.core.config import PhantomSection
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data import site as module

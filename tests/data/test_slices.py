@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.augmentation import VIEWS, augment, deform
 from fedmedseg.data.slices import DEFORMED, SliceAt, all_slices, draw_slices, middle_crop, slice_crop, slice_views
 

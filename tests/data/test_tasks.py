@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.checks import HEART_STRUCTURES
 from fedmedseg.data.datalist import Case, read_datalist

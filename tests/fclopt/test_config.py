@@ -56,6 +56,24 @@ def test_settings_that_make_no_sense_are_refused(
     refused(settings(**fclopt), words)
 
 
+@pytest.mark.parametrize("mode", ["ptnu_dp", "ptnu", "closed_form", "naive"])
+def test_rounding_on_the_way_down_is_refused_where_targets_are_predicted(
+    mode: str, settings: Callable[..., dict[str, Any]]
+) -> None:
+    """Server and sites would predict from other bits, and every site would be sent its target whole in every round."""
+    content = settings(mode=mode) | {"federation": {"transport_down": "int8"}}
+    refused(content, f"federation.transport_down: got int8 with fclopt.mode {mode}.*keep_local")
+    assert parse_experiment(settings(mode=mode) | {"federation": {"transport": "int8"}}).wing.mode == mode
+
+
+@pytest.mark.parametrize("mode", ["keep_local", "online", "both"])
+def test_rounding_on_the_way_down_goes_with_targets_that_nobody_predicts(
+    mode: str, settings: Callable[..., dict[str, Any]]
+) -> None:
+    content = settings(mode=mode) | {"federation": {"transport_down": "int8"}}
+    assert parse_experiment(content).federation.transport_down == "int8"
+
+
 @pytest.mark.parametrize("mode", ["keep_local", "online", "both"])
 def test_fedemas_mixing_goes_with_targets_that_nobody_predicts(
     mode: str, settings: Callable[..., dict[str, Any]]

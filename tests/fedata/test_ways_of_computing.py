@@ -10,7 +10,7 @@ import torch
 
 from fedmedseg.core import compute as core
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
-from fedmedseg.core.config import ComputeSection
+from fedmedseg.core.federation_settings import ComputeSection
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata import objective as module
 from fedmedseg.fedata.objective import MaskedDistillationObjective

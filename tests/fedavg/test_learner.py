@@ -219,6 +219,25 @@ def test_a_thin_wire_carries_every_round_and_fresh_processes_keep_what_was_not_s
             assert thin[site]["down"] == whole[site]["down"]
 
 
+@pytest.mark.parametrize(("transport", "most"), [("fp16", 0.9), ("int8", 0.8)])
+def test_a_thin_way_down_carries_every_round_and_leaves_the_way_up(
+    federate: Federate, transport: str, most: float
+) -> None:
+    one, dense = (
+        federate(name=name, federation={"transport_down": down})
+        for name, down in (("thin", transport), ("dense", "fp32"))
+    )
+    for federation in (one, dense):
+        trained(federation)
+    assert not equal(dense.shared, one.shared)
+    for name, tensor in dense.shared.items():
+        assert torch.allclose(one.shared[name], tensor, atol=0.05 * float(tensor.abs().max()) + 0.01), name
+    for thin, whole in zip(one.traffic, dense.traffic, strict=True):
+        for site in one.sites:
+            assert thin[site]["down"] < most * whole[site]["down"]
+            assert thin[site]["up"] == pytest.approx(whole[site]["up"], abs=64)
+
+
 @pytest.mark.parametrize("robust", [{"rule": "median"}, {"rule": "trimmed_mean"}, {"clip": "median"}], ids=str)
 def test_two_sites_are_too_few_for_a_robust_rule(federate: Federate, robust: dict[str, Any]) -> None:
     one = federate(federation={"robust": robust})

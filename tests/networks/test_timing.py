@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import PLAIN, SHIPPED, ComputeChoice, Measurement
-from fedmedseg.core.config import ComputeSection
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.federation_settings import ComputeSection
 from fedmedseg.networks import timing
 from fedmedseg.networks.timing import InferenceTrial, StepTrial, choose, key_of, machine
 

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.findings import Finding, Level
 from fedmedseg.data.datalist import case_key
 from fedmedseg.preflight.data import ListReport, check_list, label_names, shear

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.checks import CaseRejected
 from fedmedseg.segmentation.inference import predict, predict_flipped

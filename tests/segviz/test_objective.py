@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmedseg.core.config import OptimizerSection
+from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.segviz.objective import rate
 
 

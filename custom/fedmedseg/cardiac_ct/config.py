@@ -8,9 +8,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from fedmedseg.cardiac_ct.gate import Limits
-from fedmedseg.core.config import LARGEST, Digest, Experiment, OptimizerSection, Positive, SwinUNETRSection
+from fedmedseg.core.bounds import LARGEST, Digest, Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.core.schema import Misfit, Strict, each_once, refuse_unread
+from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.networks.factory import check_network
 
 Taught = Literal["hps", "ms", "calc"]

@@ -20,8 +20,9 @@ from fedmedseg.cardiac_ct.network import (
 )
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
 from fedmedseg.cardiac_ct.prediction import Which, held
-from fedmedseg.core.config import Experiment, SwinUNETRSection
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.data.tasks import TASKS
 from fedmedseg.export.network import NETS, Exportable
 from fedmedseg.segmentation.prediction import Origin

@@ -19,7 +19,8 @@ from monai.networks.blocks import UnetOutBlock
 from monai.networks.nets import DynUNet, SwinUNETR
 from torch import nn
 
-from fedmedseg.core.config import Experiment, SwinUNETRSection
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.data.tasks import TASKS
 

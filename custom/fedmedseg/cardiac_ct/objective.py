@@ -16,9 +16,9 @@ from fedmedseg.cardiac_ct.distillation import distilled
 from fedmedseg.cardiac_ct.losses import deeply_supervised, task_loss
 from fedmedseg.cardiac_ct.network import Student, teacher_features, teacher_outputs
 from fedmedseg.core.compute import ComputeChoice
-from fedmedseg.core.config import OptimizerSection
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.core.training import require_finite
+from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.networks.compute import prepare
 
 Terms = Callable[[Batch], Mapping[str, torch.Tensor]]

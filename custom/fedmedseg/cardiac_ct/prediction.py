@@ -16,8 +16,9 @@ from fedmedseg.cardiac_ct.foundation import Foundation
 from fedmedseg.cardiac_ct.lessons import stacked
 from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
-from fedmedseg.core.config import ComputeSection, Experiment
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.federation_settings import ComputeSection
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.landmarks import Place
 from fedmedseg.data.preprocessing import Prepared, Steps, back_to_native, prepare_heart, prepare_image

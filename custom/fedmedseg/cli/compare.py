@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +16,7 @@ from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
 
 if TYPE_CHECKING:
     from fedmedseg.comparison.cells import Cell
+    from fedmedseg.comparison.sites import Sites
     from fedmedseg.comparison.study import Comparison
     from fedmedseg.comparison.workers import Event
 
@@ -42,6 +43,7 @@ def compare(
     """Run what is missing of a comparison, then write results.csv, results.md and figures.
 
     A finished cell is kept: the same call continues where the last one stopped, and runs again what was changed.
+    Exit code 1: cells that were asked for failed or were not begun in time.
     """
     with friendly_errors():
         from fedmedseg.core.errors import ConfigurationError
@@ -61,10 +63,10 @@ def compare(
             known = ", ".join(map(str, comparison.section.seeds))
             raise ConfigurationError("--seed", got=unknown[0], expected=f"of the study's: {known}")
         out = (output or Path("runs") / "compare" / comparison.section.study).resolve()
-        failed = 0
+        failed = left = 0
         data_sha256: str | None = None
         if not table:
-            data_sha256, failed = _run(
+            data_sha256, failed, left = _run(
                 comparison,
                 out,
                 work=(work or out / "work").resolve(),
@@ -77,6 +79,9 @@ def compare(
         _write(comparison, out, data_sha256)
         if failed:
             console.print(f"[red]{failed} cells failed[/red]; the same call tries them again", highlight=False)
+        if left:
+            console.print(f"[yellow]{left} cells are left[/yellow]; the same call goes on with them", highlight=False)
+        if failed or left:
             raise typer.Exit(1)
 
 
@@ -90,19 +95,23 @@ def _run(
     seeds: list[int] | None,
     workers: int,
     minutes: float,
-) -> tuple[str, int]:
-    """Trials first, then the cells whose settings they settle; the data's digest, and how many cells failed."""
-    from fedmedseg.comparison.cells import cells_of, is_current, trials_of
+) -> tuple[str, int, int]:
+    """Trials first, then the cells whose settings they settle; the data's digest, how many of all these failed, and how
+    many of them that were asked for are neither there nor failed.
+    """
+    from fedmedseg.comparison.cells import cells_of, is_current, trials_of, wanted
     from fedmedseg.comparison.sites import prepare_sites
 
     role = comparison.experiment(comparison.section.reference).data.role
-    files, data_sha256 = prepare_sites(comparison, role=role, work=work, sites=sites)
+    prepared = prepare_sites(comparison, role=role, work=work, sites=sites)
+    data_sha256 = prepared.sha256
     ends = time.monotonic() + 60 * minutes
     failed = 0
-    for cells in (
+    kinds = (
         lambda: trials_of(comparison, out, methods=methods),
         lambda: cells_of(comparison, out, methods=methods, seeds=seeds, data_sha256=data_sha256),
-    ):
+    )
+    for cells in kinds:
         every = cells()
         missing = [cell for cell in every if not is_current(cell, data_sha256)]
         if not every:
@@ -111,20 +120,20 @@ def _run(
         console.print(f"{len(missing)} of {len(every)} {what} are missing", highlight=False)
         left = (ends - time.monotonic()) / 60
         if missing and left > 0:
-            failed += _work(missing, files, data_sha256, work, workers=workers, minutes=left)
-    return data_sha256, failed
+            failed += _work(missing, prepared, work, workers=workers, minutes=left)
+    asked = len(kinds[0]()) + wanted(comparison, methods=methods, seeds=seeds)
+    there = sum(is_current(cell, data_sha256) for cells in kinds for cell in cells())
+    return data_sha256, failed, asked - there - failed
 
 
-def _work(
-    cells: Sequence[Cell], files: dict[str, Any], data_sha256: str, work: Path, *, workers: int, minutes: float
-) -> int:
+def _work(cells: Sequence[Cell], sites: Sites, work: Path, *, workers: int, minutes: float) -> int:
     from fedmedseg.comparison.run import Job, run_cell
     from fedmedseg.comparison.workers import work_on
 
-    jobs = [Job(cell, files, data_sha256, work) for cell in cells]
+    jobs = [Job(cell, sites.files, sites.sha256, sites.salt, work) for cell in cells]
     failed = 0
     try:
-        with CellDisplay({job.cell.name: job.cell.weight(len(files)) for job in jobs}, workers) as display:
+        with CellDisplay({job.cell.name: job.cell.weight(len(sites.files)) for job in jobs}, workers) as display:
             for event in work_on(run_cell, jobs, workers=workers, minutes=minutes):
                 failed += event.kind == "failed"
                 display.show(event)

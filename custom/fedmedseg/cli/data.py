@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors, next_step, progress_bar, workspace_beside
-from fedmedseg.core.config import PhantomSection, systems
+from fedmedseg.core.config import systems
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import find_job, presets_for_role, read_settings
 from fedmedseg.core.schema import parse

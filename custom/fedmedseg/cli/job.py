@@ -19,7 +19,8 @@ from rich.table import Table
 import fedmedseg
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
-from fedmedseg.core.config import MOST_SITES, systems
+from fedmedseg.core.bounds import MOST_SITES
+from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import (
     EXPERIMENT,

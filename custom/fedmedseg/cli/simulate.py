@@ -14,7 +14,8 @@ from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
 from fedmedseg.core.allowed_classes import simulator_resources
-from fedmedseg.core.config import MOST_SITES, Experiment
+from fedmedseg.core.bounds import MOST_SITES
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml

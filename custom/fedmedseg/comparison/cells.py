@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.comparison.study import Comparison, Level, model_of
+from fedmedseg.comparison.labels import Level
+from fedmedseg.comparison.methods import model_of
+from fedmedseg.comparison.study import Comparison
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment, parse_experiment, system_module
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.core.turns import asked
 
-REVISION = 1
+REVISION = 2
 """Raise it when the code or a default changes what a finished cell would say."""
 
 Result = dict[str, Any]
@@ -35,14 +37,46 @@ class AnyCell(ABC):
     def key(self) -> str:
         """Digest of all that its result depends on."""
 
+    def read(self) -> Result | None:
+        """The result of exactly these settings, or None where there is none, or one of other settings.
+
+        Raises:
+            DataError: a damaged file: results are written whole, so that something else changed it.
+        """
+        try:
+            text = self.file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(type(error).__name__) from None
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise self._damaged(f"no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+        if not isinstance(content, dict) or "settings_sha256" not in content:
+            raise self._damaged("JSON without settings_sha256")
+        return content if content["settings_sha256"] == self.key else None
+
     def is_done(self) -> bool:
-        """Whether a result of exactly these settings is there."""
-        return self.file.is_file() and json.loads(self.file.read_text())["settings_sha256"] == self.key
+        """Whether a result of exactly these settings is there.
+
+        Raises:
+            DataError: a damaged file.
+        """
+        return self.read() is not None
 
     def write(self, result: Mapping[str, Any]) -> None:
         """Keep the result, whole or not at all."""
         content = {**result, "settings_sha256": self.key}
         write_atomic(self.file, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+    def _damaged(self, got: str) -> DataError:
+        return DataError(
+            str(self.file),
+            got=got,
+            expected="a result as it was written",
+            remedy="remove the file, or restore it from a copy: the same call runs again what is missing",
+        )
 
 
 def digest_of(*parts: Any) -> str:
@@ -103,11 +137,23 @@ class Cell(AnyCell):
         )
 
 
+def current(cell: Cell, data_sha256: str | None) -> Result | None:
+    """The cell's result, where one of these settings and, if they are known, of these data is there.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    result = cell.read()
+    return result if result is None or data_sha256 in (None, result.get("data_sha256")) else None
+
+
 def is_current(cell: Cell, data_sha256: str | None) -> bool:
-    """Whether the cell's result is there, of these settings and, where it is known, of these data."""
-    if not cell.is_done():
-        return False
-    return data_sha256 is None or json.loads(cell.file.read_text())["data_sha256"] == data_sha256
+    """Whether there is such a result.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    return current(cell, data_sha256) is not None
 
 
 def steps_of(experiment: Experiment, participation: float, sites: int) -> int:
@@ -164,21 +210,24 @@ def best_trial(
 ) -> Mapping[str, Any] | None:
     """The settings of the trial that validated best, of equals the first; None before all of them are there."""
     trials = trials_of(comparison, results, methods=[method])
-    if not all(is_current(trial, data_sha256) for trial in trials):
-        return None
-    figures = [float(json.loads(trial.file.read_text())["validation"]) for trial in trials]
-    return trials[figures.index(max(figures))].chosen
+    found = [current(trial, data_sha256) for trial in trials]
+    figures = [float(result["validation"]) for result in found if result is not None]
+    return trials[figures.index(max(figures))].chosen if len(figures) == len(trials) else None
 
 
-def wanted(comparison: Comparison) -> int:
-    """How many final cells the whole study has."""
+def wanted(
+    comparison: Comparison, *, methods: Collection[str] | None = None, seeds: Collection[int] | None = None
+) -> int:
+    """How many final cells the study has, or those of its methods and seeds that are named."""
     section = comparison.section
-    return len(section.methods) * len(section.seeds) * len(section.labelled.levels)
+    of = (section.methods if methods is None else set(methods), section.seeds if seeds is None else set(seeds))
+    return len(of[0]) * len(of[1]) * len(section.labelled.levels)
 
 
 def read_results(cells: Iterable[Cell], data_sha256: str | None = None) -> list[Result]:
     """The results of those cells that are there."""
-    return [json.loads(cell.file.read_text()) for cell in cells if is_current(cell, data_sha256)]
+    found = (current(cell, data_sha256) for cell in cells)
+    return [result for result in found if result is not None]
 
 
 def known_methods(comparison: Comparison, names: Sequence[str] | None) -> list[str] | None:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,7 +17,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.core.jobs import merged
 from fedmedseg.core.schema import parse, read_yaml
-from fedmedseg.data.datalist import SECTIONS, case_key, read_datalist
+from fedmedseg.data.datalist import SECTIONS, read_datalist
 from fedmedseg.data.dirichlet import write_split
 from fedmedseg.data.folds import list_entry
 from fedmedseg.data.site import Site, SiteFile, open_site, write_phantoms
@@ -28,8 +28,18 @@ SiteFiles = dict[str, dict[str, Any]]
 POOL = "pool"
 
 
-def prepare_sites(comparison: Comparison, *, role: str, work: Path, sites: Path | None = None) -> tuple[SiteFiles, str]:
-    """The site files of the study, and the digest of the data lists they were made from.
+class Sites(NamedTuple):
+    """The sites of a study."""
+
+    files: SiteFiles
+    sha256: str
+    """Digest of the data lists that they were made from; stands in every result."""
+    salt: str
+    """Of the patients' hashes in results. Made of the same lists, so that all cells have it, and told in no result."""
+
+
+def prepare_sites(comparison: Comparison, *, role: str, work: Path, sites: Path | None = None) -> Sites:
+    """The site files of the study, and what its data lists are known by.
 
     ``sites``: a folder of site files in place of the one that the study names. Phantoms and split lists are written
     below ``work``.
@@ -57,15 +67,15 @@ def prepare_sites(comparison: Comparison, *, role: str, work: Path, sites: Path 
     else:
         files = _read_site_files(folder)
         lists = {name: _list_of(content, role, name) for name, content in files.items()}
-    digest = hashlib.sha256()
-    for name in sorted(lists):
-        digest.update(f"{name}\n".encode() + lists[name].read_bytes())
+    listed = b"".join(f"{name}\n".encode() + lists[name].read_bytes() for name in sorted(lists))
+    sha256, salt = (hashlib.sha256(prefix + listed).hexdigest() for prefix in (b"", b"salt of patients\n"))
     if source.dirichlet is not None:
         made = source.dirichlet
-        out = work / "split" / f"{digest.hexdigest()[:12]}-{made.alpha:g}-{made.sites}-{made.seed}"
+        out = work / "split" / f"{sha256[:12]}-{made.alpha:g}-{made.sites}-{made.seed}"
         lists = write_split(lists, out=out, alpha=made.alpha, sites=made.sites, seed=made.seed)
         files = {name: {} for name in lists}
-    return {name: files[name] | {"datasets": _listed(role, lists[name])} for name in sorted(files)}, digest.hexdigest()
+    files = {name: files[name] | {"datasets": _listed(role, lists[name])} for name in sorted(files)}
+    return Sites(files, sha256, salt)
 
 
 def place_site(site: str, content: Mapping[str, Any], workspace: Path, cache: Path) -> None:
@@ -156,11 +166,6 @@ def pool(sites: Mapping[str, Site], experiment: Experiment, out: Path) -> tuple[
                     pooled[section].append(entry)
     write_atomic(out / "pool.json", json.dumps(pooled).encode())
     return {"datasets": _listed(role, out / "pool.json")}, owners
-
-
-def pooled_key(site: Site, name: str, patient: str) -> str:
-    """How the pool's scores call ``patient`` of site ``name``."""
-    return case_key(site.salt, f"{name}:{patient}")
 
 
 def _listed(role: str, path: Path) -> dict[str, Any]:

@@ -59,7 +59,12 @@ def mean_of_sites(sites: Sequence[Array]) -> float:
 
 
 def patient_array(patients: Sequence[Mapping[str, Any]], structures: Sequence[str], figure: str) -> Array:
-    """(n, structures) of one site's patients; nan where a structure does not count."""
+    """(n, structures) of one site's patients; nan where a structure does not count.
+
+    As ``reporting.metrics`` has it: held by neither truth nor prediction, it does not count (nan, and in no mean); held
+    by the prediction alone, it is a failure (Dice 0, the volume's diagonal), as it is held by the truth alone. One that
+    nobody looked for in this patient (``annotated_labels``) does not count for any method.
+    """
     rows = [[_number(one.get(name, {}).get(figure)) for name in structures] for one in patients]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(structures))
 
@@ -72,6 +77,9 @@ def over_seeds(runs: Sequence[Array]) -> Array:
 def compare(first: Sequence[Array], second: Sequence[Array], *, seed: int = 1) -> tuple[Paired, Interval]:
     """Two methods patient by patient over all sites, each patient her mean over structures; with the interval of the
     mean difference, for which the differing patients are drawn anew.
+
+    A method's mean is over the structures that count under it, so that one it predicts where there is nothing costs it
+    as any failure does. A patient in whom nothing counts under one of them is left out: there is no pair.
 
     Raises:
         ValueError: another number of patients in one than in the other.

@@ -33,7 +33,8 @@ UNITS = {"dice": "Dice", "hd95": "HD95 (mm)"}
 PLACES = {"dice": 3, "hd95": 1}
 COLUMNS = (
     "study", "method", "label", "labelled", "seed", "site", "structure", "patients", "dice", "hd95_mm", "failures",
-    "steps_a_site", "parameters", "site_seconds", "cell_seconds", "mb_down", "mb_up", "peak_mb", "needs",
+    "unpredicted_volumes", "steps_a_site", "parameters", "site_seconds", "cell_seconds", "mb_down", "mb_up",
+    "process_peak_mb", "needs", "tuned",
 )  # fmt: skip
 
 
@@ -98,7 +99,9 @@ class Runs:
         return interval(self.arrays(figure))
 
     def cost(self, name: str) -> float:
-        """Mean over seeds and sites: ``site_seconds``, megabytes ``down`` or ``up``; or of the cell: ``peak_mb``."""
+        """Mean over seeds and sites: ``site_seconds``, megabytes ``down`` or ``up``; or of the cell, as
+        ``process_peak_mb``, the peak of the one process that holds all sites.
+        """
         if name in ("down", "up"):
             return statistics.fmean(_mean(site[name] for site in one["megabytes"].values()) for one in self.results)
         if name == "site_seconds":
@@ -123,7 +126,7 @@ def grouped(comparison: Comparison, results: Sequence[Result]) -> dict[str, list
     """Name of an amount of labels -> the methods that have results there, in the study's order.
 
     Raises:
-        DataError: results of other data, or of other numbers of patients, than the rest: patients are paired by place.
+        DataError: results of other data, or of other patients, than the rest: what is paired must be one patient's.
     """
     _require_same_patients(results)
     experiments = _experiments(comparison, results)
@@ -187,6 +190,7 @@ def csv_text(comparison: Comparison, groups: Mapping[str, Sequence[Runs]]) -> st
                                 "dice": one["dice"],
                                 "hd95_mm": one["hd95"],
                                 "failures": int(one["failures"]),
+                                "unpredicted_volumes": result["unpredicted"][site],
                                 "steps_a_site": result["steps_a_site"],
                                 "parameters": result["parameters"],
                                 # of central training the pool's, which is one
@@ -196,8 +200,9 @@ def csv_text(comparison: Comparison, groups: Mapping[str, Sequence[Runs]]) -> st
                                 "cell_seconds": result["seconds"],
                                 "mb_down": moved.get("down", 0.0),
                                 "mb_up": moved.get("up", 0.0),
-                                "peak_mb": result["peak_mb"],
+                                "process_peak_mb": result["process_peak_mb"],
                                 "needs": told(runs.needs),
+                                "tuned": tuned(comparison, result),
                             }
                         )
     return stream.getvalue()
@@ -214,17 +219,19 @@ def markdown_text(comparison: Comparison, groups: Mapping[str, Sequence[Runs]], 
     titles = {level.name: level.title for level in section.labelled.levels}
     every = contrasts(comparison, groups)
     for labelled, runs in groups.items():
-        lines += [f"## {titles[labelled]}", "", *_main(runs), "", *_structures(runs), ""]
+        lines += [f"## {titles[labelled]}", "", *_main(comparison, runs), "", *_structures(runs), ""]
         lines += _paired(comparison, [one for one in every if one.labelled == labelled])
     if not groups:
         lines.append("No finished cell.")
     else:
         lines += [
             "Means are over patients, then structures, sites and seeds; in brackets 95 % intervals (bootstrap over "
-            "patients within sites). A patient whom a model finds nothing in counts with Dice 0 and the volume's "
-            "diagonal. Differences are means over the patients of all sites alike, each the mean over structures and "
-            "seeds, which larger sites have more of; their intervals draw the same patients, p is Wilcoxon's "
-            "signed-rank test over them, and Holm's correction counts all comparisons of one figure in this study.",
+            "patients within sites). A patient whom a model finds nothing in, or whom a method was not tested on, "
+            "counts with Dice 0 and the volume's diagonal; a structure that neither truth nor prediction holds counts "
+            "nowhere, and one that is predicted where the truth has none is a failure like the others. Differences are "
+            "means over the patients of all sites alike, each the mean over structures and seeds, which larger sites "
+            "have more of; their intervals draw the same patients, p is Wilcoxon's signed-rank test over them, and "
+            "Holm's correction counts all comparisons of one figure in this study.",
         ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -239,11 +246,18 @@ def told(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _main(every: Sequence[Runs]) -> list[str]:
+def tuned(comparison: Comparison, result: Result) -> str:
+    """What a method's trials chose, of how many; empty where the study has none."""
+    trials = len(comparison.section.methods[result["method"]].grid)
+    return f"{told(result['chosen'])} (of {trials} trials)" if trials else ""
+
+
+def _main(comparison: Comparison, every: Sequence[Runs]) -> list[str]:
     sites = sorted({site for runs in every for site in runs.sites})
     header = [
         "method", *sites, "mean Dice", "SD of seeds", "worst site", "HD95 (mm)", "worst HD95", "seconds a site",
-        "MB down a site", "MB up a site", "peak MB", "steps a site", "parameters", "seeds", "needs",
+        "MB down a site", "MB up a site", "peak MB of all sites' process", "steps a site", "parameters", "seeds",
+        "needs", "tuned",
     ]  # fmt: skip
     rows = []
     for runs in every:
@@ -260,11 +274,12 @@ def _main(every: Sequence[Runs]) -> list[str]:
                 _number(runs.cost("site_seconds"), 1),
                 _number(runs.cost("down"), 2),
                 _number(runs.cost("up"), 2),
-                _number(runs.cost("peak_mb"), 0),
+                _number(runs.cost("process_peak_mb"), 0),
                 _number(runs.cost("steps_a_site"), 0),
                 f"{runs.results[0]['parameters']:,}",
                 str(len(runs.seeds)),
                 told(runs.needs) or "-",
+                tuned(comparison, runs.results[0]) or "-",
             ]
         )
     return markdown(header, rows)
@@ -272,7 +287,13 @@ def _main(every: Sequence[Runs]) -> list[str]:
 
 def _structures(every: Sequence[Runs]) -> list[str]:
     names = list(dict.fromkeys(name for runs in every for name in runs.structures))
-    header = ["method", "site", "patients", *(f"{name}: {UNITS[figure]}" for name in names for figure in FIGURES)]
+    header = [
+        "method",
+        "site",
+        "patients",
+        "volumes not predicted",
+        *(f"{name}: {UNITS[figure]}" for name in names for figure in FIGURES),
+    ]
     rows = []
     for runs in every:
         for place, site in enumerate(runs.sites):
@@ -285,7 +306,9 @@ def _structures(every: Sequence[Runs]) -> list[str]:
                         arrays = [seed[place][:, [column]] for seed in runs.by_seed(figure)]
                         value = statistics.fmean(mean_of_sites([one]) for one in arrays)
                     cells.append(_number(value, PLACES[figure]))
-            rows.append([runs.label, site, str(len(runs.results[0]["patients"][site])), *cells])
+            first = runs.results[0]
+            missing = statistics.fmean(one["unpredicted"][site] for one in runs.results)
+            rows.append([runs.label, site, str(len(first["patients"][site])), f"{missing:g}", *cells])
     return markdown(header, rows)
 
 
@@ -328,16 +351,16 @@ def _require_same_patients(results: Sequence[Result]) -> None:
                 expected=f"the data of {_named(first)}, {first['data_sha256'][:12]}",
                 remedy="compare without --table: it runs again what was measured on other data",
             )
-        own, other = (
-            {site: len(patients) for site, patients in sorted(result["patients"].items())} for result in (one, first)
-        )
-        if own != other:
-            raise DataError(
-                _named(one),
-                got=f"tested patients {own}",
-                expected=f"those of {_named(first)}, {other}",
-                remedy="give all methods the same spacing and crop, or remove from the lists what one sets aside",
-            )
+        for site in sorted(one["tested"].keys() | first["tested"].keys()):
+            own, other = one["tested"].get(site, []), first["tested"].get(site, [])
+            if own != other or len(own) != len(one["patients"].get(site, [])):
+                raise DataError(
+                    _named(one),
+                    got=f"{len(own)} tested patients at {site}, {len(set(own) & set(other))} of them those of "
+                    f"{_named(first)}" + (", in another order" if sorted(own) == sorted(other) else ""),
+                    expected=f"its {len(other)}, one after the other",
+                    remedy=f"remove the cell's file and compare without --table: it runs again ({_named(one)})",
+                )
 
 
 def _named(result: Result) -> str:

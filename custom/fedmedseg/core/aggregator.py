@@ -21,13 +21,12 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 
-from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.ckks import SHARES, whole_shares
-from fedmedseg.core.config import RobustSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
-from fedmedseg.core.personal import Payload, Personal, extended, joined, payloads
+from fedmedseg.core.federation_settings import RobustSection
+from fedmedseg.core.personal import Payload, Personal, extended, joined, payload_of, payloads
 from fedmedseg.core.place import place_of
 from fedmedseg.core.robust import clipped, combined, norms_of, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing
@@ -57,7 +56,9 @@ class Round:
     shared: Mapping[str, torch.Tensor] = field(repr=False)
     """The tensors whose differences come back, as they were before the round."""
     sent: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    """The tensors that every site without tensors of its own is sent."""
+    """The tensors that every site without tensors of its own is sent, as it decodes them."""
+    encoded: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
+    """What travels in place of ``sent``, where that does not travel as it is."""
     personal: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     """Per site that was sent tensors of its own: what it was sent."""
     whole: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -89,27 +90,31 @@ class Round:
         robust: RobustSection | None = None,
         medians: tuple[float, ...] = (),
         codec: Codec | None = None,
+        down: Codec | None = None,
     ) -> Round:
         """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
 
         ``exchanged`` is what each site gets of the others' features, where the stage exchanges any. Sites that are
-        ``behind`` are sent the contract's ``extra`` tensors besides.
+        ``behind`` are sent the contract's ``extra`` tensors besides. ``down`` encodes what is sent.
         """
         part, returned = contract.sent_in(number), contract.returned_in(number)
         sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
-        own = payloads(sent, joined(personal if contract.personal else {}, exchanged or {}), part)
+        common = payload_of(sent, down)
+        single = joined(personal if contract.personal else {}, exchanged or {})
+        own = payloads(sent, single, part, codec=down, common=common)
         if contract.extra is not None and behind:
             own = extended(own, sent, contract.extra.of(shared), behind)
         return cls(
             run=run,
             stage=stage,
             number=number,
-            base=content_sha256(sent),
+            base=common.base,
             nonce=nonce,
             contract=contract,
             schema=schema.part(returned),
             shared=returned.of(shared),
-            sent=sent,
+            sent=common.tensors,
+            encoded=common.encoded,
             personal=own,
             whole=dict(shared),
             sealing=sealing,
@@ -124,15 +129,27 @@ class Round:
             return {}
         return self.personal[site].tensors if site in self.personal else self.sent
 
+    def message_to(self, site: str) -> Mapping[str, torch.Tensor]:
+        """What crosses the wire to bring ``site`` these."""
+        if self.contract.sends == "nothing":
+            return {}
+        return self.personal[site].message if site in self.personal else self.message
+
+    @property
+    def message(self) -> Mapping[str, torch.Tensor]:
+        """The same for every site without tensors of its own."""
+        return self.sent if self.encoded is None else self.encoded
+
     def base_of(self, site: str) -> str:
         """Digest of what ``site`` was sent."""
         return self.personal[site].base if site in self.personal else self.base
 
     def start_of(self, site: str) -> Mapping[str, torch.Tensor]:
-        """The tensors, named as ``shared``, that the differences of ``site`` are differences to."""
+        """The tensors, named as ``shared``, that the differences of ``site`` are added to: what it was sent, but for
+        what rounding on the way took of that."""
         if site not in self.personal:
             return self.shared
-        given = self.personal[site].tensors
+        given = self.personal[site].kept
         return {name: given.get(name, tensor) for name, tensor in self.shared.items()}
 
 
@@ -355,7 +372,7 @@ class GuardedAggregator(Aggregator):
         """New tensors for single sites, asked for after ``combine`` where the stage's contract is personal.
 
         Tensors, not differences, named as some or all of ``shared``; each site's own go to that site alone from the
-        next round on. ``self.round.start_of(site)`` is what a site's differences are to.
+        next round on. ``self.round.start_of(site)`` is what a site's differences are added to.
         """
         raise TypeError(f"{type(self).__name__} makes no personal tensors; a stage that sends them needs a rule")
 

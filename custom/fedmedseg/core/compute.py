@@ -23,8 +23,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from fedmedseg.core.config import ComputeSection
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.core.federation_settings import ComputeSection
 from fedmedseg.core.training import Aborted
 
 logger = logging.getLogger(__name__)

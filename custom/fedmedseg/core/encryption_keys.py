@@ -15,8 +15,8 @@ from typing import Literal
 from nvflare.fuel.sec.security_content_service import LoadResult, SecurityContentManager
 from pydantic import Field
 
+from fedmedseg.core.bounds import Digest
 from fedmedseg.core.ckks import SCHEME, Cipher
-from fedmedseg.core.config import Digest
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.kit import read_json
 from fedmedseg.core.schema import Strict, parse

@@ -45,7 +45,7 @@ from fedmedseg.core.sealing import layouts, refuse_simulation, split, unseal
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
-from fedmedseg.core.transport import Codec, codec_of
+from fedmedseg.core.transport import Codec, codec_of, down_codec_of
 from fedmedseg.core.versions import differences, own_versions
 from fedmedseg.core.wire import DECLINING, LASTING, Either, Header, Meta, Part, Schema, StageContract
 from fedmedseg.core.wishes import Wish, make_wish
@@ -135,8 +135,11 @@ class TrainingExecutor(Executor):
             features: dict[str, torch.Tensor] = {}
             if contract.exchange is not None:
                 plain, features = split_features(plain)
+            schema = ready.schema.part(sent)
             try:
-                ready.schema.part(sent).require(plain, sender="the server")
+                if (down := down_codec_of(ready.experiment, contract, schema)) is not None:
+                    plain = down.opened(plain, sender="the server")
+                schema.require(plain, sender="the server")
                 if contract.exchange is not None and features:
                     contract.exchange.require(features, sender="the server", received=True)
                     received = contract.exchange.decode(features)

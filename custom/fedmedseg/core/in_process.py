@@ -38,7 +38,7 @@ from fedmedseg.core.sealing import refuse_simulation
 from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.traffic import Traffic
-from fedmedseg.core.transport import codec_of
+from fedmedseg.core.transport import codec_of, down_codec_of
 from fedmedseg.core.turns import asked, taking_part
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import DECLINING, Header, Schema, StageContract
@@ -134,6 +134,7 @@ class InProcessFederation:
             robust=self.experiment.federation.robust,
             medians=earlier_medians(self.history, stage=stage, number=number),
             codec=codec_of(self.experiment, contract, self.schema.part(contract.returned_in(number))),
+            down=down_codec_of(self.experiment, contract, self.schema.part(contract.sent_in(number))),
         )
         aggregator.open_round(current)
         metrics: dict[str, dict[str, float]] = {}
@@ -185,7 +186,7 @@ class InProcessFederation:
 
     def _message(self, current: Round, site: str, rounds: int) -> Shareable:
         """The task as a server would send it to ``site``."""
-        tensors = dict(current.given_to(site))
+        tensors = dict(current.message_to(site))
         task = DXO(DataKind.WEIGHTS, data=tensors).to_shareable() if tensors else Shareable()
         own = current.personal.get(site)
         for header, value in (

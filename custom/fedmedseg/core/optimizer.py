@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fedmedseg.core.config import OptimizerSection, SGDSection
+from fedmedseg.core.training_settings import OptimizerSection, SGDSection
 
 
 class Schedule(Protocol):

@@ -21,6 +21,7 @@ from nvflare.apis.shareable import Shareable
 
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.exchange import split
+from fedmedseg.core.transport import Codec
 from fedmedseg.core.wire import Header, Part
 
 Personal = Mapping[str, Mapping[str, torch.Tensor]]
@@ -35,18 +36,54 @@ class Payload:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     extra: bool = False
     """Whether it holds the contract's ``extra`` tensors besides those of the round."""
+    encoded: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
+    """What travels in place of ``tensors``, where these are what a site decodes."""
+    exact: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
+    """What was encoded."""
+
+    @property
+    def message(self) -> Mapping[str, torch.Tensor]:
+        """What crosses the wire."""
+        return self.tensors if self.encoded is None else self.encoded
+
+    @property
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """The tensors as the server has them."""
+        return self.tensors if self.exact is None else self.exact
 
 
-def payloads(sent: Mapping[str, torch.Tensor], personal: Personal, part: Part) -> dict[str, Payload]:
+def payload_of(tensors: Mapping[str, torch.Tensor], codec: Codec | None) -> Payload:
+    """All ``tensors``, or what a site decodes of them."""
+    if codec is None:
+        return Payload(base=content_sha256(tensors), tensors=tensors)
+    encoded, _ = codec.encode(tensors)
+    decoded = codec.decode(encoded)
+    return Payload(base=content_sha256(decoded), tensors=decoded, encoded=encoded, exact=tensors)
+
+
+def payloads(
+    sent: Mapping[str, torch.Tensor],
+    personal: Personal,
+    part: Part,
+    *,
+    codec: Codec | None = None,
+    common: Payload | None = None,
+) -> dict[str, Payload]:
     """Per site with tensors of its own: those of ``sent``, replaced by its own where it has them in ``part``.
 
-    What it gets of others' features has no name among the shared tensors and stands beside them.
+    What it gets of others' features has no name among the shared tensors and stands beside them, as it is. ``common``
+    is what ``payload_of`` makes of ``sent`` and ``codec``, where it is there already.
     """
     found = {}
     for site in sorted(personal):
         own, features = split(personal[site])
-        tensors = {**sent, **part.of(own), **features}
-        found[site] = Payload(base=content_sha256(tensors), tensors=tensors)
+        mine = part.of(own)
+        given = common if common is not None and not mine else payload_of({**sent, **mine}, codec)
+        if features:
+            tensors = {**given.tensors, **features}
+            encoded = None if given.encoded is None else {**given.encoded, **features}
+            given = Payload(base=content_sha256(tensors), tensors=tensors, encoded=encoded, exact=given.exact)
+        found[site] = given
     return found
 
 
@@ -57,7 +94,7 @@ def joined(personal: Personal, exchanged: Personal) -> Personal:
 
 def personalise(data: Shareable, payload: Payload) -> None:
     """Make ``data``, one client's own copy of a broadcast task's data, carry ``payload``."""
-    DXO(DataKind.WEIGHTS, data=dict(payload.tensors)).update_shareable(data)
+    DXO(DataKind.WEIGHTS, data=dict(payload.message)).update_shareable(data)
     data.set_header(Header.BASE, payload.base)
     if payload.extra:
         data.set_header(Header.EXTRA, True)

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.config import RobustSection
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.ordering import median, trimmed_mean
 from fedmedseg.core.spilled import DerivedTensors
 

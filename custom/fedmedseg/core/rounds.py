@@ -50,7 +50,7 @@ def round_record(
             "accepted": contribution is not None,
             "declined": site in declined,
             "reason": None if contribution else reply["reason"],
-            "bytes_down": tensor_bytes(own.tensors) if own else bytes_down,
+            "bytes_down": tensor_bytes(own.message) if own else bytes_down,
             # of the tensors this site alone was sent; None where it was sent the shared ones
             "personal_sha256": own.base if own else None,
             "bytes_up": contribution.nbytes if contribution else 0,

@@ -10,6 +10,7 @@
 | server -> one site | workflow | where the stage's contract declares an exchange: the other sites' features |
 | site -> server | executor | the same: this site's features with their part ids, in no order (``core.exchange``) |
 | site -> server | executor | where the contract says so: SHA-256 of what the site worked out without being sent it |
+| server -> site | workflow | under a transport_down other than fp32: the shared tensors encoded (``core.transport``) |
 | site -> server | executor | under a transport other than fp32: the same, encoded once the filters are through |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
 | site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
@@ -49,7 +50,8 @@ class Header:
     ROUND = "fedmedseg.round"
     ROUNDS = "fedmedseg.rounds"
     BASE = "fedmedseg.base"
-    """SHA-256 of the shared tensors a task was sent with; a reply names the base it was trained from."""
+    """SHA-256 of the shared tensors a task was sent with, decoded where they were encoded; a reply names the base it
+    was trained from."""
     NONCE = "fedmedseg.nonce"
     """Drawn per task and echoed once: a reply that was seen before is refused."""
     SCHEMA = "fedmedseg.schema"

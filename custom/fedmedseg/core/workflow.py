@@ -45,7 +45,7 @@ from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
 from fedmedseg.core.traffic import Traffic
-from fedmedseg.core.transport import codec_of
+from fedmedseg.core.transport import codec_of, down_codec_of
 from fedmedseg.core.versions import own_versions
 from fedmedseg.core.wire import LASTING, Header, StageContract, tensor_bytes
 
@@ -263,6 +263,9 @@ class QuorumScatterAndGather(ScatterAndGather):
                 self.contract,
                 self.persistor.schema.part(self.contract.returned_in(self._current_round)),
             ),
+            down=down_codec_of(
+                self.experiment, self.contract, self.persistor.schema.part(self.contract.sent_in(self._current_round))
+            ),
         )
         self._folder = place_of(fl_ctx).run / "report"
         self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
@@ -270,7 +273,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._unread = set()
         self._traffic = Traffic()
         self._round_facts = {
-            "shared": current.base if len(current.sent) == len(kept) else self._digest(),
+            # what is sent may be a part of what is kept, or rounded
+            "shared": current.base if len(current.sent) == len(kept) and current.encoded is None else self._digest(),
             "began": time.monotonic(),
             "attempts": 1,
             "refusals": [],
@@ -475,7 +479,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             replies=self._replies,
             declined=self._declined,
             aggregator=self.aggregator,
-            bytes_down=tensor_bytes(self.aggregator.round.sent) if self.contract.sends == "shared" else 0,
+            bytes_down=tensor_bytes(self.aggregator.round.message) if self.contract.sends == "shared" else 0,
             shared_sha256=digest,
             traffic=self._traffic,
         )
@@ -495,7 +499,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         if self.contract.sends == "nothing":
             task.data.pop("DXO", None)
         else:
-            DXO(DataKind.WEIGHTS, data=dict(current.sent)).update_shareable(task.data)
+            DXO(DataKind.WEIGHTS, data=dict(current.message)).update_shareable(task.data)
         for header, value in (
             (Header.RUN, current.run),
             (Header.STAGE, current.stage),

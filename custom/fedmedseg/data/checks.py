@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.geometry import (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import DataError
 from fedmedseg.core.seeding import generator
 from fedmedseg.data import geometry

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.augmentation import augment
 
 __all__ = ["ImageSource", "LabelledSource", "augment", "image_crop", "labelled_crop", "tissue_share"]

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from fedmedseg.core.config import Experiment, PhantomSection
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
 from fedmedseg.core.schema import Strict, parse, read_yaml
 from fedmedseg.core.state import HOME_SUFFIX

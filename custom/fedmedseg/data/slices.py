@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import DataError
 from fedmedseg.data.augmentation import VIEWS, changed, deformed, draw_change, draw_deformation
 from fedmedseg.data.partitions import Rule, partition_of_slices

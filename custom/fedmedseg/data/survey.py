@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.cache import Cache

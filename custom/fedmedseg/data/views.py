@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedmedseg.core.config import DataSection, Experiment
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, nearest
 
 

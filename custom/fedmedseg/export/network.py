@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.config import BasicUNetSection, DataSection, RelocalizationSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.network_settings import BasicUNetSection, RelocalizationSection
 from fedmedseg.networks.factory import build_segmentation, stock
 from fedmedseg.segmentation.models import InferenceModel, study_of
 from fedmedseg.segmentation.prediction import Origin

@@ -6,10 +6,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmedseg.core.config import Experiment, Fraction, Positive, SGDSection
+from fedmedseg.core.bounds import Fraction, Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.exchange import Transport
 from fedmedseg.core.schema import Misfit, Strict, each_once, one_length, refuse_unread
+from fedmedseg.core.training_settings import SGDSection
 from fedmedseg.data.partitions import Rule
 from fedmedseg.networks.factory import check_network
 from fedmedseg.segmentation.slice_pretraining import CollapseSection, check_slices

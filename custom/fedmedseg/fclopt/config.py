@@ -6,9 +6,11 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import LARGEST, Experiment, Fraction, Positive, SGDSection
+from fedmedseg.core.bounds import LARGEST, Fraction, Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Strict, each_once, refuse_unread
+from fedmedseg.core.training_settings import SGDSection
 from fedmedseg.data.partitions import Rule as PartitionRule
 from fedmedseg.fclopt.distance_prediction import Grain
 from fedmedseg.fclopt.distance_prediction import Rule as RatioRule
@@ -115,6 +117,7 @@ class Section(Strict):
         check_starts(experiment, STAGE, own="shared")
         self._check_mixing()
         self._check_encryption(experiment)
+        self._check_transport(experiment)
         self._check_unread()
 
     def _check_mixing(self) -> None:
@@ -137,6 +140,18 @@ class Section(Strict):
                 "network out of the online network, which it could not read",
                 expected="fclopt.mode keep_local or online, whose server rule is a weighted mean",
                 remedy="set fclopt.mode to keep_local, or federation.encryption to none",
+            )
+
+    def _check_transport(self, experiment: Experiment) -> None:
+        """Refuse rounding on the way down where every party must come to the same bits as the server."""
+        down = experiment.federation.transport_down
+        if down != "fp32" and self.predicts and experiment.stages[STAGE].rounds:
+            raise ConfigurationError(
+                "federation.transport_down",
+                got=f"{down} with fclopt.mode {self.mode}: sites work the target network out of the online networks "
+                "that they are sent, the server of those it keeps, and both must be the same bits",
+                expected="fp32, or a mode that predicts nothing: keep_local, online or both",
+                remedy="remove federation.transport_down, or set fclopt.mode to keep_local",
             )
 
     def _check_unread(self) -> None:

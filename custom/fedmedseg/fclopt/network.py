@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from fedmedseg.core.config import BasicUNetSection, Experiment
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.network_settings import BasicUNetSection
 from fedmedseg.networks.factory import build_segmentation
 from fedmedseg.networks.unet_encoder import Projector, UNetEncoder
 

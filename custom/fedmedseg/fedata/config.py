@@ -7,9 +7,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import Experiment, OptimizerSection, Positive, SwinUNETRSection
+from fedmedseg.core.bounds import Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.core.schema import Strict, each_once, refuse_unread
+from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.fedata.masking import masked_units
 from fedmedseg.fedata.mixing_config import ALASection, ClientMix, EMASection, FedEMASection, TeacherSync, check_mixing
 from fedmedseg.fedata.pretext_config import DecoderSection, IbotSection, MaskedTokens, PretextName, check_pretext

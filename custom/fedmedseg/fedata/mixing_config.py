@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedmedseg.core.config import Fraction, Positive
+from fedmedseg.core.bounds import Fraction, Positive
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from fedmedseg.core.config import Experiment, Positive, SwinUNETRSection
+from fedmedseg.core.bounds import Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 from fedmedseg.fedata.decoder import width_step
 

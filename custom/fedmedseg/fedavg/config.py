@@ -6,9 +6,11 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import Experiment, SGDSection, UNetSection
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import UNetSection
 from fedmedseg.core.schema import Strict, each_once, refuse_unread
+from fedmedseg.core.training_settings import SGDSection
 from fedmedseg.networks.factory import BUILT_BY, check_network
 from fedmedseg.segmentation.stages import check_stages, check_starts, is_federated
 

@@ -6,8 +6,10 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmedseg.core.config import Experiment, Positive, RelocalizationSection
+from fedmedseg.core.bounds import Positive
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import RelocalizationSection
 from fedmedseg.core.schema import Strict, each_once, one_length, refuse_unread
 from fedmedseg.fedcrld.losses import Form
 from fedmedseg.networks.factory import check_network

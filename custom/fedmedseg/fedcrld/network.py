@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedmedseg.core.config import DataSection, RelocalizationSection
+from fedmedseg.core.data_settings import DataSection
+from fedmedseg.core.network_settings import RelocalizationSection
 from fedmedseg.fedcrld.relocalization import GROUPS, Relocalization
 
 GLOBAL = "globalnet"

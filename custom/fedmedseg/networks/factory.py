@@ -7,17 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from fedmedseg.core.config import (
+from fedmedseg.core.config import Experiment, system_module
+from fedmedseg.core.data_settings import DataSection
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import (
     BasicUNetSection,
-    DataSection,
-    Experiment,
     RelocalizationSection,
     SwinUNETRSection,
     UNETRSection,
     UNetSection,
-    system_module,
 )
-from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.partition import partition
 from fedmedseg.networks import swin, vit
 

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice, Trial, measure, options, require_supported
-from fedmedseg.core.config import BasicUNetSection, Experiment, SwinUNETRSection, UNetSection
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import FedMedSegError, Reason
+from fedmedseg.core.network_settings import BasicUNetSection, SwinUNETRSection, UNetSection
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.data.cache import Cache
 from fedmedseg.networks.compute import logits_of, prepare

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.data.cache import Cache

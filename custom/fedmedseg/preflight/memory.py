@@ -17,9 +17,10 @@ import psutil
 import torch
 from torch import nn
 
-from fedmedseg.core.config import BasicUNetSection, Experiment, system_module
+from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.machine_checks import GIB, human
+from fedmedseg.core.network_settings import BasicUNetSection
 from fedmedseg.networks.factory import READERS, build_segmentation, encoder_place
 from fedmedseg.networks.unet_encoder import UNetEncoder
 

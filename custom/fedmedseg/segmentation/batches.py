@@ -8,7 +8,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from fedmedseg.core.config import DataSection, SegmentationSection
+from fedmedseg.core.data_settings import DataSection
+from fedmedseg.core.training_settings import SegmentationSection
 from fedmedseg.data.augmentation import augmented
 from fedmedseg.data.datalist import Case
 from fedmedseg.data.sampling import labelled_crop

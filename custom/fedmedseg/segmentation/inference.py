@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import DataError
 from fedmedseg.networks.compute import applied, logits_of
 

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps

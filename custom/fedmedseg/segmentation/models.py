@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.config import DataSection, Experiment
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.schema import parse
 from fedmedseg.core.wire import is_finite

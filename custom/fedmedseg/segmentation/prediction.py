@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedmedseg.core.compute import ComputeChoice
-from fedmedseg.core.config import DataSection
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.checks import inspect
 from fedmedseg.data.datalist import Case

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from fedmedseg.core.config import BasicUNetSection, Experiment
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.network_settings import BasicUNetSection
 from fedmedseg.core.schema import Strict
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fedmedseg.core.config import LARGEST, Experiment, UNetSection
+from fedmedseg.core.bounds import LARGEST
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.network_settings import UNetSection
 from fedmedseg.core.schema import Misfit, Strict, refuse_unread
 from fedmedseg.networks.factory import check_network
 

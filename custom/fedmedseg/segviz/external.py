@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from fedmedseg.core.config import DataSection, Experiment
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import CaseRejected, admit

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
-from fedmedseg.core.config import Experiment, OptimizerSection
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.core.training import require_finite
+from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.networks.compute import logits_of, prepare
 from fedmedseg.segmentation.batches import LabelledBatches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from fedmedseg.core.config import PhantomSection
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.data.datalist import read_datalist
 from fedmedseg.data.landmarks import read_landmarks
 from fedmedseg.data.phantoms.annotators import PARTS, PUBLISHED, Marks, marks_of, share_of, together

@@ -11,7 +11,7 @@ FAMILIES = ("cine_mr", "late_enhancement_mr", "abdominal_ct", "cardiac_ct")
 def test_every_family_of_an_experiment_can_be_written():
     from typing import get_args
 
-    from fedmedseg.core.config import PhantomSection
+    from fedmedseg.core.data_settings import PhantomSection
 
     assert set(get_args(PhantomSection.model_fields["family"].annotation)) == set(families()) == set(LABELS)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedmedseg.core.config import PhantomSection
+from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.data.phantoms.style import LABELS, dealt_out
 
 PARTS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {

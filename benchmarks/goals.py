@@ -1,0 +1,203 @@
+"""The goals of performance: what each is, which benchmark shows it, and how its figure is read from its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure beside its goal; without a goal it is told and not judged."""
+
+    id: str
+    what: str
+    value: float
+    goal: float | None = None
+    side: Literal["least", "most"] = "least"
+    void: bool = False
+    """The machine drifted while it was measured."""
+
+    @property
+    def verdict(self) -> str:
+        """``reached``, ``missed``, ``void``, or ``-`` without a goal."""
+        if self.void:
+            return "void"
+        if self.goal is None:
+            return "-"
+        return "reached" if (self.value >= self.goal if self.side == "least" else self.value <= self.goal) else "missed"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A script beside this file, what it is called with, and what its result says."""
+
+    name: str
+    quick: tuple[str, ...] | None
+    """Arguments for two cores and some minutes; None: only at full length."""
+    full: tuple[str, ...]
+    read: Callable[[Path], list[Figure]]
+    """From the file that it was told to write."""
+    script: Path | None = None
+    """Where it is not ``benchmarks/<name>.py``."""
+    results: Path | None = None
+    """Where its results lie if it takes no ``--out FILE``: it then keeps them itself, piece by piece."""
+
+    @property
+    def file(self) -> Path:
+        """The script."""
+        return self.script or HERE / f"{self.name}.py"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A goal that no benchmark here shows."""
+
+    id: str
+    what: str
+    why: str
+
+
+def aggregation(file: Path) -> list[Figure]:
+    """Each rule against copying memory, and the robust ones against sorting, at each number of sites."""
+    found = []
+    for one in _read(file)["results"]:
+        at = f"{one['sites']} sites"
+        for rule, goal in (("mean", 0.55), ("mean with every check", 0.45), ("trimmed mean", 0.25), ("median", 0.25)):
+            what = f"aggregation, {rule} / copying memory, {at}"
+            found.append(Figure("P4", what, one["of_copying"][rule], goal, void=one["void"]))
+        for rule, times in one["times_sorting"].items():
+            what = f"aggregation, {rule}: times as fast as by sorting, {at}"
+            found.append(Figure("P4", what, times, 15.0, void=one["void"]))
+    return found
+
+
+def wire(file: Path) -> list[Figure]:
+    """Bytes of each transport against dense float32, and what it costs in Dice where that was measured."""
+    content, found = _read(file), []
+    for network in ("unet", "swin_unetr"):
+        for transport, goal in (("fp16", 0.51), ("int8", 0.26), ("topk", 0.02)) if network in content else ():
+            one = content[network][transport]
+            found.append(Figure("P5", f"bytes up / dense, {transport}, {network}", one["share"], goal, "most"))
+            if "share_down" in one:
+                what = f"bytes down / dense, {transport}, {network}"
+                found.append(Figure("P5", what, one["share_down"], goal, "most"))
+    for form, cost in content.get("dice", {}).get("costs", {}).items():
+        if form != "fp32":
+            found.append(Figure("P5", f"Dice that {form} costs", cost, 0.005, "most"))
+    return found
+
+
+def target_prediction(folder: Path) -> list[Figure]:
+    """Bytes of FCLOpt's prediction with measured distances against sending both networks."""
+    both, predicted = (_read(folder / f"{mode}.json") for mode in ("both", "ptnu_dp"))
+    share = _moved(predicted) / _moved(both)
+    return [Figure("P5", "FCLOpt, bytes of ptnu_dp / both, both ways", share, 0.55, "most")]
+
+
+def masked_step(file: Path) -> list[Figure]:
+    """The student's step with all tokens against that with the visible ones."""
+    content = _read(file)
+    return [
+        Figure(
+            "P6", f"FedATA, step with all tokens / with the visible, {tokens}", content[tokens]["student_ratio"], goal
+        )
+        for tokens, goal in (("216 tokens", 2.2), ("512 tokens", 2.3), ("1000 tokens", 2.8))
+    ]
+
+
+def compute_choice(file: Path) -> list[Figure]:
+    """The chosen way of computing against the best fixed one and against plain float32, by seconds of a step."""
+    content = _read(file)
+    void = content["memory_copy_moved"] > 0.1
+    worst = max(one["chosen_over_best"] for one in content["cases"].values())
+    slowest = content["slowest_chosen_over_plain"]
+    return [
+        Figure("P7", "speed of the chosen way / of the best fixed one, worst network", 1 / worst, 0.98, void=void),
+        Figure("P7", "seconds of the chosen way / of plain float32, worst network", slowest, 1.0, "most", void=void),
+    ]
+
+
+def attention_memory(file: Path) -> list[Figure]:
+    """FedCRLD's attention written out against the fused kernel, by memory."""
+    return [Figure("-", "FedCRLD, memory of explicit / fused attention", _read(file)["transformer"]["ratio"])]
+
+
+def memory_estimate(file: Path) -> list[Figure]:
+    """Preflight's estimate against what a step took."""
+    ratios = [one["ratio"] for one in _read(file)["networks"].values()]
+    return [
+        Figure("-", "preflight, least estimate / memory taken", min(ratios)),
+        Figure("-", "preflight, largest estimate / memory taken", max(ratios)),
+    ]
+
+
+def round_overhead(file: Path) -> list[Figure]:
+    """A round without training in FLARE's simulator; Flower's beside it is not measured here."""
+    content = _read(file)
+    shipped, stock = content["shipped"]["median_s"], content["stock task_request_interval"]["median_s"]
+    size = f"{content['megabytes_each_way']} MB each way"
+    return [
+        Figure("-", f"seconds of a round without training, simulator, {size}", shipped),
+        Figure("-", "the same / with FLARE's stock polling", shipped / stock),
+    ]
+
+
+def encryption_cost(file: Path) -> list[Figure]:
+    """Encrypted replies against plain ones, by bytes."""
+    content = _read(file)
+    plain, sealed = (content[way]["bytes_a_number"]["up"] for way in ("plain", "ckks"))
+    return [Figure("-", "bytes up, encrypted / plain", sealed / plain)]
+
+
+BENCHMARKS = (
+    Benchmark("wire", (), ("--large", "--dice", "--seeds", "1", "2", "3"), wire),
+    Benchmark(
+        "aggregation",
+        ("--sites", "4", "8", "--megabytes", "16", "--repeats", "3"),
+        ("--sites", "4", "8", "16", "--megabytes", "64"),
+        aggregation,
+    ),
+    Benchmark("masked_step", ("--repeats", "3", "--whole-repeats", "1"), (), masked_step),
+    Benchmark("round_overhead", ("--rounds", "6", "--repeats", "1"), (), round_overhead),
+    Benchmark("attention_memory", (), (), attention_memory),
+    Benchmark("compute_choice", ("--seconds", "1"), (), compute_choice),
+    Benchmark("memory_estimate", (), (), memory_estimate),
+    Benchmark("encryption_cost", None, (), encryption_cost),
+    Benchmark(
+        "target_prediction",
+        None,
+        ("--parts", "traffic", "--minutes", "60"),
+        target_prediction,
+        results=HERE / "results" / "target_prediction" / "traffic",
+    ),
+)
+"""In the order in which they run: what shows most goals for its time comes first."""
+MISSING = (
+    Missing("P1", "round efficiency >= 0.95 with 30 s of local work, >= 0.88 with 10 s", "no benchmark yet"),
+    Missing("P2", "round without training / Flower's: deployed <= 1.2, simulator <= 3 (1 MB), <= 1.5 (250 MB)",
+            "Flower is not run beside it; round_overhead has our seconds alone"),
+    Missing("P3", "whole job of 5 rounds / Flower's <= 1.25", "no benchmark yet"),
+    Missing("P6", "FedATA, memory of the step with visible tokens / with all <= 0.6; >= 3 times as fast on a GPU",
+            "no benchmark of its memory yet, and none that runs on a GPU"),
+    Missing("P8", "server memory per further site / model <= 0.1, 2 to 8 sites, 250 MB", "no benchmark yet"),
+    Missing("-", "data loading / epoch < 0.05 from the second epoch on", "no benchmark yet"),
+    Missing("-", "two runs with one seed: one SHA-256 of the final model",
+            "held by tests (tests/integration/test_fedavg.py), not by a benchmark"),
+)  # fmt: skip
+"""Goals that nothing here shows; they are printed, so that nobody takes the table for all of them."""
+
+
+def _moved(content: Mapping[str, Any]) -> int:
+    """Bytes of all rounds and sites, both ways."""
+    return sum(ways["down"] + ways["up"] for one in content["traffic"] for ways in one.values())
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
