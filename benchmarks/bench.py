@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,12 @@ def rows_of(outcomes: Sequence[Outcome], missing: Sequence[Missing]) -> list[dic
         rows += [{**asdict(figure), "verdict": figure.verdict, "benchmark": one.name} for figure in one.figures] or [
             {"id": "-", "what": one.name, "verdict": one.state, "benchmark": one.name}
         ]
-    rows += [{**asdict(one), "verdict": "missing", "benchmark": None} for one in missing]
+    shown = [str(row["what"]) for row in rows]
+    rows += [
+        {"id": one.id, "what": one.what, "why": one.why, "verdict": "missing", "benchmark": None}
+        for one in missing
+        if not (one.unless and any(what.startswith(one.unless) for what in shown))
+    ]
     # by goal, those without one last, otherwise as they were measured
     return sorted(rows, key=lambda row: (row["id"] == "-", row["id"]))
 
@@ -168,10 +173,19 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run again what has run at full length")
     parser.add_argument("--minutes", type=float, help="end what has not ended after so many; unset: none is")
     parser.add_argument("--only", nargs="+", choices=[one.name for one in BENCHMARKS], help="only these")
+    parser.add_argument("--flower", type=Path, help="interpreter of an environment with flwr[simulation]")
     parser.add_argument("--out", type=Path, help="folder of results; unset: runs/bench/quick or runs/bench/full")
     given = parser.parse_args()
     folder = given.out or OUT[given.full]
     chosen = [one for one in BENCHMARKS if given.only is None or one.name in given.only]
+    if given.flower is not None:
+        beside = ("--flower", str(given.flower))
+        chosen = [
+            replace(one, quick=(*(one.quick or ()), *beside), full=(*one.full, *beside))
+            if one.name == "round_overhead"
+            else one
+            for one in chosen
+        ]
     outcomes = run(chosen, folder, full=given.full, minutes=given.minutes, again=given.again)
     rows = rows_of(outcomes, MISSING)
     content = {
