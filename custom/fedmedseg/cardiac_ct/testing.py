@@ -59,7 +59,7 @@ def score_models(task: Task, *, networks: Networks, test: Volumes, folder: Path)
     drawn = {model: predict() for model, predict in models.items() if model != UNTRAINED}
     write_pictures(folder, results, drawn, volumes=test, marked=marked, experiment=experiment)
     cases = len({index for one in marked.values() for index in one.indices})
-    return Reply(metrics=metrics(results) | {"cases": float(cases)}, examples=cases)
+    return Reply(metrics=metrics(results, least=site.least_told) | {"cases": float(cases)}, examples=cases)
 
 
 def _marked(test: Volumes, experiment: Experiment) -> dict[str, TaskVolumes]:

@@ -62,6 +62,11 @@ class Site:
     publish: bool = False
     """Whether studies that ask for it get the parts of its models that are otherwise its own."""
 
+    @property
+    def least_told(self) -> int:
+        """Figures that stand on fewer patients than this stay here; 0 where no site file says so (the simulator)."""
+        return 0 if self.privacy is None else self.privacy.min_count
+
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
 

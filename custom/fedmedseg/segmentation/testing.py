@@ -41,7 +41,7 @@ def score_models(bench: Bench, task: Task) -> Reply:
     write_scores(bench.folder / "test_scores.json", results, experiment=bench.experiment)
     _draw(bench, digests, task)
     counts = {"cases": float(len(volumes)), "set_aside": float(len(bench.test.quarantined))}
-    return Reply(metrics=metrics_of(results) | counts, examples=len(volumes))
+    return Reply(metrics=metrics_of(results, least=bench.site.least_told) | counts, examples=len(volumes))
 
 
 def _score(bench: Bench, name: str, sha256: str | None, task: Task) -> list[CaseScore]:
