@@ -8,12 +8,12 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import records
+from html_page import Page
 
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.figures import draw_dice, draw_hd95, figures
@@ -21,36 +21,6 @@ from fedmedseg.reporting.report import HTMLReporter, render, write_report
 from fedmedseg.reporting.tables import plain_text_summary
 
 EVERY_FIGURE = {"dice", "hd95", "curves", "teacher", "participation", "weights", "attention", "seconds", "bytes"}
-
-
-class Page(HTMLParser):
-    """Text, attributes and balance of a page."""
-
-    VOID = ("meta", "img", "link", "br", "hr", "input")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
