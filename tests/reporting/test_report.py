@@ -92,6 +92,9 @@ def test_what_a_site_withheld_is_called_so_and_never_a_zero() -> None:
     assert "site-3: took the test and told no figure" in text
     assert "site-3 7 of 8 withheld" in text
     assert "0 cases" not in text
+    assert "withheld where they are small" not in text
+    del tested["site-1"]["metrics"]["failures/personal/myocardium"]
+    assert "site-1: numbers of such volumes are withheld where they are small" in said(record)
 
 
 def test_alarms_name_what_happened_and_their_absence_is_said() -> None:

@@ -84,6 +84,7 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
         "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
         "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
         "failures": any(row.failures for row in rows),
+        "hidden": hidden_failures(record),
     }
 
 
@@ -108,6 +109,15 @@ def withholding(record: Record) -> list[str]:
         site
         for site in sites_of(record)
         if site not in told and any(reply(one, site).get("accepted") for one in rounds_of(record, TEST))
+    ]
+
+
+def hidden_failures(record: Record) -> list[str]:
+    """Sites that told a Dice without how many volumes failed: a count below their threshold, which need not be 0."""
+    return [
+        site
+        for site, figures in evaluations(record).items()
+        if any(name.startswith("dice/") and f"failures/{name.removeprefix('dice/')}" not in figures for name in figures)
     ]
 
 
