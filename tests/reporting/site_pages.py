@@ -44,7 +44,7 @@ def picture(place: str) -> Picture:
     x, y = np.meshgrid(np.arange(60), np.arange(50), indexing="ij")
     truth, found = ((((x - at) ** 2 + (y - 25) ** 2) < 150).astype(np.uint8) for at in (28, 31))
     png = overlay_png(x + 40.0 * truth, truth, {"personal": found}, spacing=(1.0, 1.4))
-    return Picture(place=place, case=f"images/{place}.nii.gz", standing=0.5, png=png)
+    return Picture(place=place, case=f"images/{place}.nii.gz", standing=0.5, png=png, outlined=["personal"])
 
 
 def page(**changes: Any) -> SitePage:

@@ -25,6 +25,7 @@ def test_the_page_says_first_that_it_may_not_leave() -> None:
     assert "is sent to nobody" in text
     assert "3 test cases of 2 patients" in text
     assert "models: personal, local" in text
+    assert text.index("truth personal", text.index("Worst, median and best case")) > 0, "whose outline is which"
     assert "written 2026-01-02 03:04 UTC" in text
 
 

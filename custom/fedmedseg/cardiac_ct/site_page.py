@@ -60,7 +60,13 @@ def write_page(
         experiment=experiment,
         tables=tables,
         pictures=[
-            Picture(place=place, case=names[number][0], standing=standing(results[judge(models)][number]), png=png)
+            Picture(
+                place=place,
+                case=names[number][0],
+                standing=standing(results[judge(models)][number]),
+                png=png,
+                outlined=list(models),
+            )
             for place, (number, png) in drawn.items()
         ],
         points=any(one.distances for every in results.values() for one in every),

@@ -17,6 +17,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.reporting.metrics import StructureScore
 from fedmedseg.reporting.page import png_uri, render_page
 from fedmedseg.reporting.tables import label_of
+from fedmedseg.segmentation.overlay import MODEL_COLOURS, TRUTH, TRUTH_COLOUR
 
 FILE = "site_report.html"
 TEMPLATE = "site.html.jinja"
@@ -84,6 +85,8 @@ class Picture:
     case: str
     standing: float
     png: bytes
+    outlined: Sequence[str] = ()
+    """The models whose outlines it holds, in the order of ``overlay.MODEL_COLOURS``."""
 
     @property
     def source(self) -> str:
@@ -139,6 +142,7 @@ def render_site_page(page: SitePage, *, written: datetime) -> str:
             "judge": first.name,
             "points": page.points,
             "pictures": page.pictures,
+            "key": _key(page.pictures),
             "tables": page.tables,
             "failures": [
                 (table.name, case, what)
@@ -150,6 +154,14 @@ def render_site_page(page: SitePage, *, written: datetime) -> str:
             "models": ", ".join(table.name for table in page.tables),
         },
     )
+
+
+def _key(pictures: Sequence[Picture]) -> list[tuple[str, str, str]]:
+    """(name, colour, style of line) of the truth and of each model that is outlined; nothing without pictures."""
+    models = dict.fromkeys(model for picture in pictures for model in picture.outlined)
+    colours = [MODEL_COLOURS[index % len(MODEL_COLOURS)] for index in range(len(models))]
+    lines = [(label_of(model), colour, "dashed") for model, colour in zip(models, colours, strict=True)]
+    return [(TRUTH, TRUTH_COLOUR, "solid"), *lines] if pictures else []
 
 
 def remove_site_page(folder: Path, pictures: Mapping[str, str] | Sequence[str]) -> None:

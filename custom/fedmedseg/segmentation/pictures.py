@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.learner import Task
 from fedmedseg.core.training import Aborted
 from fedmedseg.reporting.metrics import CaseScore
+from fedmedseg.reporting.tables import label_of as label_of_model
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.evaluation import label_of, labelled
 from fedmedseg.segmentation.inference import label_map, predict
@@ -67,6 +68,11 @@ def judge(starts: Sequence[str]) -> str:
     return next((start for start in (PERSONAL, SHARED) if start in starts), starts[0])
 
 
+def outlined(trained: Collection[str]) -> list[str]:
+    """The models whose outlines are drawn: the judging one, and the same training from scratch where there is one."""
+    return [name for name in dict.fromkeys((judge(list(trained)), SCRATCH)) if name in trained]
+
+
 def draw_cases(bench: Bench, places: Mapping[str, int], digests: Mapping[str, str], task: Task) -> dict[str, bytes]:
     """The busiest slice of each of ``places`` (place -> index among the labelled test cases) as PNG, with outlines of
     the truth, the judging model and the same training from scratch.
@@ -79,16 +85,14 @@ def draw_cases(bench: Bench, places: Mapping[str, int], digests: Mapping[str, st
     indices = {place: labelled(test)[number] for place, number in places.items()}
     slices = {place: busiest_slice(label_of(test, index)) for place, index in indices.items()}
     outlines: dict[str, dict[str, NDArray[np.integer]]] = {place: {} for place in places}
-    for name in dict.fromkeys((judge(list(digests)), SCRATCH)):
-        if name not in digests or not places:
-            continue
+    for name in outlined(digests) if places else ():
         bench.load(name, digests[name])
         for place, index in indices.items():
             if task.aborted():
                 raise Aborted
             overlap, way = bench.experiment.segmentation.overlap, bench.way("inference", task)
             found = predict(bench.model, test.image(index), bench.experiment.data, overlap, bench.site.device, way)
-            outlines[place][name] = label_map(found)[:, :, slices[place]]
+            outlines[place][label_of_model(name)] = label_map(found)[:, :, slices[place]]
     drawn = {}
     for place, index in indices.items():
         x, y, _ = test.spacing(index)

@@ -18,7 +18,7 @@ from fedmedseg.reporting.site_page import (
 )
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.evaluation import labelled
-from fedmedseg.segmentation.pictures import PICTURES, chosen, draw_cases, judge, place_pictures, standing
+from fedmedseg.segmentation.pictures import PICTURES, chosen, draw_cases, judge, outlined, place_pictures, standing
 
 
 def write_page(
@@ -48,7 +48,13 @@ def write_page(
         experiment=bench.experiment,
         tables=[_table(bench, model, results[model], names) for model in dict.fromkeys((first, *results))],
         pictures=[
-            Picture(place=place, case=names[number][0], standing=standings[number], png=drawn[place])
+            Picture(
+                place=place,
+                case=names[number][0],
+                standing=standings[number],
+                png=drawn[place],
+                outlined=outlined(digests),
+            )
             for place, number in places.items()
         ],
         aside=[
