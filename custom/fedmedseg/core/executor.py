@@ -151,7 +151,6 @@ class TrainingExecutor(Executor):
         task = ready.task(task_name, shareable, abort_signal, received=received)
         began = time.monotonic()
         reply = ready.learner.run(task, shared)
-        ready.events.write(reply.metrics, stage=task_name, step=task.round)
         answer = encode(
             reply,
             given=shared,
@@ -160,6 +159,8 @@ class TrainingExecutor(Executor):
             request=shareable,
             seconds=time.monotonic() - began,
         )
+        # only now are they known to be numbers that the study declares
+        ready.events.write(reply.metrics, stage=task_name, step=task.round)
         self._unreported = answer.get_header(Header.NONCE)
         codec = codec_of(ready.experiment, contract, ready.schema.part(contract.returned_in(task.round)))
         self._leaving = None if codec is None else (codec, task.state)
