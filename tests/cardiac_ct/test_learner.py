@@ -87,6 +87,14 @@ def _check_evaluation(federation: InProcessFederation, figures: dict[str, dict[s
         content = json.loads((learner.folder / "test_scores.json").read_text())  # type: ignore[attr-defined]
         assert [len(content["models"][model]) for model in ("cnn", "student")] == [1, 1]
         assert [file.name for file in learner.folder.glob("*.png")] == ["overlay_best.png"]  # type: ignore[attr-defined]
+        page = (learner.folder / "site_report.html").read_text()  # type: ignore[attr-defined]
+        assert f"This page may not leave {site}." in page
+        assert page.count("data:image/png;base64,") == 1
+        (test,) = json.loads(learner.site.datasets["cardiac_ct"].read_text())["test"]  # type: ignore[attr-defined]
+        assert page.count(f">{test['image']}</th>") >= 2, "the case under both models"
+        for column in ("points invented", "calcification", "coronaries", "Agatston score"):
+            assert page.count(f'<th scope="col">{column}</th>') == 2
+        assert " mm</td>" in page or "not found" in page
         held = load_foundation(learner.folder / "student.safetensors")  # type: ignore[attr-defined]
         ours = part(federation, "student.") | part(federation, "transfer.student.")
         assert content_sha256(held.tensors) == content_sha256(ours)

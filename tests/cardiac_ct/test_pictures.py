@@ -13,7 +13,7 @@ import torch
 
 from fedmedseg.cardiac_ct import pictures
 from fedmedseg.cardiac_ct.evaluation import CaseResult
-from fedmedseg.cardiac_ct.pictures import chosen, draw, standing, write_pictures
+from fedmedseg.cardiac_ct.pictures import draw, standing, write_pictures
 from fedmedseg.core.config import Experiment
 from fedmedseg.data.spheres import draw_spheres
 from fedmedseg.reporting.metrics import StructureScore
@@ -33,20 +33,6 @@ def test_a_case_stands_by_dice_and_distances_and_a_missing_point_counts_nothing(
     assert standing(case(0.7, MS1=10.0, MS2=math.inf)) == pytest.approx((0.7 + 0.5 + 0.0) / 3)
     assert standing(case(math.nan, MS1=0.0)) == 1.0
     assert math.isnan(standing(case(math.nan)))
-
-
-@pytest.mark.parametrize(
-    ("standings", "places"),
-    [
-        ([0.5, 0.2, math.nan, 0.9], {"worst": 1, "median": 0, "best": 3}),
-        ([0.4, 0.3, 0.2, 0.1], {"worst": 3, "median": 2, "best": 0}),
-        ([0.1, 0.7], {"worst": 0, "best": 1}),
-        ([0.3], {"best": 0}),
-        ([math.nan], {}),
-    ],
-)
-def test_worst_median_and_best_are_drawn_each_once(standings: list[float], places: dict[str, int]) -> None:
-    assert chosen(standings) == places
 
 
 class Marks:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fedmedseg.cli.main import app
 from fedmedseg.core.encoder_file import ENCODER_FILE, load_encoder
 from fedmedseg.core.jobs import CONFIG, EXPERIMENT, find_job, read_settings
+from fedmedseg.core.tracking import MLFLOW_RECEIVER
 from fedmedseg.networks.factory import build_segmentation
 
 SMALL = ("--min-clients", "3", "--rounds", "7")
@@ -54,6 +55,26 @@ def test_a_job_is_written_whole_with_its_rounds_and_its_sites(tmp_path: Path) ->
     for words in ("experiment.yaml", "pretraining 7", f"nvflare job submit -j {out}", f"nvflare simulator {out} -n 3"):
         assert words in said
     assert settings["system"] == "fedata"
+
+
+@pytest.mark.parametrize(("where", "uri"), [("results", None), ("http://tracking:5000", "http://tracking:5000")])
+def test_a_job_tells_mlflow_where_that_is_wanted(tmp_path: Path, where: str, uri: str | None) -> None:
+    out = tmp_path / "tracked"
+    code, said = job("fedavg", "--min-clients", "2", "--mlflow", where, "--out", str(out))
+    assert code == 0, said
+    receiver = json.loads((out / CONFIG / "config_fed_server.json").read_text())["components"][-1]
+    assert receiver["path"] == MLFLOW_RECEIVER
+    assert receiver["args"].get("tracking_uri") == uri
+    assert receiver["args"]["kw_args"] == {"experiment_name": read_settings(out, [])[1].study}
+    assert f"--mlflow {where}" in (out / EXPERIMENT).read_text()
+    assert "the server needs the extra tracking" in said
+
+
+def test_a_place_for_mlflow_that_is_none_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    code, said = job("fedavg", "--min-clients", "2", "--mlflow", "mlruns", "--out", str(tmp_path / "no"))
+    assert code == 2
+    assert "--mlflow: got mlruns" in said
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_job_asks_for_a_gpu_where_that_is_wanted(tmp_path: Path) -> None:

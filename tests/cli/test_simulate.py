@@ -61,6 +61,19 @@ def test_a_wrong_setting_is_told_with_its_remedy(tmp_path: Path, options: list[s
         assert word in said
 
 
+def test_a_run_that_is_to_tell_mlflow_asks_for_the_package_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmedseg.core import tracking
+
+    monkeypatch.setattr(tracking, "PACKAGE", "a_package_that_is_nowhere")
+    code, said = simulate(tmp_path, "--mlflow", "results")
+    assert code == 2
+    assert "--mlflow: got an environment without the package" in said
+    assert 'pip install "fedmedseg[tracking]"' in said
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_misfitting_encoder_is_told_without_options_of_other_commands(tmp_path: Path) -> None:
     import torch
 

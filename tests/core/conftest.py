@@ -253,3 +253,22 @@ def task(tmp_path: Path) -> Callable[..., Task]:
         return Task(**given)
 
     return make
+
+
+@pytest.fixture
+def events_in() -> Callable[[Path], dict[str, dict[str, list[tuple[int, float]]]]]:
+    """events_in(folder): by run (a folder) and tag, (step, value) of every scalar, as TensorBoard itself reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for run in sorted(path for path in folder.iterdir() if path.is_dir()):
+            events = EventAccumulator(str(run))
+            events.Reload()
+            found[run.name] = {
+                tag: sorted((event.step, event.value) for event in events.Scalars(tag))
+                for tag in events.Tags()["scalars"]
+            }
+        return found
+
+    return read

@@ -34,7 +34,7 @@ from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
-from fedmedseg.core.place import Place
+from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.transport import Codec
 from fedmedseg.core.versions import own_versions
@@ -322,6 +322,23 @@ def test_tensorboard_hears_what_the_filters_left_and_nothing_of_a_blocked_reply(
     reply["DXO"]["meta"][Meta.METRICS] = {}
     after_filters(executor, reply, context)
     executor.fire_fed_event.assert_not_called()
+
+
+def test_a_sites_own_events_hold_its_figures_whatever_its_filters_leave(
+    do: Callable[..., Any], context: Callable[..., FLContext], events_in: Callable[[Path], dict[str, Any]]
+) -> None:
+    reply, executor = do(number=1)
+    reply["DXO"]["meta"][Meta.METRICS] = {}
+    after_filters(executor, reply, context)
+    executor.fire_fed_event.assert_not_called()
+    place = place_of(context())
+    assert events_in(place.run / "tb_events") == {place.name: {"training/loss": [(1, 0.5)]}}
+    executor.handle_event(EventType.END_RUN, context())
+
+
+def test_a_task_that_fails_writes_no_event(do: Callable[..., Any], context: Callable[..., FLContext]) -> None:
+    do(raising(ValueError("x")))
+    assert not (place_of(context()).run / "tb_events").exists()
 
 
 def test_a_reply_of_another_executor_is_left_to_that_one(

@@ -257,6 +257,21 @@ def test_a_local_person_is_asked_where_the_file_says_so_and_nowhere_else(kit: Ki
         kit.open(simulated=simulated)
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_site_writes_its_page_unless_its_file_says_otherwise(kit: Kit, simulated: bool) -> None:
+    kit.write()
+    assert kit.open(simulated=simulated).report is True
+    kit.write(report=False)
+    assert kit.open(simulated=simulated).report is False
+
+
+def test_figures_on_fewer_patients_than_the_site_tells_stay_where_it_says_so(kit: Kit) -> None:
+    kit.write()
+    assert kit.open().least_told == 0, "and no filter lets anything pass"
+    kit.write(privacy={"min_count": 7})
+    assert kit.open().least_told == 7
+
+
 @pytest.mark.parametrize("name", ["../site", "a/b", "", ".hidden"])
 def test_a_name_that_leads_elsewhere_is_refused(kit: Kit, name: str) -> None:
     kit.write()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from fedmedseg.core import checkpoint
+from fedmedseg.core import checkpoint, in_process
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.recall import recall
@@ -107,6 +109,32 @@ def test_fedprox_without_weight_is_fedavg_and_with_it_stays_nearer(federate: Fed
             plain._run_round("training", 0, 2)
             assert equal(plain.shared, one.shared)
     assert moved[1] < moved[0]
+
+
+def test_a_sites_page_names_its_patients_and_nothing_that_is_told_does(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    replies: list[str] = []
+    real = in_process.encode
+
+    def listening(*given: Any, **more: Any) -> Any:
+        replies.append(repr(answer := real(*given, **more)))
+        return answer
+
+    monkeypatch.setattr(in_process, "encode", listening)
+    federation = federate(stages={"training": {"rounds": 1}})
+    figures = [federation.run_stage(stage) for stage in ("training", "evaluation")]
+    pages = sorted(federation.workspace.with_name("w.fedmedseg").glob("*/models/tiny/site_report.html"))
+    assert [page.parents[2].name for page in pages] == ["site-1", "site-2"]
+    for page, patient in zip(pages, ("Ada3", "Ada2"), strict=True):
+        text = page.read_text()
+        assert patient in text, "the test case's patient"
+        assert f"i{patient[-1]}.nii.gz" in text
+        assert "data:image/png;base64," in text
+    assert len(replies) == 4
+    for told in (caplog.text, *replies, repr(figures)):
+        assert not re.search(r"Ada\d|\bi\d\.nii|image/png", told)
 
 
 def test_norms_stay_at_the_sites_under_fedbn(federate: Federate) -> None:

@@ -28,6 +28,7 @@ from overhearing import MESSAGES
 from fedmedseg.core import simulation
 from fedmedseg.core.allowed_classes import simulator_resources
 from fedmedseg.core.jobs import read_settings, write_job
+from fedmedseg.reporting.site_page import FILE as SITE_PAGE
 
 JOB = Path(__file__).parents[2] / "jobs" / "fedata"
 SUPPORT = Path(__file__).parent / "support"
@@ -118,6 +119,13 @@ def marked(*folders: Path, logs_only: bool = False) -> list[str]:
     return found
 
 
+def pages(folder: Path) -> int:
+    """How many sites' own pages lie here; every one shows patients, and so is where the search would find them."""
+    found = list(folder.rglob(SITE_PAGE))
+    assert all(MARKER.search(page.read_bytes()) for page in found)
+    return len(found)
+
+
 def kinds(folder: Path) -> set[str]:
     """What a server's folder holds, by the ends of names."""
     return {file.suffix for file in folder.rglob("*") if file.is_file()}
@@ -166,6 +174,7 @@ def test_in_the_simulator_no_marker_leaves_the_data(tmp_path: Path) -> None:
     assert messages.read_text().count("dice/") > 0, "the messages were heard"
     homes = workspace.with_name(workspace.name + simulation.HOME_SUFFIX)
     assert marked(server, call.log.parent, homes / "server") == []
+    assert pages(homes) == len(SITES)
     assert marked(*(workspace / site for site in SITES), logs_only=True) == []
     assert "set aside" in log, "the damaged volume was told, without its name"
 
@@ -186,6 +195,7 @@ def test_in_a_federation_no_marker_leaves_the_data(tmp_path: Path) -> None:
     assert marked(hospitals.server, hospitals.folder / "results") == []
     said = [hospitals.kits / f"{name}.log" for name in ("localhost", *SITES)]
     assert [file.name for file in said if MARKER.search(file.read_bytes())] == []
+    assert pages(hospitals.kits) == len(SITES)
     for site in SITES:
         kit = hospitals.kits / site
         assert marked(kit / "audit", kit / ended.job_id, logs_only=True) == []

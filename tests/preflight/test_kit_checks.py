@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedmedseg.core import kit_checks
-from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, OPTIONAL_AT_SERVER
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Level
 from fedmedseg.core.kit import Kit, open_kit
@@ -279,6 +279,21 @@ def test_an_allow_list_must_be_there_enforced_and_ours(
     federation: Any, resources: dict[str, Any], level: Level
 ) -> None:
     assert kit_checks.class_allow_list(open_kit(federation.kit(resources=resources))).level is level
+
+
+def test_who_runs_a_server_may_add_flares_mlflow_receiver_and_a_site_may_not(federation: Any, tmp_path: Path) -> None:
+    added = {"class_allow_list": [*OURS, *OPTIONAL_AT_SERVER]}
+    assert kit_checks.class_allow_list(open_kit(federation.kit(resources=added))).level is Level.FAIL
+    server = tmp_path / "server"
+    for folder in ("startup", "local"):
+        (server / folder).mkdir(parents=True)
+    content = {"servers": [{"service": {"target": "localhost:1"}, "admin_server": "localhost"}]}
+    (server / "startup" / "fed_server.json").write_text(json.dumps(content))
+    for listed, level in ((added["class_allow_list"], Level.PASS), ([*OURS, "fedmedseg."], Level.FAIL)):
+        (server / "local" / "resources.json").write_text(json.dumps({"class_allow_list": listed}))
+        found = kit_checks.class_allow_list(open_kit(server))
+        assert found.level is level
+        assert ("added by hand: nvflare." in found.found) is (level is Level.PASS)
 
 
 def test_the_list_of_the_kit_counts_where_the_site_has_none_of_its_own(federation: Any) -> None:

@@ -25,10 +25,10 @@ def record() -> dict[str, Any]:
 
 
 def test_traffic_says_how_much_of_it_is_features(record: dict[str, Any]) -> None:
-    movement = context(record, {})["movement"]
+    movement = context(record, {})["by_site"]
     assert "of which features 10.0 MB" in movement[0]["down"] or "of which features 9.5 MiB" in movement[0]["down"]
     assert "of which features" in movement[0]["up"]
-    for line in context(records.finished(), {})["movement"]:
+    for line in context(records.finished(), {})["by_site"]:
         assert "features" not in line["down"] + line["up"]
 
 

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import records
+from html_page import Page
 
-from fedmedseg.reporting.figures import figures
-from fedmedseg.reporting.report import HTMLReporter, write_report
+from fedmedseg.reporting.against import reduced
+from fedmedseg.reporting.figures import draw_dice, draw_hd95, figures
+from fedmedseg.reporting.report import HTMLReporter, render, write_report
 from fedmedseg.reporting.tables import plain_text_summary
 
-EVERY_FIGURE = {"dice", "hd95", "loss", "teacher", "participation", "weights", "attention", "seconds", "bytes"}
-
-
-class Page(HTMLParser):
-    """Text, attributes and balance of a page."""
-
-    VOID = ("meta", "img", "link", "br", "hr", "input")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+EVERY_FIGURE = {"dice", "hd95", "curves", "teacher", "participation", "weights", "attention", "seconds", "bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +32,145 @@ def page(record: dict[str, Any], folder: Path) -> Page:
     return Page(write_report(record, folder).read_text(encoding="utf-8"))
 
 
+def said(record: dict[str, Any]) -> str:
+    """The page's words, of a page without figures: they take long to draw."""
+    return Page(render(record, {})).text
+
+
 def test_a_finished_run_has_every_section_and_its_numbers(written: Path) -> None:
     shown = Page(written.read_text(encoding="utf-8"))
     assert "cardiac-study finished" in shown.text
     assert "personal 0.740 mean Dice; worst site site-3: 0.720" in shown.text
     assert "site-1 4 cases left ventricle 0.860 1.4 mm 0.820 1.8 mm 0.780 2.2 mm 0.060 *2 9.4 mm" in shown.text
-    assert "mean over sites 0.740 0.700 0.660 0.013" in shown.text
+    assert "mean over sites 0.740 0.700 0.660 0.013 standard deviation between sites ± 0.020" in shown.text
+    # by hand: 0.86 - 0.82 at every structure and site
+    assert "site-1 +0.040 0.760 \N{MINUS SIGN} 0.720 +0.080" in shown.text
+    assert "sites where the first is ahead 3 of 3 3 of 3 3 of 3" in shown.text
     assert "pretraining 2 site-3 not accepted NOT_FINITE: encoder.norm" in shown.text
     assert "lost their spread at site-2, pretraining round 6" in shown.text
     # by hand: 6 pretraining rounds at 3 MiB down and 2 MiB up, fine-tuning 3 MiB down
     assert "site-1 8 of 8 10 21.0 MiB 12.0 MiB 37 s 8.0 s" in shown.text
     assert "site-3 7 of 8 10 21.0 MiB 10.0 MiB 33 s 8.0 s" in shown.text
-    for fact in ("seconds aggregating 2.00", "torch 2.13.0", "cd" * 32, "2026-01-02"):
+    assert "pretraining 2 2 of 3 9.0 MiB 4.0 MiB 4.0 s 1.0 s 0.2 s 6.0 s" in shown.text, "every round in numbers"
+    for fact in ("seconds aggregating 2.00", "torch 2.13.0", "cd" * 32, "2026-01-02 03:04 UTC", "seed 1"):
         assert fact in shown.text
+    assert "sites site-1, site-2, site-3 stages, with their rounds pretraining (6), fine tuning (1)" in shown.text
+
+
+def test_the_spread_over_patients_is_shown_where_sites_tell_it() -> None:
+    record = records.finished()
+    metrics = record["rounds"][-1]["sites"]["site-1"]["metrics"]
+    metrics |= {"spread/dice/personal/myocardium": 0.0421, "spread/hd95/personal/myocardium": 0.66}
+    text = said(record)
+    assert "myocardium 0.760 ± 0.042 2.4 ± 0.7 mm 0.720 2.8 mm" in text
+    assert "standard deviation over the site's patients" in text
+    assert "standard deviation over the site's patients" not in said(records.finished())
+
+
+def test_figures_draw_a_spread_as_a_line_over_its_bar() -> None:
+    metrics = {"dice/personal/liver": 0.9, "hd95/personal/liver": 3.0}
+    spread = {"spread/dice/personal/liver": 0.2, "spread/hd95/personal/liver": 1.0}
+    for draw, ends in ((draw_dice, (0.7, 1.0)), (draw_hd95, (2.0, 4.0))):
+        for told, lines in ((metrics, []), (metrics | spread, [ends])):
+            record = {"rounds": [records.one_round("evaluation", 0, 1, {"a": records.answer(metrics=told)})]}
+            figure = draw(record)
+            assert figure is not None
+            drawn = [line.get_segments()[0][:, 1] for line in figure.axes[0].collections]
+            assert [tuple(line) for line in drawn] == [pytest.approx(one) for one in lines]
+
+
+def test_what_a_site_withheld_is_called_so_and_never_a_zero() -> None:
+    """Counts below a site's threshold come as nothing; a reply on too few cases tells no figure at all."""
+    record = records.finished()
+    tested = record["rounds"][-1]["sites"]
+    del tested["site-2"]["metrics"]["cases"]
+    tested["site-3"] |= {"metrics": {}}
+    for one in record["rounds"]:
+        one["sites"]["site-3"]["examples"] = None
+    text = said(record)
+    assert "site-2 number of cases withheld" in text
+    assert "site-3: took the test and told no figure" in text
+    assert "site-3 7 of 8 withheld" in text
+    assert "0 cases" not in text
+    assert "withheld where they are small" not in text
+    del tested["site-1"]["metrics"]["failures/personal/myocardium"]
+    assert "site-1: numbers of such volumes are withheld where they are small" in said(record)
+
+
+def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
+    record = records.finished()
+    assert "No alarm" not in said(record)
+    for number, one in enumerate(record["rounds"][:6]):
+        one["unchanged"] = max(0, number - 1)
+        for answer in one["sites"].values():
+            answer["metrics"].pop("collapse_alarm", None)
+    assert "No progress: the shared model did not change in pretraining rounds 3-6" in said(record)
+    for one in record["rounds"]:
+        one["unchanged"] = 0
+    assert "No alarm: no collapse, no standstill" in said(record)
+    for answer in record["rounds"][-1]["sites"].values():
+        answer["metrics"] |= {"dice/personal/myocardium": 0.0}
+    assert "Worse than it should be: floor MISSED: personal 0.493" in said(record)
+
+
+def test_refusals_alike_are_one_line_and_those_made_good_are_told() -> None:
+    record = records.finished()
+    bad = record["rounds"][1]["sites"]["site-3"]
+    for number in (2, 4):
+        record["rounds"][number]["sites"]["site-3"] = dict(bad)
+    record["rounds"][0]["refusals"] = [{"site": "site-1", "reason": "SCHEMA: a replay"}]
+    record["rounds"][1]["refusals"] = [{"site": "site-3", "reason": bad["reason"]}]
+    text = said(record)
+    assert "pretraining 2-3, 5 site-3 not accepted NOT_FINITE: encoder.norm" in text
+    assert "pretraining 1 site-1 refused at first, then accepted SCHEMA: a replay" in text
+    assert text.count("NOT_FINITE") == 1
+
+
+def test_where_the_models_are_and_the_settings_are_told() -> None:
+    record = records.finished()
+    assert "The server kept no shared model" in said(record)
+    record["models"] = [{"file": "models/shared.safetensors", "bytes": 3 * 2**20}]
+    record["settings"] = {"study": "cardiac-study", "data": {"role": "cmr"}}
+    text = said(record)
+    assert "beside that of this report: models/shared.safetensors (3.0 MiB)." in text
+    assert "study: cardiac-study data: role: cmr" in text
+
+
+def test_a_run_is_compared_with_the_one_before() -> None:
+    now, before = records.finished(), records.finished(("site-1", "site-2", "old"))
+    before |= {"seed": 2, "started": "2025-12-30T10:00:00+00:00", "versions": {"python": "3.11.9", "torch": "2.12.0"}}
+    for answer in before["rounds"][-1]["sites"].values():
+        answer["metrics"]["dice/personal/myocardium"] -= 0.3
+    text = said({**now, "previous": json.loads(json.dumps(reduced(before)))})
+    assert "cardiac-study, started 2025-12-30 10:00 UTC." in text
+    assert "seed 1, then 2; only now: site-3; only then: old; torch 2.13.0, then 2.12.0" in text
+    # by hand: a third of 0.3, at the two sites of both runs
+    assert "site-1 +0.100 0.760 \N{MINUS SIGN} 0.660 0.000" in text
+    assert "sites that are better than before 2 of 2 0 of 2 0 of 2" in text
+    assert "Against the previous run" not in said(now)
+
+
+def test_a_reader_of_the_screen_finds_its_way(written: Path) -> None:
+    html = written.read_text(encoding="utf-8")
+    shown = Page(html)
+    assert ("html", {"lang": "en"}) in shown.tags
+    levels = [int(tag[1]) for tag, _ in shown.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    tables = [part.split("</table>")[0] for part in html.split("<table>")[1:]]
+    assert tables
+    for table in tables:
+        assert table.strip().startswith("<caption>")
+        assert 'scope="col"' in table
+        assert 'scope="row"' in table
+    assert all("scope" in attributes for tag, attributes in shown.tags if tag == "th")
+    told = [attributes["alt"] or "" for tag, attributes in shown.tags if tag == "img"]
+    assert all(len(text) > 20 for text in told)
+    assert any("pretraining: loss: site-1 from 0.9 to 0.15" in text for text in told), "a curve in words"
+    # what scrolls by itself can be reached and scrolled without a mouse
+    boxes = [attributes for _, attributes in shown.tags if attributes.get("class") == "scroll"]
+    assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
 
 
 def test_the_page_needs_nothing_from_outside(written: Path) -> None:
@@ -92,7 +190,7 @@ def test_figures_lie_beside_the_page_and_the_record_is_kept_whole(written: Path)
     assert json.loads((written.parent / "report.json").read_text()) == records.finished()
 
 
-def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_record_gives_the_same_bytes() -> None:
     first, second = (figures(records.stopped()) for _ in range(2))
     assert first == second
 
@@ -120,7 +218,7 @@ def test_a_stopped_run_is_reported_with_its_reason_and_without_scores(tmp_path: 
     ],
 )
 def test_a_record_that_stops_anywhere_still_gives_a_page(record: dict[str, Any], tmp_path: Path) -> None:
-    assert "To repeat this run" in page(record, tmp_path).text
+    assert "What ran" in page(record, tmp_path).text
     plain_text_summary(record)
 
 
@@ -174,9 +272,9 @@ def test_personal_models_shares_are_drawn_like_attention() -> None:
     assert all(site in drawn["attention"] for site in sites)
 
 
-def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was_federated(tmp_path: Path) -> None:
+def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was_federated() -> None:
     record = records.finished()
-    text = page(record, tmp_path / "local").text
+    text = said(record)
     assert "personal starts from the site's own pretrained encoder" in text.lower()
     assert "federated: each trained column" not in text
     for one in record["rounds"]:
@@ -185,31 +283,31 @@ def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was
                 answer["metrics"] = {
                     name: value for name, value in answer["metrics"].items() if "/personal/" not in name
                 } | {"best_round/shared": 2.0}
-    text = page(record, tmp_path / "together").text
+    text = said(record)
     assert "federated: each trained column" in text
     assert "own pretrained encoder" not in text
 
 
-def test_encrypted_replies_are_reported_with_the_guards_that_were_off(tmp_path: Path, written: Path) -> None:
+def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     record = {
         **records.finished(),
         "encryption": {"scheme": "ckks", "guards_off": ["norm of the differences", "progress"]},
     }
-    text = page(record, tmp_path).text
+    text = said(record)
     assert "Replies were encrypted (ckks)." in text
     assert "norm of the differences; progress." in text
     assert "encrypted (ckks): 2 guards" in plain_text_summary(record)
-    assert "encrypted" not in Page(written.read_text(encoding="utf-8")).text
+    assert "encrypted" not in said(records.finished())
     assert "encrypted" not in plain_text_summary(records.finished())
     assert "encrypted" not in plain_text_summary({**record, "rounds": []}), "nothing was sent yet"
 
 
 def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:
-    from fedmedseg.reporting.report import _legend
+    from fedmedseg.reporting.scores import legend
 
     metrics = {"dice/personal/liver": 0.5, "best_round/personal": 2.0}
     record = {"rounds": [{"stage": "training"}, {"stage": "evaluation", "sites": {"a": {"metrics": metrics}}}]}
-    said = _legend(record, ["personal", "scratch"])
+    said = legend(record, ["personal", "scratch"])
     assert "trained in the federation" in said
     assert "without the other sites" in said
     assert "validated best there" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -68,12 +69,19 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     assert reply.metrics["cases"] == reply.examples == 3
     folder = site.models / "small"
     assert sorted(file.name for file in folder.iterdir()) == [
-        "overlay.png",
+        "overlay_best.png",
+        "overlay_median.png",
+        "overlay_worst.png",
         "personal.safetensors",
         "scratch.safetensors",
         "shared.safetensors",
+        "site_report.html",
         "test_scores.json",
     ]
+    page = (folder / "site_report.html").read_text()
+    assert "This page may not leave site-1." in page
+    assert page.count("data:image/png;base64,") == 3
+    assert all(page.count(f"Planted{name}.nii.gz") >= len(models) for name in ("Dee_ED", "Dee_ES", "Eve_ED"))
     scores = json.loads((folder / "test_scores.json").read_text())
     assert [len(scores["models"][model]["volumes"]) for model in models] == [3] * 4
     assert [len(scores["models"][model]["patients"]) for model in models] == [2] * 4
@@ -81,8 +89,23 @@ def test_fine_tuning_and_evaluation_leave_models_scores_picture_and_declared_met
     assert summary["dice"] == pytest.approx(reply.metrics["dice/personal/disc"])
     for marker in ("PlantedAda", "PlantedBea", "PlantedCyd", "PlantedDee", "PlantedEve", ".nii.gz"):
         assert marker not in caplog.text
+        assert marker not in repr(reply)
         assert marker not in (folder / "test_scores.json").read_text()
         assert marker.encode() not in (folder / "personal.safetensors").read_bytes()
+
+
+def test_a_site_that_wants_no_page_gets_none_and_loses_that_of_an_earlier_test(experiment, site, make_task):
+    torch.set_num_threads(1)
+    study = experiment.model_copy(update={"fedata": experiment.fedata.model_copy(update={"starts": ("scratch",)})})
+    SegmentationLearner(experiment=study, site=site).run(make_task("fine_tuning", experiment=study), {})
+    told = {}
+    for wanted in (True, False):
+        learner = SegmentationLearner(experiment=study, site=dataclasses.replace(site, report=wanted))
+        told[wanted] = learner.run(make_task("evaluation", experiment=study), {}).metrics
+        written = {file.name for file in (site.models / "small").iterdir() if file.suffix in (".html", ".png")}
+        assert bool(written) is wanted
+    assert told[True] == told[False]
+    assert (site.models / "small" / "test_scores.json").is_file()
 
 
 def test_starts_begin_with_one_decoder_and_their_own_encoder(experiment, make_learner, make_task, monkeypatch):

@@ -29,9 +29,20 @@ def test_metrics_are_means_over_patients_and_hold_no_nan():
     assert figures == {
         "dice/personal/lv": pytest.approx((0.8 + 0.0) / 2),
         "hd95/personal/lv": pytest.approx((3.0 + 90.0) / 2),
+        # of two values their difference over the root of two
+        "spread/dice/personal/lv": pytest.approx(0.8 / math.sqrt(2)),
+        "spread/hd95/personal/lv": pytest.approx(87.0 / math.sqrt(2)),
         "failures/personal/lv": 1.0,
         "failures/personal/rv": 0.0,
     }
+
+
+def test_a_structure_on_fewer_patients_than_may_be_told_keeps_its_figures():
+    failures = {"failures/personal/lv": 1.0, "failures/personal/rv": 0.0}
+    assert metrics_of({"personal": SCORES}, least=2) == metrics_of({"personal": SCORES})
+    assert metrics_of({"personal": SCORES}, least=3) == failures
+    # one patient has no spread
+    assert set(metrics_of({"personal": SCORES[:2]})) == {"dice/personal/lv", "hd95/personal/lv", *failures}
 
 
 def test_the_sites_own_file_has_volumes_patients_and_summary(tmp_path, make_experiment):

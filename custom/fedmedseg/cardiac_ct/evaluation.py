@@ -110,18 +110,20 @@ def score_cases(
     return results
 
 
-def metrics(results: Mapping[str, Sequence[CaseResult]]) -> dict[str, float]:
+def metrics(results: Mapping[str, Sequence[CaseResult]], *, least: int = 0) -> dict[str, float]:
     """Figures of each model as they may leave a site.
 
     ``distance/{median,q25,q75,mean}/<model>/<point>`` in mm over all cases, a missing point counted as infinitely far:
     a figure that is then infinite is left out, which ``missed/<model>/<point>`` of ``points/<model>/<point>`` explain;
-    the mean is over the points that were found. ``dice``, ``hd95`` and ``failures`` per structure;
+    the mean is over the points that were found. ``dice``, ``hd95``, their ``spread`` and ``failures`` per structure.
+    What stands on fewer than ``least`` patients, or volumes of a point or of calcium, is left out;
     ``calcium/{volume_error,agatston_error}/<model>``, mean absolute, the volume in mm3.
     """
     scores = {
         model: [CaseScore(one.key, one.patient, one.structures) for one in every] for model, every in results.items()
     }
-    figures = metrics_of({model: every for model, every in scores.items() if any(one.structures for one in every)})
+    masks = {model: every for model, every in scores.items() if any(one.structures for one in every)}
+    figures = metrics_of(masks, least=least)
     points = {
         model: [PointCase(one.key, one.patient, one.distances, one.invented) for one in every if one.distances]
         for model, every in results.items()
@@ -129,12 +131,13 @@ def metrics(results: Mapping[str, Sequence[CaseResult]]) -> dict[str, float]:
     for row in summarise_points({model: every for model, every in points.items() if every}):
         place = f"{row.model}/{row.point}"
         said = {"median": row.median, "q25": row.q25, "q75": row.q75, "mean": row.mean}
-        figures |= {f"distance/{what}/{place}": value for what, value in said.items() if math.isfinite(value)}
+        if row.n >= least:
+            figures |= {f"distance/{what}/{place}": value for what, value in said.items() if math.isfinite(value)}
         figures |= {f"missed/{place}": float(row.missed), f"points/{place}": float(row.n)}
     for model, every in results.items():
         for what in ("volume", "agatston"):
             errors = [abs(one.calcium[what] - one.calcium[f"true_{what}"]) for one in every if one.calcium]
-            if errors:
+            if len(errors) >= max(1, least):
                 figures[f"calcium/{what}_error/{model}"] = math.fsum(errors) / len(errors)
     return figures
 

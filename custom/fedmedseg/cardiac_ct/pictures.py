@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,12 @@ from fedmedseg.cardiac_ct.answers import found_in
 from fedmedseg.cardiac_ct.evaluation import CaseResult, Predict
 from fedmedseg.cardiac_ct.lessons import inputs_of
 from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER
-from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.data.tasks import TASKS, TaskVolumes
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.reporting.points import FAR_MM
 from fedmedseg.segmentation.overlay import TRUTH, busiest_slice, overlay_png
-
-PLACES = ("worst", "median", "best")
-"""What the pictures are called, ``overlay_<place>.png``; of fewer than three cases those in between are left out."""
+from fedmedseg.segmentation.pictures import chosen, place_pictures
 
 
 def standing(result: CaseResult) -> float:
@@ -35,19 +32,9 @@ def standing(result: CaseResult) -> float:
     return math.fsum([*dice, *near]) / (len(dice) + len(near)) if dice or near else math.nan
 
 
-def chosen(standings: Sequence[float]) -> dict[str, int]:
-    """Which cases are drawn, by the pictures' names; cases without a standing are not.
-
-    >>> chosen([0.5, 0.2, math.nan, 0.9]), chosen([0.1, 0.7]), chosen([0.3])
-    ({'worst': 1, 'median': 0, 'best': 3}, {'worst': 0, 'best': 1}, {'best': 0})
-    """
-    order = sorted((index for index, one in enumerate(standings) if not math.isnan(one)), key=lambda i: standings[i])
-    middle = order[(len(order) - 1) // 2 : (len(order) - 1) // 2 + 1] if len(order) > 2 else []
-    return dict(
-        [("worst", one) for one in order[:1] if len(order) > 1]
-        + [("median", one) for one in middle]
-        + [("best", one) for one in order[-1:]]
-    )
+def judge(models: Collection[str]) -> str:
+    """By which model cases are chosen: the transformer, or without one the CNNs."""
+    return TRANSFORMER if TRANSFORMER in models else CNN
 
 
 def write_pictures(
@@ -58,23 +45,26 @@ def write_pictures(
     volumes: Volumes,
     marked: Mapping[str, TaskVolumes],
     experiment: Experiment,
-) -> None:
-    """Draw the cases that the transformer, or without one the CNNs, did worst, middling and best on; see ``draw``.
+) -> dict[str, tuple[int, bytes]]:
+    """Draw the cases that the judging model did worst, middling and best on (see ``draw``): the case's number among
+    those tested, and the PNG, by the picture's place.
 
     ``results`` are in the order in which ``score_cases`` went through the annotated cases. A site may have no model
     where nothing is shared: it gets no picture.
     """
-    judge = TRANSFORMER if TRANSFORMER in models else CNN
-    tested = sorted({index for one in marked.values() for index in one.indices})
-    places = chosen([standing(one) for one in results[judge]]) if models else {}
-    for place in PLACES:
-        file = folder / f"overlay_{place}.png"
-        if place in places:
-            png = draw(models, volumes=volumes, marked=marked, index=tested[places[place]], experiment=experiment)
-            write_atomic(file, png)
-        else:
-            # of an earlier test with more cases
-            file.unlink(missing_ok=True)
+    tested = tested_cases(marked)
+    places = chosen([standing(one) for one in results[judge(models)]]) if models else {}
+    drawn = {
+        place: draw(models, volumes=volumes, marked=marked, index=tested[number], experiment=experiment)
+        for place, number in places.items()
+    }
+    place_pictures(folder, drawn)
+    return {place: (number, drawn[place]) for place, number in places.items()}
+
+
+def tested_cases(marked: Mapping[str, TaskVolumes]) -> list[int]:
+    """Indices of the volumes that annotate anything, in the order in which they are scored."""
+    return sorted({index for one in marked.values() for index in one.indices})
 
 
 def draw(

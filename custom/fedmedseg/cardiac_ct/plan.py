@@ -23,6 +23,7 @@ LABELLING_METRICS = ("kept/*", "refused/*", "confidence/*", "scans", "without_he
 TEST_METRICS = (
     "dice/*",
     "hd95/*",
+    "spread/*",
     "failures/*",
     "distance/*",
     "missed/*",

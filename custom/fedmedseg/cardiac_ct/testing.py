@@ -1,4 +1,4 @@
-"""The one test of a site: every model of this run on the test cases, their figures, and pictures for the site."""
+"""The one test of a site: every model of this run on the test cases, their figures, and a page for the site."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fedmedseg.cardiac_ct.evaluation import Predict, from_plain, metrics, score_
 from fedmedseg.cardiac_ct.foundation import save_models
 from fedmedseg.cardiac_ct.lessons import annotated
 from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, UNTRAINED, Networks
-from fedmedseg.cardiac_ct.pictures import write_pictures
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER, made
+from fedmedseg.cardiac_ct.site_page import write_page
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
@@ -57,9 +57,9 @@ def score_models(task: Task, *, networks: Networks, test: Volumes, folder: Path)
     write_results(folder / "test_scores.json", results, experiment=experiment)
     save_models(folder, networks.tensors, experiment=experiment)
     drawn = {model: predict() for model, predict in models.items() if model != UNTRAINED}
-    write_pictures(folder, results, drawn, volumes=test, marked=marked, experiment=experiment)
+    write_page(folder, results, drawn, volumes=test, marked=marked, experiment=experiment)
     cases = len({index for one in marked.values() for index in one.indices})
-    return Reply(metrics=metrics(results) | {"cases": float(cases)}, examples=cases)
+    return Reply(metrics=metrics(results, least=site.least_told) | {"cases": float(cases)}, examples=cases)
 
 
 def _marked(test: Volumes, experiment: Experiment) -> dict[str, TaskVolumes]:

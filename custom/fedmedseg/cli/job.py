@@ -18,7 +18,7 @@ from rich.table import Table
 
 import fedmedseg
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
-from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.bounds import MOST_SITES
 from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError
@@ -32,6 +32,7 @@ from fedmedseg.core.jobs import (
     read_settings,
     write_job,
 )
+from fedmedseg.core.tracking import MLFLOW_RECEIVER
 
 MOST_MEMORY = 1024
 EVERY_SITE = "@default"
@@ -75,6 +76,7 @@ def job(
     changes: Changes = None,
     encoder: EncoderFile = None,
     start: StartFile = None,
+    mlflow: Mlflow = None,
     gpu_memory: Annotated[
         float | None,
         typer.Option(
@@ -111,7 +113,7 @@ def job(
             )
         with _writing(out):
             _may_write(out, force)
-        study = read_study(job, preset, changes, encoder, start)
+        study = read_study(job, preset, changes, encoder, start).tracked(mlflow)
         _require_elsewhere(out, study.folder)
         if rounds is not None:
             study = study.over({"stages": {main_stage(study.experiment): {"rounds": rounds}}})
@@ -209,6 +211,7 @@ def _header(
     words += ["--min-clients", str(min_clients)]
     words += ["--encoder", encoder.name] if encoder is not None else []
     words += ["--start", start.name] if start is not None else []
+    words += ["--mlflow", study.mlflow] if study.mlflow is not None else []
     words += ["--gpu-memory", f"{gpu_memory:g}"] if gpu_memory is not None else []
     words += ["--without-phantoms"] if without_phantoms else []
     lines = [f"Written by fedmedseg {fedmedseg.__version__}:", f"  {shlex.join(words)}"]
@@ -262,6 +265,11 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
         lines.append(
             "encrypted: server and sites need kits with keys (EncryptionBuilder in project.yml) and the extra he; the "
             "simulator has neither"
+        )
+    if study.mlflow is not None:
+        lines.append(
+            f"MLflow: the server needs the extra tracking, and {MLFLOW_RECEIVER} in class_allow_list of its "
+            "local/resources.json, added by whoever runs it"
         )
     lines.append(f"submit it: nvflare job submit -j {job} --startup-kit KIT")
     for line in lines:

@@ -23,6 +23,7 @@ from fedmedseg.cli.job import job
 from fedmedseg.cli.monitor import monitor
 from fedmedseg.cli.predict import predict
 from fedmedseg.cli.preflight import preflight
+from fedmedseg.cli.report import report
 from fedmedseg.cli.resume import resume
 from fedmedseg.cli.simulate import simulate
 from fedmedseg.cli.site_policy import site_policy
@@ -59,6 +60,13 @@ COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "resume": (
         resume,
         ["fedmedseg resume 3f1c8a52-7d0e-4a1b-9c55-0d6f2b8e4a10 --startup-kit kits/lead@example.org"],
+    ),
+    "report": (
+        report,
+        [
+            "fedmedseg report runs/trial/server/simulate_job/report",
+            "fedmedseg report results/report --previous earlier/report --out compared",
+        ],
     ),
     "predict": (
         predict,

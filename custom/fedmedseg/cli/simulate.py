@@ -12,13 +12,14 @@ import yaml
 
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
-from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, StartFile, Study, read_study
-from fedmedseg.core.allowed_classes import simulator_resources
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
+from fedmedseg.core.allowed_classes import OPTIONAL_AT_SERVER, simulator_resources
 from fedmedseg.core.bounds import MOST_SITES
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml
+from fedmedseg.core.tracking import require_mlflow, wants_mlflow
 from fedmedseg.data.views import data_sets, planned_sites, site_view
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -40,11 +41,12 @@ def simulate(
     changes: Changes = None,
     encoder: EncoderFile = None,
     start: StartFile = None,
+    mlflow: Mlflow = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the earlier run of this study.")] = False,
 ) -> None:
     """Run a study in FLARE's simulator and say how it went."""
     with friendly_errors():
-        study = read_study(job, preset, changes, encoder, start)
+        study = read_study(job, preset, changes, encoder, start).tracked(mlflow)
         if resume:
             study = study.over({"resume": True})
         experiment = study.experiment
@@ -101,11 +103,14 @@ def _run(
     from fedmedseg.reporting.tables import plain_text_summary
 
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
-    simulation.prepare_workspace(workspace, simulator_resources())
+    tracks = study.mlflow is not None or wants_mlflow(folder)
+    if tracks:
+        require_mlflow(option="--mlflow" if study.mlflow is not None else f"{folder.name}: config_fed_server.json")
+    simulation.prepare_workspace(workspace, simulator_resources(added=OPTIONAL_AT_SERVER if tracks else ()))
     with simulation.claimed(workspace):
         _place_site_files(sites, workspace, names)
         _check_site_files(workspace, names, experiment)
-        if study.layers:
+        if study.layers or study.mlflow is not None:
             out = home / "jobs" / folder.name
             folder = write_job(folder, study.settings, out, finish=study.place_files)
         else:

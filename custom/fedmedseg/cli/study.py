@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,18 @@ StartFile = Annotated[
 ]
 
 
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="WHERE",
+        help="Tell MLflow, too, through FLARE's receiver at the server: `results`, a file among the job's results, or "
+        "http(s)://HOST:PORT of a tracking server. Default: off.",
+    ),
+]
+IN_RESULTS = "results"
+
+
 @dataclass(frozen=True)
 class Encoder:
     """An encoder that fits a study, ready to be put into its job."""
@@ -57,6 +69,8 @@ class Study:
     encoder: Encoder | None = None
     start: Mapping[str, Any] | None = None
     """Tensors of an earlier run."""
+    mlflow: str | None = None
+    """``--mlflow``, checked: ``results``, an address, or None."""
 
     def over(self, layer: Mapping[str, Any]) -> Study:
         """The same study with one more layer.
@@ -66,7 +80,19 @@ class Study:
         """
         layers = (*self.layers, layer)
         settings, experiment = read_settings(self.folder, list(layers))
-        return Study(self.folder, layers, settings, experiment, self.encoder, self.start)
+        return replace(self, layers=layers, settings=settings, experiment=experiment)
+
+    def tracked(self, where: str | None) -> Study:
+        """The same study with FLARE's MLflow receiver in its job; unchanged where ``where`` is None.
+
+        Raises:
+            ConfigurationError: ``where`` is neither ``results`` nor the address of a tracking server.
+        """
+        from fedmedseg.core.tracking import check_uri
+
+        if where is not None and where != IN_RESULTS:
+            check_uri(where, option="--mlflow")
+        return replace(self, mlflow=where)
 
     def place_files(self, job: Path) -> None:
         """Put what the study starts from beside the experiment.yaml of ``job``, a copy of this study's.
@@ -82,6 +108,10 @@ class Study:
             save_start(file, self.start)
         elif getattr(self.experiment.wing, "start", None) is None:
             file.unlink(missing_ok=True)
+        if self.mlflow is not None:
+            from fedmedseg.core.tracking import add_mlflow
+
+            add_mlflow(job, self.experiment.study, None if self.mlflow == IN_RESULTS else self.mlflow)
         self.check_files(job)
 
     def check_files(self, job: Path) -> None:

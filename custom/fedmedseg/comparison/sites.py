@@ -83,7 +83,8 @@ def place_site(site: str, content: Mapping[str, Any], workspace: Path, cache: Pa
     target = workspace / "local" / "sites"
     target.mkdir(parents=True, exist_ok=True)
     home = workspace.with_name(workspace.name + ".fedmedseg") / site
-    own = {"cache_dir": str((cache / site).resolve())}
+    # nobody looks at a page for each of hundreds of cells, and drawing them takes time
+    own: dict[str, Any] = {"cache_dir": str((cache / site).resolve()), "report": False}
     own |= {key: str((home / key).resolve()) for key in ("state_dir", "models_dir")}
     (target / f"{site}.yaml").write_text(yaml.safe_dump(merged(content, own)), encoding="utf-8")
 

@@ -7,7 +7,7 @@ package imports could be called with arguments of a job's choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CLASS_ALLOW_LIST = (
@@ -35,15 +35,27 @@ CLASS_ALLOW_LIST = (
     "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
 )
 
+OPTIONAL_AT_SERVER = ("nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver",)
+"""Classes that whoever runs a server may add to its list by hand (``core.tracking``): they send figures to an address
+that a job names."""
+
 
 def class_policy() -> dict[str, Any]:
     """The part of ``local/resources.json`` that says which classes a job may name."""
     return {"class_list_enforcement_mode": "enforce", "class_allow_list": list(CLASS_ALLOW_LIST)}
 
 
-def simulator_resources() -> dict[str, Any]:
+def simulator_resources(*, added: Sequence[str] = ()) -> dict[str, Any]:
     """Content of ``local/resources.json`` in a simulator workspace: FLARE enforces the list there too."""
-    return {"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}
+    return {"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *added]}
+
+
+def without_optional(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """A server's resources as they would be without the classes that may be added to its list by hand."""
+    listed = resources.get("class_allow_list")
+    if not isinstance(listed, list):
+        return dict(resources)
+    return {**resources, "class_allow_list": [one for one in listed if one not in OPTIONAL_AT_SERVER]}
 
 
 def list_problems(resources: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,7 @@ from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.memory import TaskCollector
+from fedmedseg.core.own_events import OwnEvents, tag_of
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode, thin
@@ -161,6 +162,8 @@ class TrainingExecutor(Executor):
             request=shareable,
             seconds=time.monotonic() - began,
         )
+        # only now are they known to be numbers that the study declares
+        ready.events.write(reply.metrics, stage=task_name, step=task.round)
         self._unreported = answer.get_header(Header.NONCE)
         codec = codec_of(ready.experiment, contract, ready.schema.part(contract.returned_in(task.round)))
         self._leaving = None if codec is None else (codec, task.state)
@@ -170,6 +173,8 @@ class TrainingExecutor(Executor):
         """Once the site's filters have let this executor's reply pass: tell TensorBoard its figures, and put its
         differences into the form in which they travel.
         """
+        if event_type == EventType.END_RUN and self._ready is not None:
+            self._ready.events.close()
         if event_type != EventType.AFTER_TASK_RESULT_FILTER or self._unreported is None:
             return
         reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
@@ -195,7 +200,7 @@ class TrainingExecutor(Executor):
         stage, step = reply.get_header(Header.STAGE), reply.get_header(Header.ROUND)
         for name, value in sorted(from_shareable(reply).get_meta_prop(Meta.METRICS, {}).items()):
             dxo = create_analytic_dxo(
-                tag=f"{stage}/{name}",
+                tag=tag_of(stage, name),
                 value=float(value),
                 data_type=AnalyticsDataType.SCALAR,
                 global_step=step,
@@ -246,6 +251,7 @@ class _Ready:
         self.schema = schema
         self.learner = learner
         self.place = place
+        self.events = OwnEvents(run=place.run, site=place.name)
         self._encryption = encryption
 
     @property

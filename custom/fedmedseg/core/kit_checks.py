@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, list_problems
+from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, OPTIONAL_AT_SERVER, list_problems, without_optional
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.findings import Finding, failed, passed, warned
 from fedmedseg.core.kit import Kit, read_json, site_resources
@@ -142,12 +142,15 @@ def class_allow_list(kit: Kit) -> Finding:
     check, mend = "class allow-list", "take local/resources.json of the kit as it was provisioned"
     file = site_resources(kit.local)
     try:
-        found = list_problems(read_json(file))
+        resources = read_json(file)
+        found = list_problems(without_optional(resources) if kit.role == "server" else resources)
     except ConfigurationError as error:
         return failed(check, f"{file.name}: {error.got}", mend)
     if found:
         return failed(check, "; ".join(found), mend)
-    return passed(check, f"{len(CLASS_ALLOW_LIST)} classes, exactly what our jobs name")
+    added = [one for one in OPTIONAL_AT_SERVER if one in resources.get("class_allow_list", ())]
+    more = f"; added by hand: {', '.join(added)}" if added else ""
+    return passed(check, f"{len(CLASS_ALLOW_LIST)} classes, exactly what our jobs name{more}")
 
 
 def privacy_scopes(kit: Kit) -> Finding:

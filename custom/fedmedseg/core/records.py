@@ -80,11 +80,13 @@ class RunRecord(Widget):
             "seconds": 0.0,
             "outcome": "stopped",
             "reason": self._reason,
+            "settings": experiment.model_dump(mode="json", exclude={"resume"}),
             "labels": {str(number): name for number, name in experiment.data.labels.items()},
             "structures": list(experiment.data.structures),
             "sites": sorted(sites),
             "encryption": encryption_of(experiment),
             "stages_left": stages,
+            "models": [],
             "rounds": list(history),
         }
 
@@ -120,6 +122,7 @@ class RunRecord(Widget):
         elif event_type == EventType.END_RUN and self._record and not self._written:
             self._written = True
             folder = place_of(fl_ctx).run / "report"
+            self._record["models"] = _files_in(folder.parent / "models")
             self._write(folder)
             report = self.reporter.write(self._record, folder)
             for line in self.reporter.summary(self._record).splitlines():
@@ -136,6 +139,12 @@ def encryption_of(experiment: Experiment) -> dict[str, Any] | None:
     """The scheme that replies are encrypted with, and what the server cannot check then; None where they are plain."""
     scheme = experiment.federation.encryption
     return None if scheme == "none" else {"scheme": scheme, "guards_off": list(GUARDS_OFF)}
+
+
+def _files_in(folder: Path) -> list[dict[str, Any]]:
+    """The models of a run as the report names them: by their place in the run folder, never the machine's."""
+    found = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    return [{"file": f"{folder.name}/{file.name}", "bytes": file.stat().st_size} for file in found]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

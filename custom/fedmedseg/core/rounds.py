@@ -81,6 +81,8 @@ def round_record(
         "wall_seconds": round(time.monotonic() - facts["began"], 3),
         "shared_sha256": shared_sha256,
         "notes": aggregator.notes,
+        # rounds in a row, this one included, in which the shared model stood still
+        "unchanged": facts.get("unchanged", 0),
         "guards_off": list(GUARDS_OFF) if _sealed(aggregator) else [],
     }
 

@@ -442,6 +442,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             digest = self._digest()
             stands = (digest == self._round_facts["shared"] or self.aggregator.still) and not self.contract.collects
             self._unchanged = self._unchanged + 1 if stands else 0
+            self._round_facts["unchanged"] = self._unchanged
         try:
             record = self._write_record(digest)
             self._keep_personal()

@@ -86,13 +86,10 @@ def admit(cases: Sequence[Case], *, data: DataSection, budget_mb: int, cache: Ca
 
 def check(case: Case, *, data: DataSection, budget_mb: int, cache: Cache) -> dict[str, Any]:
     """``{"reason": None or text, "sha256": [image, label]}`` of one case, cached while its files are unchanged."""
-    try:
-        name = _digest(case, data, budget_mb)
-    except OSError:
-        return {"reason": "file cannot be read", "sha256": []}
-    known = cache.record("checks", name)
+    known = remembered(case, data=data, budget_mb=budget_mb, cache=cache)
     if known is not None:
         return known
+    name = _digest(case, data, budget_mb)
     try:
         inspect(case, data=data, budget_mb=budget_mb)
         result: dict[str, Any] = {
@@ -109,6 +106,15 @@ def check(case: Case, *, data: DataSection, budget_mb: int, cache: Cache) -> dic
         return {"reason": "file cannot be read", "sha256": []}
     cache.write_record("checks", name, result)
     return result
+
+
+def remembered(case: Case, *, data: DataSection, budget_mb: int, cache: Cache) -> dict[str, Any] | None:
+    """What ``check`` gave for these very files before, or None; files that cannot be looked at are told at once."""
+    try:
+        name = _digest(case, data, budget_mb)
+    except OSError:
+        return {"reason": "file cannot be read", "sha256": []}
+    return cache.record("checks", name)
 
 
 def inspect(case: Case, *, data: DataSection, budget_mb: int) -> None:

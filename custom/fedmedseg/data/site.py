@@ -60,8 +60,15 @@ class Site:
     approval: Approval = "none"
     prefers: str | None = None
     """Role with which it takes part where a study would take several of its data sets."""
+    report: bool = True
+    """Whether the site writes a page of its own after the test (``reporting.site_page``); it never travels."""
     publish: bool = False
     """Whether studies that ask for it get the parts of its models that are otherwise its own."""
+
+    @property
+    def least_told(self) -> int:
+        """Figures that stand on fewer patients than this stay here; 0 where no site file says so (the simulator)."""
+        return 0 if self.privacy is None else self.privacy.min_count
 
     def data_list(self, role: str) -> Path:
         """The data list of ``role``.
@@ -103,6 +110,8 @@ class SiteFile(Strict):
     """``each_job``: a local person must agree to every job before its first task (``core.approval``)."""
     prefers: str | None = None
     """The role to take part with where a study accepts several that this site offers (``data.views``)."""
+    report: bool = True
+    """``false``: no page with pictures and scores of single cases is written after the test."""
     publish: bool = False
     """``true``: a study that asks for it gets the parts of this site's models that are otherwise its own."""
 
@@ -171,6 +180,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         privacy=None if settings is None else settings.privacy,
         approval="none" if settings is None else settings.approval,
         prefers=None if settings is None else settings.prefers,
+        report=settings is None or settings.report,
         # phantoms have no patients to ask for
         publish=settings is None or settings.publish,
     )

@@ -326,8 +326,8 @@ def listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
     found: dict[str, Case] = {}
     left_out = 0
     # what stands in unlabeled is unlabelled, whatever files it names
-    training = sections["training"] if section == "scans" else [_stripped(case) for case in sections["training"]]
-    for case in [*map(_stripped, sections["unlabeled"]), *training]:
+    training = sections["training"] if section == "scans" else [without_label(case) for case in sections["training"]]
+    for case in [*map(without_label, sections["unlabeled"]), *training]:
         if case.patient in held_out or str(case.image) in held_out:
             left_out += 1
             continue
@@ -337,7 +337,7 @@ def listed(sections: dict[str, list[Case]], section: Section) -> list[Case]:
     return sorted(found.values(), key=lambda case: (case.patient, case.image.name, str(case.image)))
 
 
-def _stripped(case: Case) -> Case:
+def without_label(case: Case) -> Case:
     """The image alone, with the heart's structures, which are no annotation but come with it."""
     return replace(case, label=None, annotated_labels=None, allow_empty=False, landmarks=None)
 

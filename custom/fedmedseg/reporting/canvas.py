@@ -47,10 +47,10 @@ def canvas(width: float, height: float, lines: int = 1, columns: int = 1) -> tup
     return figure, figure.axes[0]
 
 
-def svg_of(figure: Figure) -> str:
-    """The figure as SVG text: the same bytes for the same drawing."""
+def svg_of(figure: Figure, *, transparent: bool = False) -> str:
+    """The figure as SVG text: the same bytes for the same drawing. ``transparent``: on the ground of a page."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(stream, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
     return stream.getvalue()
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmedseg.reporting.canvas import MARKERS, PALE, SITE_COLOURS, STYLE, canvas, svg_of
+from fedmedseg.reporting.canvas import INK, MARKERS, PALE, SITE_COLOURS, STYLE, canvas, svg_of
+from fedmedseg.reporting.costs import costs_of
+from fedmedseg.reporting.curves import draw_curves
 from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
     dice_table,
     label_of,
     models_in,
-    moved_bytes,
     number,
     reply,
     rounds_of,
@@ -35,7 +36,7 @@ def figures(record: Record) -> dict[str, str]:
     drawers: dict[str, Callable[[Record], Figure | None]] = {
         "dice": draw_dice,
         "hd95": draw_hd95,
-        "loss": draw_loss,
+        "curves": draw_curves,
         "teacher": draw_teacher,
         "features": draw_features,
         "participation": draw_participation,
@@ -49,23 +50,18 @@ def figures(record: Record) -> dict[str, str]:
         for name, draw in drawers.items():
             figure = draw(record)
             if figure is not None:
-                found[name] = svg_of(figure)
+                found[name] = svg_of(figure, transparent=True)
     return found
 
 
 def draw_dice(record: Record) -> Figure | None:
-    """Grouped bars: mean Dice per site and model, and one panel per structure where there are several."""
-    return _scores(record, "Dice", lambda row: row.dice, top=1.0)
+    """Grouped bars: mean Dice per site and model, one panel per structure; lines: a standard deviation each way."""
+    return _scores(record, "Dice", lambda row: (row.dice, row.dice_sd), top=1.0)
 
 
 def draw_hd95(record: Record) -> Figure | None:
     """As ``draw_dice`` for the 95th-percentile Hausdorff distance in mm."""
-    return _scores(record, "HD95 (mm)", lambda row: row.hd95, top=None)
-
-
-def draw_loss(record: Record) -> Figure | None:
-    """Pretraining loss per round and site."""
-    return _lines(record, "loss", "loss")
+    return _scores(record, "HD95 (mm)", lambda row: (row.hd95, row.hd95_sd), top=None)
 
 
 def draw_teacher(record: Record) -> Figure | None:
@@ -152,16 +148,15 @@ def draw_attention(record: Record) -> Figure | None:
 
 def draw_seconds(record: Record) -> Figure | None:
     """Per round: training and moving of the slowest site, and aggregation. Sites work at the same time."""
-    rounds = rounds_of(record)
+    rounds, costs = rounds_of(record), costs_of(record)
     if not rounds:
         return None
     figure, axes = canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.7)
-    parts = {"training": [], "moving": [], "aggregating": []}  # type: dict[str, list[float]]
-    for one in rounds:
-        slowest = max(_answers(one), key=lambda answer: _both(answer), default={})
-        parts["training"].append(number(slowest.get("train_seconds")) or 0.0)
-        parts["moving"].append(number(slowest.get("move_seconds")) or 0.0)
-        parts["aggregating"].append(number(one.get("aggregate_seconds")) or 0.0)
+    parts = {
+        "training": [cost.training for cost in costs],
+        "moving": [cost.moving for cost in costs],
+        "aggregating": [cost.aggregating for cost in costs],
+    }
     base = [0.0] * len(rounds)
     for (name, values), colour in zip(parts.items(), ("#0b6e99", "#d98e32", "#4a8f5c"), strict=True):
         axes.bar(range(len(rounds)), values, bottom=base, color=colour, label=name, width=0.75)
@@ -175,8 +170,8 @@ def draw_seconds(record: Record) -> Figure | None:
 def draw_bytes(record: Record) -> Figure | None:
     """Per round: bytes from the server to all sites, and from all sites to the server."""
     rounds = rounds_of(record)
-    down = [sum(moved_bytes(answer, "down") for answer in _answers(one)) / 2**20 for one in rounds]
-    up = [sum(moved_bytes(answer, "up") for answer in _answers(one)) / 2**20 for one in rounds]
+    down = [cost.down / 2**20 for cost in costs_of(record)]
+    up = [cost.up / 2**20 for cost in costs_of(record)]
     if not any(down) and not any(up):
         return None
     figure, axes = canvas(max(5.6, 0.3 * len(rounds) + 3.4), 2.4)
@@ -189,8 +184,11 @@ def draw_bytes(record: Record) -> Figure | None:
     return figure
 
 
-def _scores(record: Record, name: str, value: Callable[[DiceRow], float | None], *, top: float | None) -> Figure | None:
-    rows = [row for row in dice_table(record) if value(row) is not None]
+def _scores(
+    record: Record, name: str, told: Callable[[DiceRow], tuple[float | None, float | None]], *, top: float | None
+) -> Figure | None:
+    """``told`` gives a row's mean and its spread."""
+    rows = [row for row in dice_table(record) if told(row)[0] is not None]
     if not rows:
         return None
     models, structures = models_in(rows), structures_in(rows)
@@ -203,11 +201,16 @@ def _scores(record: Record, name: str, value: Callable[[DiceRow], float | None],
     thickness = 0.8 / len(models)
     for panel, structure in zip(panels, structures, strict=False):
         for index, model in enumerate(models):
-            score = {row.site: value(row) for row in rows if row.structure == structure and row.model == model}
+            score = {row.site: told(row) for row in rows if row.structure == structure and row.model == model}
             places = [place + (index - (len(models) - 1) / 2) * thickness for place in range(len(sites))]
-            heights = [score.get(site) or 0.0 for site in sites]
+            means = [score.get(site, (None, None)) for site in sites]
             colour = MODEL_COLOURS.get(model, "#6b6fb3")
+            heights = [one or 0.0 for one, _ in means]
             panel.bar(places, heights, width=thickness * 0.94, color=colour, label=label_of(model))
+            for place, (height, spread) in zip(places, means, strict=True):
+                if height is not None and spread is not None:
+                    ends = (max(0.0, height - spread), height + spread if top is None else min(top, height + spread))
+                    panel.vlines(place, *ends, color=INK, linewidth=1)
         panel.set_xticks(range(len(sites)), [short(site) for site in sites])
         panel.tick_params(axis="x", length=0)
         panel.set_title(short(structure.replace("_", " ")), loc="left", fontsize=9.5, fontweight="bold")
@@ -299,10 +302,6 @@ def _standing(answer: Mapping[str, Any]) -> tuple[str, str]:
 
 def _answers(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [answer for answer in (one.get("sites") or {}).values() if isinstance(answer, Mapping)]
-
-
-def _both(answer: Mapping[str, Any]) -> float:
-    return (number(answer.get("train_seconds")) or 0.0) + (number(answer.get("move_seconds")) or 0.0)
 
 
 def _round_names(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -74,9 +74,9 @@ def overall(rows: Sequence[FloorRow]) -> FloorRow:
 
 
 def verdict(results: Mapping[str, Mapping[str, float]]) -> str | None:
-    """One line that says whether the run as a whole keeps its floor; None where a model of it is missing."""
+    """One line that says whether the run as a whole keeps its floor; None where a site has nothing to judge by."""
     models = ("personal", "untrained", "scratch")
-    if not results or not all(_dice_of(figures, model) for figures in results.values() for model in models):
+    if not results or not all(_shared(figures, models) for figures in results.values()):
         return None
     run = overall(floor(results))
     return (
@@ -87,7 +87,7 @@ def verdict(results: Mapping[str, Mapping[str, float]]) -> str | None:
 
 def _row(site: str, figures: Mapping[str, float], models: tuple[str, str, str]) -> FloorRow:
     found = [_dice_of(figures, model) for model in models]
-    shared = [name for name in found[0] if name in found[1] and name in found[2]]
+    shared = _shared(figures, models)
     if not shared:
         raise ConfigurationError(
             f"floor: {site}",
@@ -99,10 +99,16 @@ def _row(site: str, figures: Mapping[str, float], models: tuple[str, str, str]) 
     return FloorRow(site=site, trained=means[0], untrained=means[1], scratch=means[2], structures=len(shared))
 
 
+def _shared(figures: Mapping[str, float], models: tuple[str, str, str]) -> list[str]:
+    """Structures with a Dice of each model."""
+    first, *others = (_dice_of(figures, model) for model in models)
+    return [name for name in first if all(name in other for other in others)]
+
+
 def _dice_of(figures: Mapping[str, float], model: str) -> dict[str, float]:
     prefix = f"dice/{model}/"
     return {
         name.removeprefix(prefix): value
         for name, value in figures.items()
-        if name.startswith(prefix) and math.isfinite(value)
+        if name.startswith(prefix) and value is not None and math.isfinite(value)
     }

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.reporting import alarms
+from fedmedseg.reporting.against import reduced
+from fedmedseg.reporting.alarms import round_of, spans, stage_of
+from fedmedseg.reporting.costs import by_round, by_site
+from fedmedseg.reporting.curves import curves
 from fedmedseg.reporting.figures import figures
+from fedmedseg.reporting.page import jsonable, render_page, svg_uri
+from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles, withholding
 from fedmedseg.reporting.tables import (
-    DiceRow,
     Record,
-    decimal,
     dice_table,
     duration,
     encryption_of,
-    label_of,
-    models_in,
-    moved_bytes,
+    moment,
     number,
-    ordered,
     plain_text_summary,
-    points_of,
     reply,
     rounds_of,
-    site_means,
     sites_of,
     size,
     stages_of,
-    study_mean,
-    worst_site,
 )
 
 TEMPLATE = "report.html.jinja"
+RECORDS = ("report.json", "run.json")
+"""Names of a record in a report's folder: the report's own, and the server's as it stands in the middle of a run."""
 
 
 class HTMLReporter:
@@ -50,35 +52,51 @@ class HTMLReporter:
         return plain_text_summary(record)
 
 
-def write_report(record: Record, folder: Path) -> Path:
+def read_record(path: Path, *, option: str) -> dict[str, Any]:
+    """The record in ``path``, a report's folder or a record's file; ``option`` is what named it.
+
+    Raises:
+        ConfigurationError: no such file, or none that a run wrote.
+    """
+    file = next((path / name for name in RECORDS if (path / name).is_file()), None) if path.is_dir() else path
+    expected = f"a run's report folder, or a {' or '.join(RECORDS)}"
+    remedy = "it is in the folder report of the job's results"
+    if file is None or not file.is_file():
+        raise ConfigurationError(option, got=f"no record at {path}", expected=expected, remedy=remedy)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            option, got=f"{path} ({type(error).__name__})", expected=expected, remedy=remedy
+        ) from None
+    rounds = content.get("rounds") if isinstance(content, dict) else None
+    if not isinstance(rounds, list) or not all(isinstance(one, dict) for one in rounds):
+        raise ConfigurationError(option, got=f"{path}, which holds no rounds", expected=expected, remedy=remedy)
+    return content
+
+
+def write_report(record: Record, folder: Path, *, previous: Record | None = None) -> Path:
     """Write ``report.html``, ``report.json`` and ``figures/*.svg`` below ``folder`` and return the HTML file.
 
-    A record may stop anywhere: a section without numbers is left out, and the report says so.
+    A record may stop anywhere: a section without numbers is left out, and the report says so. ``previous`` is the
+    record of an earlier run, which this one is compared with; what is needed of it goes into ``report.json``.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    drawn = figures(record)
+    whole = record if previous is None else {**record, "previous": reduced(previous)}
+    drawn = figures(whole)
     for name, svg in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", svg.encode())
-    write_atomic(folder / "report.json", json.dumps(_jsonable(record), indent=1, sort_keys=True).encode())
+    write_atomic(folder / "report.json", json.dumps(jsonable(whole), indent=1, sort_keys=True).encode())
     path = folder / "report.html"
-    write_atomic(path, render(record, drawn).encode())
+    write_atomic(path, render(whole, drawn).encode())
     return path
 
 
 def render(record: Record, drawn: Mapping[str, str]) -> str:
     """The HTML text. Every value of the record is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fedmedseg.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(**context(record, drawn))
+    return render_page(TEMPLATE, context(record, drawn))
 
 
 def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
@@ -91,195 +109,60 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "finished": record.get("outcome") == "finished",
         "outcome": str(record.get("outcome") or "unknown"),
         "reason": record.get("reason"),
-        "started": str(record.get("started") or "unknown"),
+        "started": moment(record.get("started")),
         "took": "unknown time" if seconds is None else duration(seconds),
         "sites": sites_of(record),
         "rounds": len(rounds_of(record)),
-        "stages": stages_of(record),
-        "tiles": _tiles(rows),
-        "score": _scores(record, rows),
-        "points": _points(record),
-        "alarms": _alarms(record),
-        "mismatches": _mismatches(record),
-        "outliers": _outliers(record),
+        "tiles": tiles(rows),
+        "score": score_table(record, rows),
+        "withholding": withholding(record),
+        "points": point_section(record),
+        "pairs": pair_section(rows),
+        "previous": previous_section(record, rows),
+        "collapses": alarms.collapses(record),
+        "standstills": alarms.standstills(record),
+        "mismatches": alarms.mismatches(record),
+        "outliers": alarms.outliers(record),
+        "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
+        "curves": "; ".join(curve.told for curve in curves(record)),
         "refusals": _refusals(record),
-        "movement": _movement(record),
-        "figures": {name: _data_uri(svg) for name, svg in drawn.items()},
+        "by_site": by_site(record),
+        "by_round": by_round(record),
+        "models": _models(record),
+        "figures": {name: svg_uri(svg) for name, svg in drawn.items()},
         "facts": _facts(record),
+        "settings": _settings(record),
     }
-
-
-def _tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
-    """Mean Dice per model in large type, each with its worst site."""
-    tiles = []
-    for model in models_in(rows):
-        value, worst = study_mean(rows, model), worst_site(rows, model)
-        if value is not None:
-            under = f"worst site {worst[0]}: {decimal(worst[1])}" if worst else ""
-            tiles.append({"name": label_of(model), "key": model, "value": decimal(value), "under": under})
-    return tiles
-
-
-MEANINGS = {
-    "personal": "{} starts from the site's own pretrained encoder",
-    "shared": "{} starts from the federation's encoder",
-    "scratch": "{} is the same training without any pretraining",
-    "untrained": "{} has seen no label",
-}
-IN_TRAINING = {
-    "personal": "{} is the site's own network, trained in the federation",
-    "scratch": "{} is the same training without the other sites",
-    "untrained": "{} has seen no label",
-}
-"""Of studies whose federation trains on labels itself; they have a stage ``training``."""
-CHOSEN = "Each trained column is a site's network as of the round that validated best there. "
-TOGETHER = (
-    "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
-    "best at the site. "
-)
-
-
-def _legend(record: Record, models: Sequence[str]) -> str:
-    """What the columns are, in a sentence; a federated fine-tuning is known by the round each site chose."""
-    trains = any(one.get("stage") == "training" for one in rounds_of(record))
-    meanings = IN_TRAINING if trains else MEANINGS
-    said = [meanings[model].format(label_of(model)) for model in models if model in meanings]
-    sentence = "; ".join(said)
-    figures = (
-        name for one in rounds_of(record) for answer in (one.get("sites") or {}).values() for name in _figures(answer)
-    )
-    together = any(name.startswith("best_round/") for name in figures)
-    chosen = (CHOSEN if trains else TOGETHER) if together else ""
-    return chosen + sentence[:1].upper() + sentence[1:] + ("." if said else "")
-
-
-def _figures(answer: object) -> list[str]:
-    metrics = answer.get("metrics") if isinstance(answer, Mapping) else None
-    return [str(name) for name in metrics] if isinstance(metrics, Mapping) else []
-
-
-def _scores(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    models = models_in(rows)
-    by = {(row.site, row.structure, row.model): row for row in rows}
-    sites = []
-    for site in dict.fromkeys(row.site for row in rows):
-        own = [row for row in rows if row.site == site]
-        lines = []
-        for structure in dict.fromkeys(row.structure for row in own):
-            cells = [_cell(by.get((site, structure, model))) for model in models]
-            best = max((cell["order"] for cell in cells), default=-1.0)
-            for cell in cells:
-                cell["best"] = cell["order"] == best and best >= 0
-            lines.append({"structure": structure.replace("_", " "), "cells": cells})
-        means = [decimal(site_means(own, model).get(site)) for model in models]
-        sites.append({"name": site, "cases": own[0].cases, "lines": lines, "means": means})
-    return {
-        "legend": _legend(record, models),
-        "models": [label_of(model) for model in models],
-        "sites": sites,
-        "means": [decimal(study_mean(rows, model)) for model in models],
-        "failures": any(row.failures for row in rows),
-    }
-
-
-def _points(record: Record) -> dict[str, Any] | None:
-    """Landmarks: a line per site and point, a cell per model."""
-    rows = points_of(record)
-    if not rows:
-        return None
-    models = ordered(row.model for row in rows)
-    by = {(row.site, row.point, row.model): row.told for row in rows}
-    places = dict.fromkeys((row.site, row.point) for row in rows)
-    lines = [
-        {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
-        for site, point in places
-    ]
-    return {"models": [label_of(model) for model in models], "lines": lines}
-
-
-def _cell(row: DiceRow | None) -> dict[str, Any]:
-    if row is None:
-        return {"dice": "-", "hd95": "-", "failures": 0, "order": -1.0}
-    order = -1.0 if row.dice is None else round(row.dice, 3)
-    return {"dice": decimal(row.dice), "hd95": decimal(row.hd95, 1), "failures": row.failures, "order": order}
-
-
-def _alarms(record: Record) -> list[str]:
-    """Which sites reported that their targets collapse, and when."""
-    found = []
-    for one in rounds_of(record):
-        for site in sites_of(record):
-            if number((reply(one, site).get("metrics") or {}).get("collapse_alarm")):
-                found.append(f"{site}, {_stage(one)} round {_round(one)}")
-    return found
 
 
 def _refusals(record: Record) -> list[dict[str, str]]:
+    """What was asked for and did not count, alike rounds of a site in one line; also what asking again made good."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for one in rounds_of(record):
+        for site, answer in (one.get("sites") or {}).items():
+            if not answer.get("accepted"):
+                what = "declined" if answer.get("declined") else "not accepted"
+                reason = str(answer.get("reason") or "no reason recorded")
+                found.setdefault((stage_of(one), site, what, reason), []).append(round_of(one))
+        for refusal in one.get("refusals") or ():
+            site, reason = str(refusal.get("site")), str(refusal.get("reason"))
+            answer = reply(one, site)
+            if answer.get("reason") == refusal.get("reason"):
+                continue
+            what = "refused at first, then accepted" if answer.get("accepted") else "refused at first"
+            found.setdefault((stage_of(one), site, what, reason), []).append(round_of(one))
     return [
-        {
-            "stage": _stage(one),
-            "round": _round(one),
-            "site": site,
-            "what": "declined" if answer.get("declined") else "not accepted",
-            "reason": str(answer.get("reason") or "no reason recorded"),
-        }
-        for one in rounds_of(record)
-        for site, answer in (one.get("sites") or {}).items()
-        if not answer.get("accepted")
+        {"stage": stage, "rounds": spans(rounds), "site": site, "what": what, "reason": reason}
+        for (stage, site, what, reason), rounds in found.items()
     ]
 
 
-def _movement(record: Record) -> list[dict[str, str]]:
-    """Per site: replies, examples, bytes each way, seconds training and moving over the whole run."""
-    lines = []
-    for site in sites_of(record):
-        answers = [reply(one, site) for one in rounds_of(record)]
-        answers = [answer for answer in answers if answer]
-        total = {
-            key: math.fsum(number(answer.get(key)) or 0.0 for answer in answers)
-            for key in ("train_seconds", "move_seconds")
-        }
-        features = {
-            key: math.fsum(number((answer.get(key) or {}).get("bytes")) or 0.0 for answer in answers)
-            for key in ("features_down", "features_up")
-            if any(answer.get(key) for answer in answers)
-        }
-        moved = {way: math.fsum(moved_bytes(answer, way) for answer in answers) for way in ("down", "up")}
-        examples = [int(value) for answer in answers if (value := number(answer.get("examples"))) is not None]
-        lines.append(
-            {
-                "site": site,
-                "replies": f"{sum(bool(answer.get('accepted')) for answer in answers)} of {len(answers)}",
-                "examples": str(max(examples)) if examples else "-",
-                "down": size(moved["down"]) + _of_which(features.get("features_down")),
-                "up": size(moved["up"]) + _of_which(features.get("features_up")),
-                "train": duration(total["train_seconds"]),
-                "move": duration(total["move_seconds"]),
-            }
-        )
-    return lines
-
-
-def _of_which(features: float | None) -> str:
-    """How much of a site's traffic was features, in a study that exchanges any."""
-    return "" if features is None else f", of which features {size(features)}"
-
-
-def _mismatches(record: Record) -> list[str]:
-    """What was said of sites whose parts cannot correspond, each sentence once."""
-    said = [line for one in rounds_of(record) for line in (one.get("notes") or {}).get("correspondence") or ()]
-    return list(dict.fromkeys(map(str, said)))
-
-
-def _outliers(record: Record) -> list[str]:
-    """Sites whose updates were unlike the others', round by round."""
+def _models(record: Record) -> list[dict[str, str]]:
     return [
-        f"{_stage(one)} round {_round(one)}, {site}: {why}"
-        for one in rounds_of(record)
-        for site, why in ((one.get("notes") or {}).get("outliers") or {}).items()
+        {"file": str(one.get("file")), "size": size(number(one.get("bytes")) or 0.0)}
+        for one in record.get("models") or ()
+        if isinstance(one, Mapping)
     ]
 
 
@@ -287,12 +170,15 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     labels = record.get("labels") or {}
     others = [name for name in record.get("structures") or () if name not in labels.values()]
     aggregate = math.fsum(number(one.get("aggregate_seconds")) or 0.0 for one in rounds_of(record))
+    stages = [f"{stage.replace('_', ' ')} ({len(rounds_of(record, stage))})" for stage in stages_of(record)]
     facts = [
+        ("sites", ", ".join(sites_of(record)) or None),
+        ("stages, with their rounds", ", ".join(stages) or None),
         ("seed", record.get("seed")),
-        ("hardware of the server", record.get("hardware")),
-        ("seconds aggregating", f"{aggregate:.2f}"),
         ("structures", ", ".join(f"{key} {name}" for key, name in labels.items()) or None),
         ("structures of some sites alone", ", ".join(others) or None),
+        ("hardware of the server", record.get("hardware")),
+        ("seconds aggregating", f"{aggregate:.2f}"),
         ("experiment SHA-256", record.get("experiment_sha256")),
         ("shared model SHA-256", record.get("shared_sha256")),
     ]
@@ -300,24 +186,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _stage(one: Mapping[str, Any]) -> str:
-    return str(one.get("stage", "?")).replace("_", " ")
-
-
-def _round(one: Mapping[str, Any]) -> str:
-    return str(int(one.get("round") or 0) + 1)
-
-
-def _data_uri(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def _jsonable(value: Any) -> Any:
-    """The record as strict JSON: a number that is not finite becomes null, as no JSON reader takes NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _settings(record: Record) -> str:
+    """The study's settings as experiment.yaml would hold them, defaults included; nothing of older records."""
+    settings = record.get("settings")
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) if isinstance(settings, Mapping) else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from fedmedseg.reporting.floor import verdict
@@ -37,6 +39,9 @@ class DiceRow:
     failures: int
     """Test volumes in which only the truth or only the prediction holds the structure."""
     cases: int | None
+    dice_sd: float | None = None
+    """Sample standard deviations over the site's patients; None where a site does not tell them."""
+    hd95_sd: float | None = None
 
 
 def rounds_of(record: Record, stage: str | None = None) -> list[Mapping[str, Any]]:
@@ -94,12 +99,14 @@ def dice_table(record: Record) -> list[DiceRow]:
     Sites in the record's order, structures in the order of its label map, models in that of ``MODELS``.
     """
     rows = []
-    for site, metrics in _evaluations(record).items():
+    for site, metrics in evaluations(record).items():
         found: dict[tuple[str, str], dict[str, float | None]] = {}
         for key, value in metrics.items():
-            parts = key.split("/", 2)
+            spread = key.startswith("spread/")
+            parts = key.removeprefix("spread/").split("/", 2)
             if len(parts) == 3 and parts[0] in ("dice", "hd95", "failures"):
-                found.setdefault((parts[2], parts[1]), {})[parts[0]] = number(value)
+                name = f"{parts[0]}_sd" if spread else parts[0]
+                found.setdefault((parts[2], parts[1]), {})[name] = number(value)
         cases = number(metrics.get("cases"))
         for structure, model in sorted(found, key=_order(record)):
             scores = found[structure, model]
@@ -112,6 +119,8 @@ def dice_table(record: Record) -> list[DiceRow]:
                     hd95=scores.get("hd95"),
                     failures=int(scores.get("failures") or 0),
                     cases=None if cases is None else int(cases),
+                    dice_sd=scores.get("dice_sd"),
+                    hd95_sd=scores.get("hd95_sd"),
                 )
             )
     return rows
@@ -130,7 +139,7 @@ def ordered(models: Iterable[str]) -> list[str]:
 
 def points_of(record: Record) -> list[PointRow]:
     """Landmarks of each site's last accepted evaluation; empty of a study without any."""
-    return point_table(_evaluations(record))
+    return point_table(evaluations(record))
 
 
 def structures_in(rows: Sequence[DiceRow]) -> list[str]:
@@ -145,6 +154,12 @@ def site_means(rows: Sequence[DiceRow], model: str) -> dict[str, float]:
         for site in dict.fromkeys(row.site for row in rows)
     }
     return {site: value for site, value in means.items() if value is not None}
+
+
+def site_spread(rows: Sequence[DiceRow], model: str) -> float | None:
+    """Sample standard deviation of the sites' mean Dice under a model, or None below two sites."""
+    values = list(site_means(rows, model).values())
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def study_mean(rows: Sequence[DiceRow], model: str) -> float | None:
@@ -184,7 +199,7 @@ def plain_text_summary(record: Record) -> str:
         return "\n".join([*head, *(measured or ["no evaluation was recorded"])])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
-    judged = verdict(_evaluations(record))
+    judged = verdict(evaluations(record))
     if judged is not None:
         tail.append(judged)
     tail += [short(line, _WIDTH) for line in measured]
@@ -266,6 +281,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def moment(value: object) -> str:
+    """A time of the record, ISO 8601 with its zone, to the minute and in UTC; what is none is given as it is."""
+    try:
+        when = datetime.fromisoformat(str(value))
+    except ValueError:
+        return "unknown time" if value is None else str(value)
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def size(count: float) -> str:
     """Bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB"):
@@ -290,7 +314,8 @@ def _refused(record: Record) -> dict[str, int]:
     return counts
 
 
-def _evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
+def evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
+    """Site -> the figures of its last accepted evaluation, in the record's order; a site that told none is left out."""
     found: dict[str, Mapping[str, Any]] = {}
     for one in rounds_of(record):
         for site in sites_of(record):

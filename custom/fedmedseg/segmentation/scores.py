@@ -40,17 +40,21 @@ def from_plain(content: Mapping[str, Any]) -> CaseScore:
     )
 
 
-def metrics_of(scores: Mapping[str, Sequence[CaseScore]]) -> dict[str, float]:
+def metrics_of(scores: Mapping[str, Sequence[CaseScore]], *, least: int = 0) -> dict[str, float]:
     """Means over patients as flat figures: dice, hd95 (mm) and failures (volumes) per model and structure.
 
-    A structure that no patient counts has failures (0) but neither dice nor hd95.
+    ``spread/dice`` and ``spread/hd95`` are the sample standard deviations over the same patients. A structure that no
+    patient counts, or fewer than ``least`` (the site's ``privacy.min_count``), has failures but no other figure: a mean
+    over one patient is that patient's own, and of two the mean and the spread give both.
     """
     figures: dict[str, float] = {}
     for row in summarise({model: per_patient(cases) for model, cases in scores.items()}):
         place = f"{row.model}/{row.structure}"
-        if row.n:
+        if row.n >= max(1, least):
             figures[f"dice/{place}"] = row.dice
             figures[f"hd95/{place}"] = row.hd95
+            spreads = {"dice": row.dice_sd, "hd95": row.hd95_sd}
+            figures |= {f"spread/{what}/{place}": sd for what, sd in spreads.items() if math.isfinite(sd)}
         figures[f"failures/{place}"] = float(row.failures)
     return figures
 

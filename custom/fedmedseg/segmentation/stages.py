@@ -21,7 +21,16 @@ FINE_TUNED = "fine_tuned."
 """Beginning of the shared tensors' names of federated fine-tuning: ``fine_tuned.<start>.<name in the network>``."""
 
 TUNING_METRICS = ("loss/*", "validation_dice/*", "personal_missing", "set_aside")
-TEST_METRICS = ("dice/*", "hd95/*", "failures/*", "cases", "set_aside", "validation_dice/*", "best_round/*")
+TEST_METRICS = (
+    "dice/*",
+    "hd95/*",
+    "spread/*",
+    "failures/*",
+    "cases",
+    "set_aside",
+    "validation_dice/*",
+    "best_round/*",
+)
 COUNTS = ("cases", "set_aside", "failures/*")
 """Those of them that count cases."""
 

@@ -1,19 +1,16 @@
-"""The one test: every model of this run on the test volumes, per patient, with a picture for the site."""
+"""The one test: every model of this run on the test volumes, per patient, with a page for the site."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.reporting.metrics import CaseScore
 from fedmedseg.segmentation.bench import Bench
-from fedmedseg.segmentation.evaluation import evaluate, label_of, labelled
-from fedmedseg.segmentation.inference import label_map, predict
-from fedmedseg.segmentation.overlay import busiest_slice, overlay_png
+from fedmedseg.segmentation.evaluation import evaluate, labelled
 from fedmedseg.segmentation.scores import from_plain, metrics_of, to_plain, write_scores
-from fedmedseg.segmentation.stages import PERSONAL, SCRATCH, SHARED, UNTRAINED
+from fedmedseg.segmentation.site_page import write_page
+from fedmedseg.segmentation.stages import UNTRAINED
 
 EVALUATING = "evaluating"
 
@@ -39,9 +36,9 @@ def score_models(bench: Bench, task: Task) -> Reply:
             task.state.save(EVALUATING, {"key": key, "models": scored})
     results = {name: [from_plain(score) for score in scores] for name, scores in scored.items()}
     write_scores(bench.folder / "test_scores.json", results, experiment=bench.experiment)
-    _draw(bench, digests, task)
+    write_page(bench, results, digests, task)
     counts = {"cases": float(len(volumes)), "set_aside": float(len(bench.test.quarantined))}
-    return Reply(metrics=metrics_of(results) | counts, examples=len(volumes))
+    return Reply(metrics=metrics_of(results, least=bench.site.least_told) | counts, examples=len(volumes))
 
 
 def _score(bench: Bench, name: str, sha256: str | None, task: Task) -> list[CaseScore]:
@@ -59,22 +56,3 @@ def _score(bench: Bench, name: str, sha256: str | None, task: Task) -> list[Case
         aborted=task.aborted,
         on_case=lambda done, total: task.progress.update(f"testing {name}", done, total),
     )
-
-
-def _draw(bench: Bench, digests: Mapping[str, str], task: Task) -> None:
-    """The first test patient's busiest slice with outlines of the truth, the trained and the scratch model."""
-    test, experiment = bench.test, bench.experiment
-    first = labelled(test)[0]
-    image, truth = test.image(first), label_of(test, first)
-    slice_ = busiest_slice(truth)
-    trained = next((start for start in (PERSONAL, SHARED) if start in digests), None)
-    outlines = {}
-    for name in (trained, SCRATCH):
-        if name is not None and name in digests:
-            bench.load(name, digests[name])
-            overlap, way = experiment.segmentation.overlap, bench.way("inference", task)
-            probabilities = predict(bench.model, image, experiment.data, overlap, bench.site.device, way)
-            outlines[name] = label_map(probabilities)[:, :, slice_]
-    x, y, _ = test.spacing(first)
-    png = overlay_png(image[0, :, :, slice_], truth[:, :, slice_], outlines, spacing=(x, y))
-    write_atomic(bench.folder / "overlay.png", png)

@@ -1,0 +1,83 @@
+"""What in a run record should worry somebody: collapse, standstill, updates unlike the others, a floor missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedmedseg.reporting.floor import verdict
+from fedmedseg.reporting.tables import Record, evaluations, number, reply, rounds_of, sites_of
+
+STANDSTILL = 2
+"""Rounds in a row without any change of the shared model from which it is told."""
+
+
+def stage_of(one: Mapping[str, Any]) -> str:
+    """A round's stage as people read it."""
+    return str(one.get("stage", "?")).replace("_", " ")
+
+
+def round_of(one: Mapping[str, Any]) -> int:
+    """A round's number as people count."""
+    return int(one.get("round") or 0) + 1
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers as people write them.
+
+    >>> spans([1, 2, 3, 7, 5])
+    '1-3, 5, 7'
+    """
+    parts: list[list[int]] = []
+    for one in sorted(set(numbers)):
+        if parts and one == parts[-1][-1] + 1:
+            parts[-1].append(one)
+        else:
+            parts.append([one])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def collapses(record: Record) -> list[str]:
+    """Which sites reported that their targets or features collapse, and in which rounds."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for one in rounds_of(record):
+        for site in sites_of(record):
+            if number((reply(one, site).get("metrics") or {}).get("collapse_alarm")):
+                found.setdefault((site, stage_of(one)), []).append(round_of(one))
+    return [f"{site}, {stage} {_rounds(numbers)}" for (site, stage), numbers in found.items()]
+
+
+def standstills(record: Record) -> list[str]:
+    """Where the shared model did not change for ``STANDSTILL`` rounds or more, stage by stage."""
+    found: dict[str, list[int]] = {}
+    for one in rounds_of(record):
+        still = int(number(one.get("unchanged")) or 0)
+        if still >= STANDSTILL:
+            last = round_of(one)
+            found.setdefault(stage_of(one), []).extend(range(last - still + 1, last + 1))
+    return [f"{stage} {_rounds(numbers)}" for stage, numbers in found.items()]
+
+
+def outliers(record: Record) -> list[str]:
+    """Sites whose updates were unlike the others', round by round."""
+    return [
+        f"{stage_of(one)} round {round_of(one)}, {site}: {why}"
+        for one in rounds_of(record)
+        for site, why in ((one.get("notes") or {}).get("outliers") or {}).items()
+    ]
+
+
+def mismatches(record: Record) -> list[str]:
+    """What was said of sites whose parts cannot correspond, each sentence once."""
+    said = [line for one in rounds_of(record) for line in (one.get("notes") or {}).get("correspondence") or ()]
+    return list(dict.fromkeys(map(str, said)))
+
+
+def missed_floor(record: Record) -> str | None:
+    """The floor's own words where the run stays below it; see ``reporting.floor``."""
+    said = verdict(evaluations(record))
+    return said if said is not None and "MISSED" in said else None
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    return f"round{'s' if len(set(numbers)) > 1 else ''} {spans(numbers)}"

@@ -1,0 +1,202 @@
+"""The report's tables of scores: Dice and HD95 with their spread, landmarks, and who told nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedmedseg.reporting.against import Against, changed, pairs, scores_of, since
+from fedmedseg.reporting.tables import (
+    DiceRow,
+    Record,
+    decimal,
+    evaluations,
+    label_of,
+    models_in,
+    moment,
+    ordered,
+    points_of,
+    reply,
+    rounds_of,
+    site_means,
+    site_spread,
+    sites_of,
+    study_mean,
+    worst_site,
+)
+
+MEANINGS = {
+    "personal": "{} starts from the site's own pretrained encoder",
+    "shared": "{} starts from the federation's encoder",
+    "scratch": "{} is the same training without any pretraining",
+    "untrained": "{} has seen no label",
+}
+IN_TRAINING = {
+    "personal": "{} is the site's own network, trained in the federation",
+    "scratch": "{} is the same training without the other sites",
+    "untrained": "{} has seen no label",
+}
+"""Of studies whose federation trains on labels itself; they have a stage ``training``."""
+CHOSEN = "Each trained column is a site's network as of the round that validated best there. "
+TOGETHER = (
+    "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
+    "best at the site. "
+)
+TEST = "evaluation"
+MINUS = "\N{MINUS SIGN}"
+
+
+def tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
+    """Mean Dice per model in large type, each with its worst site."""
+    found = []
+    for model in models_in(rows):
+        value, worst = study_mean(rows, model), worst_site(rows, model)
+        if value is not None:
+            under = f"worst site {worst[0]}: {decimal(worst[1])}" if worst else ""
+            found.append({"name": label_of(model), "key": model, "value": decimal(value), "under": under})
+    return found
+
+
+def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+    """Sites, their structures and a cell for each model; None without scores."""
+    if not rows:
+        return None
+    models = models_in(rows)
+    by = {(row.site, row.structure, row.model): row for row in rows}
+    sites = []
+    for site in dict.fromkeys(row.site for row in rows):
+        own = [row for row in rows if row.site == site]
+        lines = []
+        for structure in dict.fromkeys(row.structure for row in own):
+            cells = [_cell(by.get((site, structure, model))) for model in models]
+            best = max((cell["order"] for cell in cells), default=-1.0)
+            for cell in cells:
+                cell["best"] = cell["order"] == best and best >= 0
+            lines.append({"structure": structure.replace("_", " "), "cells": cells})
+        means = [decimal(site_means(own, model).get(site)) for model in models]
+        sites.append({"name": site, "cases": own[0].cases, "lines": lines, "means": means})
+    spreads = [site_spread(rows, model) for model in models]
+    return {
+        "legend": legend(record, models),
+        "models": [label_of(model) for model in models],
+        "sites": sites,
+        "means": [decimal(study_mean(rows, model)) for model in models],
+        "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
+        "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
+        "failures": any(row.failures for row in rows),
+        "hidden": hidden_failures(record),
+    }
+
+
+def legend(record: Record, models: Sequence[str]) -> str:
+    """What the columns are, in a sentence; a federated fine-tuning is known by the round each site chose."""
+    trains = any(one.get("stage") == "training" for one in rounds_of(record))
+    meanings = IN_TRAINING if trains else MEANINGS
+    said = [meanings[model].format(label_of(model)) for model in models if model in meanings]
+    sentence = "; ".join(said)
+    figures = (
+        name for one in rounds_of(record) for answer in (one.get("sites") or {}).values() for name in _figures(answer)
+    )
+    together = any(name.startswith("best_round/") for name in figures)
+    chosen = (CHOSEN if trains else TOGETHER) if together else ""
+    return chosen + sentence[:1].upper() + sentence[1:] + ("." if said else "")
+
+
+def withholding(record: Record) -> list[str]:
+    """Sites whose reply to the test was accepted and told no figure: too few cases, or their own people's word."""
+    told = evaluations(record)
+    return [
+        site
+        for site in sites_of(record)
+        if site not in told and any(reply(one, site).get("accepted") for one in rounds_of(record, TEST))
+    ]
+
+
+def hidden_failures(record: Record) -> list[str]:
+    """Sites that told a Dice without how many volumes failed: a count below their threshold, which need not be 0."""
+    return [
+        site
+        for site, figures in evaluations(record).items()
+        if any(name.startswith("dice/") and f"failures/{name.removeprefix('dice/')}" not in figures for name in figures)
+    ]
+
+
+def point_section(record: Record) -> dict[str, Any] | None:
+    """Landmarks: a line per site and point, a cell per model."""
+    rows = points_of(record)
+    if not rows:
+        return None
+    models = ordered(row.model for row in rows)
+    by = {(row.site, row.point, row.model): row.told for row in rows}
+    places = dict.fromkeys((row.site, row.point) for row in rows)
+    lines = [
+        {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
+        for site, point in places
+    ]
+    return {"models": [label_of(model) for model in models], "lines": lines}
+
+
+def pair_section(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+    """Model against model, site by site; None where no site tested two models that are asked about."""
+    found = pairs(rows)
+    return _compared(found, [f"{label_of(one.first)} less {label_of(one.second)}" for one in found]) if found else None
+
+
+def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+    """This run against the one before, where the record carries it (``against.reduced``)."""
+    earlier = record.get("previous")
+    if not isinstance(earlier, Mapping):
+        return None
+    found = since(rows, scores_of(earlier))
+    return {
+        "study": str(earlier.get("study") or "unnamed study"),
+        "started": moment(earlier.get("started")),
+        "changed": changed(record, earlier),
+        "table": _compared(found, [label_of(one.first) for one in found]) if found else None,
+    }
+
+
+def _compared(found: Sequence[Against], columns: Sequence[str]) -> dict[str, Any]:
+    """A line per site, a column per comparison: the difference, and under it both values."""
+    sites = dict.fromkeys(site for one in found for site in one.sites)
+    return {
+        "columns": list(columns),
+        "lines": [{"site": site, "cells": [_difference(one.sites.get(site)) for one in found]} for site in sites],
+        "means": ["-" if one.difference is None else signed(one.difference) for one in found],
+        "ahead": [f"{one.ahead} of {len(one.sites)}" for one in found],
+    }
+
+
+def _difference(values: tuple[float, float] | None) -> dict[str, str]:
+    if values is None:
+        return {"difference": "-", "values": ""}
+    first, second = values
+    return {"difference": signed(first - second), "values": f"{first:.3f} {MINUS} {second:.3f}"}
+
+
+def signed(value: float) -> str:
+    """A difference of Dice with its sign; what rounds to nothing has none.
+
+    >>> signed(0.0124), signed(-0.3) == f"{MINUS}0.300", signed(-0.0001)
+    ('+0.012', True, '0.000')
+    """
+    text, sign = f"{abs(value):.3f}", "+" if value > 0 else MINUS
+    return text if float(text) == 0 else f"{sign}{text}"
+
+
+def _figures(answer: object) -> list[str]:
+    metrics = answer.get("metrics") if isinstance(answer, Mapping) else None
+    return [str(name) for name in metrics] if isinstance(metrics, Mapping) else []
+
+
+def _cell(row: DiceRow | None) -> dict[str, Any]:
+    if row is None:
+        return {"dice": "-", "hd95": "-", "dice_sd": "", "hd95_sd": "", "failures": 0, "order": -1.0}
+    return {
+        "dice": decimal(row.dice),
+        "hd95": decimal(row.hd95, 1),
+        "dice_sd": "" if row.dice_sd is None else f"± {row.dice_sd:.3f}",
+        "hd95_sd": "" if row.hd95_sd is None else f"± {row.hd95_sd:.1f}",
+        "failures": row.failures,
+        "order": -1.0 if row.dice is None else round(row.dice, 3),
+    }

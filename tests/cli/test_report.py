@@ -1,0 +1,78 @@
+"""`fedmedseg report`: a page from a record, against another, and plain words for what is no record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedmedseg.cli.main import app
+
+
+def record(study: str, dice: float) -> dict[str, Any]:
+    answer = {"accepted": True, "metrics": {"dice/personal/liver": dice}, "examples": 3}
+    rounds = [{"stage": "evaluation", "round": 0, "sites": {"a": answer}}]
+    return {"study": study, "system": "fedavg", "outcome": "finished", "sites": ["a"], "rounds": rounds}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """The report folders of two runs, one as it stands in the middle of a run."""
+    made = []
+    for name, file, dice in (("now", "report.json", 0.8), ("then", "run.json", 0.7)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / file).write_text(json.dumps(record(name, dice)))
+        made.append(folder)
+    return made[0], made[1]
+
+
+def report(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["report", *map(str, words)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_a_page_is_written_again_from_its_record_alone(folders: tuple[Path, Path]) -> None:
+    code, text = report(folders[0])
+    assert code == 0, text
+    assert "now (fedavg): finished" in text
+    assert "0.800" in (folders[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_two_runs_are_compared_in_a_folder_of_choice(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    now, then = folders
+    out = tmp_path / "compared"
+    code, text = report(now / "report.json", "--previous", then, "--out", out)
+    assert code == 0, text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Against the previous run" in page
+    assert "+0.100" in page
+    assert not (now / "report.html").exists()
+    assert json.loads((now / "report.json").read_text()) == record("now", 0.8), "what was read stays as it was"
+    assert json.loads((out / "report.json").read_text())["previous"]["study"] == "then"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rounds": 3}', '{"rounds": ["x"]}'])
+@pytest.mark.parametrize("place", ["RECORD", "--previous"])
+def test_what_is_no_record_is_refused_by_name(
+    folders: tuple[Path, Path], tmp_path: Path, content: str | None, place: str
+) -> None:
+    bad = tmp_path / "bad.json"
+    if content is not None:
+        bad.write_text(content)
+    code, text = report(bad) if place == "RECORD" else report(folders[0], "--previous", bad)
+    assert code == 2
+    assert f"{place}: got" in text
+    assert "Remedy:" in text
+    assert not (folders[0] / "report.html").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("")
+    code, text = report(folders[0], "--out", taken / "page")
+    assert code == 2
+    assert "--out: got" in text

@@ -1,0 +1,58 @@
+"""Alarms: what a record says of collapse and standstill, in as few words as there are things to say."""
+
+from __future__ import annotations
+
+import pytest
+import records
+
+from fedmedseg.reporting.alarms import collapses, missed_floor, outliers, spans, standstills
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([4], "4"), ([1, 2], "1-2"), ([3, 1, 2, 7, 5, 5], "1-3, 5, 7"), ([1, 3], "1, 3")]
+)
+def test_numbers_are_told_as_people_write_them(numbers: list[int], text: str) -> None:
+    assert spans(numbers) == text
+
+
+def unchanged(*counts: int, stage: str = "training") -> list[dict[str, object]]:
+    return [{"stage": stage, "round": number, "unchanged": count} for number, count in enumerate(counts)]
+
+
+def test_one_round_without_a_change_is_no_standstill_and_two_are() -> None:
+    assert standstills({"rounds": unchanged(0, 1, 0)}) == []
+    assert standstills({"rounds": unchanged(0, 1, 2, 0)}) == ["training rounds 2-3"]
+    assert standstills({"rounds": unchanged(1, 2, 0, 1, 2, 3)}) == ["training rounds 1-2, 4-6"]
+    assert standstills({"rounds": [{"stage": "training", "round": 0}]}) == [], "a record of an older version"
+
+
+def test_a_collapse_is_told_once_for_all_its_rounds() -> None:
+    record = records.finished()
+    for number in (2, 3, 5):
+        record["rounds"][number]["sites"]["site-2"]["metrics"]["collapse_alarm"] = 1.0
+    assert collapses(record) == ["site-2, pretraining rounds 3-4, 6"]
+
+
+def test_outliers_are_told_with_their_reason() -> None:
+    record = records.finished()
+    record["rounds"][3]["notes"]["outliers"] = {"site-3": "7 times the median"}
+    assert outliers(record) == ["pretraining round 4, site-3: 7 times the median"]
+
+
+def test_a_floor_is_told_only_where_it_is_missed() -> None:
+    record = records.finished()
+    assert missed_floor(record) is None
+    for answer in record["rounds"][-1]["sites"].values():
+        for name in answer["metrics"]:
+            if name.startswith("dice/personal/"):
+                answer["metrics"][name] = 0.1
+    said = missed_floor(record)
+    assert said is not None
+    assert said.startswith("floor MISSED: personal 0.100")
+    assert missed_floor({"rounds": []}) is None
+
+
+def test_models_without_a_structure_in_common_have_no_floor() -> None:
+    metrics = {"dice/personal/a": 0.5, "dice/untrained/b": 0.1, "dice/scratch/b": 0.2}
+    record = {"rounds": [records.one_round("evaluation", 0, 1, {"s": records.answer(metrics=metrics)})]}
+    assert missed_floor(record) is None
