@@ -321,3 +321,18 @@ def test_equal_models_have_equal_digests_and_others_do_not() -> None:
         {**model, "b": -torch.zeros(2, 3)},
     ):
         assert content_sha256(other) != digest
+
+
+def test_tensors_are_written_from_their_own_memory_and_copied_only_where_they_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.arange(6.0)
+    tree = {"whole": whole, "part": whole[2:4], "again": whole, "turned": torch.arange(4.0).reshape(2, 2).T}
+    given: dict[str, torch.Tensor] = {}
+    real = checkpoint.to_bytes
+    monkeypatch.setattr(checkpoint, "to_bytes", lambda tensors, **more: given.update(tensors) or real(tensors, **more))
+    checkpoint.save(tmp_path / "x", tree)
+    assert given["/whole"].data_ptr() == whole.data_ptr()
+    assert given["/again"].data_ptr() != whole.data_ptr()
+    found = checkpoint.load(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tree.items())

@@ -10,9 +10,10 @@ import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
-from nvflare.fuel.f3.cellnet.utils import encode_payload
+from nvflare.fuel.f3.cellnet.utils import buffer_len, encode_payload
 from nvflare.fuel.f3.message import Message
 
+from fedmedseg.core import traffic as traffic_module
 from fedmedseg.core.traffic import Traffic, encoded_bytes
 from fedmedseg.core.wire import Header
 
@@ -24,11 +25,30 @@ def message(numbers: int, nonce: str = "n") -> Shareable:
     return made
 
 
-@pytest.mark.parametrize("numbers", [0, 10, 100_000])
+@pytest.mark.parametrize("numbers", [0, 10, 100_000, 262_144, 1_000_000])
 def test_it_is_the_length_that_flare_sends(numbers: int) -> None:
     sent = message(numbers)
     assert encoded_bytes(sent) == encode_payload(Message({}, sent))
     assert encoded_bytes(sent) > 4 * numbers
+
+
+def test_large_tensors_are_counted_to_the_byte_without_being_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any type and shape, several of one shape, in lists and headers, too."""
+    large = torch.zeros(1025, 1025)
+    tensors = {
+        "a.weight": large, "b.weight": large.clone(), "half": torch.zeros(2, 3, 500, 500, dtype=torch.float16),
+        "counts": torch.zeros(200_000, dtype=torch.int64), "small": torch.zeros(3), "bytes": torch.ones(2**21 + 1).byte(),
+    }  # fmt: skip
+    more = {"x": [1, large + 1, ("y", large + 2)]}
+    sent = DXO(DataKind.WEIGHTS, data={name: one.clone() for name, one in tensors.items()}, meta=more).to_shareable()
+    expected = encode_payload(Message({}, sent))
+    encoded: list[int] = []
+    dumps = traffic_module.fobs.dumps
+    monkeypatch.setattr(
+        traffic_module.fobs, "dumps", lambda *a, **k: [encoded.append(buffer_len(made := dumps(*a, **k))), made][1]
+    )
+    assert encoded_bytes(sent) == expected
+    assert expected > 20_000_000 > encoded[0] * 10
 
 
 def test_names_and_headers_count() -> None:

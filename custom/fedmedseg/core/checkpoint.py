@@ -52,7 +52,7 @@ def save(path: Path, tree: Any) -> None:
         OSError: disk full or not writable. The old file is then untouched.
     """
     tensors: dict[str, torch.Tensor] = {}
-    skeleton = json.dumps(_flatten(tree, "", tensors), sort_keys=True)
+    skeleton = json.dumps(_flatten(tree, "", tensors, set()), sort_keys=True)
     digest = _digest(skeleton, tensors)
     write_atomic(path, to_bytes(tensors, metadata={"tree": skeleton, "sha256": digest}), keep_previous=True)
 
@@ -159,21 +159,33 @@ def _digest(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
     return hashlib.sha256((skeleton + content_sha256(tensors)).encode()).hexdigest()
 
 
-def _flatten(node: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _flatten(node: Any, place: str, tensors: dict[str, torch.Tensor], held: set[int]) -> Any:
     if isinstance(node, torch.Tensor):
         # keys that hold a slash, or 1 beside "1", must not make two tensors share a name
         while place in tensors:
             place += "'"
-        # a copy of its own: safetensors refuses tensors that share storage
-        tensors[place] = node.detach().cpu().clone().contiguous()
+        tensors[place] = _alone(node.detach().cpu().contiguous(), held)
         return {_TENSOR: place}
     if isinstance(node, Mapping):
-        return {"$items": [[key, _flatten(value, f"{place}/{key}", tensors)] for key, value in node.items()]}
+        return {"$items": [[key, _flatten(value, f"{place}/{key}", tensors, held)] for key, value in node.items()]}
     if isinstance(node, list | tuple):
-        return [_flatten(value, f"{place}/{index}", tensors) for index, value in enumerate(node)]
+        return [_flatten(value, f"{place}/{index}", tensors, held) for index, value in enumerate(node)]
     if node is None or isinstance(node, bool | int | float | str):
         return node
     raise TypeError(f"a checkpoint holds tensors, numbers, strings and None, not {type(node).__name__}")
+
+
+def _alone(tensor: torch.Tensor, held: set[int]) -> torch.Tensor:
+    """The tensor, or a copy where its memory is not its own: safetensors refuses tensors that share storage.
+
+    ``held`` collects where the memory of those before begins.
+    """
+    storage = tensor.untyped_storage()
+    whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+    if not whole or storage.data_ptr() in held:
+        return tensor.clone()
+    held.add(storage.data_ptr())
+    return tensor
 
 
 def _unflatten(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -52,10 +52,10 @@ class Payload:
         return self.tensors if self.exact is None else self.exact
 
 
-def payload_of(tensors: Mapping[str, torch.Tensor], codec: Codec | None) -> Payload:
-    """All ``tensors``, or what a site decodes of them."""
+def payload_of(tensors: Mapping[str, torch.Tensor], codec: Codec | None, *, known: str | None = None) -> Payload:
+    """All ``tensors``, or what a site decodes of them; ``known`` is the digest of ``tensors``, where there is one."""
     if codec is None:
-        return Payload(base=content_sha256(tensors), tensors=tensors)
+        return Payload(base=known or content_sha256(tensors), tensors=tensors)
     encoded, _ = codec.encode(tensors)
     decoded = codec.decode(encoded)
     return Payload(base=content_sha256(decoded), tensors=decoded, encoded=encoded, exact=tensors)

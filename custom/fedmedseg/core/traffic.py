@@ -9,19 +9,28 @@ messages that were refused unread.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.utils import buffer_len
 from nvflare.fuel.utils import fobs
+from safetensors.torch import save
 
 from fedmedseg.core.wire import Header
 
 logger = logging.getLogger(__name__)
+
+LARGE = 1 << 20
+"""Bytes from which a tensor is counted without being encoded: to encode a large model is to hold it twice more."""
+_STAND_IN = (1 << 15,)
+"""Float32 in place of a large tensor: as many bytes as make FLARE write the length of both in as many digits."""
 
 PEER = (ReservedHeaderKey.PEER_PROPS, ReservedHeaderKey.PEER_CTX)
 """Headers in which FLARE keeps, on arrival, who the sender is."""
@@ -38,8 +47,39 @@ def encoded_bytes(message: Shareable) -> int:
     headers = message.get(ReservedHeaderKey.HEADERS)
     if isinstance(headers, Mapping):
         plain[ReservedHeaderKey.HEADERS] = {name: value for name, value in headers.items() if name not in PEER}
-    size: int = buffer_len(fobs.dumps(plain, buffer_list=True))
-    return size
+    left_out: list[int] = []
+    size: int = buffer_len(fobs.dumps(_lightened(plain, left_out), buffer_list=True))
+    return size + sum(left_out)
+
+
+def _lightened(node: Any, left_out: list[int]) -> Any:
+    """The same with stand-ins for large tensors; the bytes that these leave out go to ``left_out``."""
+    if isinstance(node, torch.Tensor) and node.numel() * node.element_size() >= LARGE:
+        # one object for several tensors would be encoded once
+        small = torch.zeros(_STAND_IN)
+        left_out.append(_saved_bytes(node) - len(save({"t": small})))
+        return small
+    if isinstance(node, Shareable):
+        light = Shareable()
+        light.clear()
+        light.update({key: _lightened(value, left_out) for key, value in node.items()})
+        return light
+    if type(node) is dict:
+        return {key: _lightened(value, left_out) for key, value in node.items()}
+    if type(node) in (list, tuple):
+        return type(node)(_lightened(value, left_out) for value in node)
+    return node
+
+
+def _saved_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor in the form in which FLARE's decomposer saves it, under the name t in a safetensors file."""
+    begun = save({"t": torch.zeros([1] * tensor.dim(), dtype=tensor.dtype)})
+    length = 8
+    header = json.loads(begun[length : length + int.from_bytes(begun[:length], "little")])
+    bytes_of_it = tensor.numel() * tensor.element_size()
+    header["t"] |= {"shape": list(tensor.shape), "data_offsets": [0, bytes_of_it]}
+    text = len(json.dumps(header, separators=(",", ":")))
+    return length + -(-text // length) * length + bytes_of_it
 
 
 class Traffic:

@@ -128,6 +128,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._unread: set[str] = set()
         """Sites of which a message was refused unread in this round."""
         self._unchanged = 0
+        self._known: str | None = None
+        """Digest of the shared tensors as the round before left them."""
         self._encryption: KitCipher | None = None
         self._round_facts: dict[str, Any] = {}
         self._traffic = Traffic()
@@ -243,6 +245,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             contract=self.contract,
             schema=self.persistor.schema,
             shared=shared,
+            known=self._known,
             personal=self.persistor.personal,
             exchanged=features_of_others(
                 self.contract.exchange,
@@ -439,7 +442,7 @@ class QuorumScatterAndGather(ScatterAndGather):
     def _finish_round(self, fl_ctx: FLContext) -> None:
         digest = self._round_facts["shared"]
         if self.contract.returns == "shared":
-            digest = self._digest()
+            digest = self._known = self._digest()
             stands = (digest == self._round_facts["shared"] or self.aggregator.still) and not self.contract.collects
             self._unchanged = self._unchanged + 1 if stands else 0
             self._round_facts["unchanged"] = self._unchanged
