@@ -37,7 +37,8 @@ def test_large_tensors_are_counted_to_the_byte_without_being_encoded(monkeypatch
     large = torch.zeros(1025, 1025)
     tensors = {
         "a.weight": large, "b.weight": large.clone(), "half": torch.zeros(2, 3, 500, 500, dtype=torch.float16),
-        "counts": torch.zeros(200_000, dtype=torch.int64), "small": torch.zeros(3), "bytes": torch.ones(2**21 + 1).byte(),
+        "counts": torch.zeros(200_000, dtype=torch.int64), "small": torch.zeros(3),
+        "bytes": torch.ones(2**21 + 1).byte(),
     }  # fmt: skip
     more = {"x": [1, large + 1, ("y", large + 2)]}
     sent = DXO(DataKind.WEIGHTS, data={name: one.clone() for name, one in tensors.items()}, meta=more).to_shareable()
