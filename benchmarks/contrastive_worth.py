@@ -91,6 +91,8 @@ METHODS: dict[str, tuple[str, Method]] = {
     "fclopt_both": ("fclopt", ([], {"fclopt": {"starts": ["shared"], "mode": "both"}})),
 }
 """System, presets and settings of each method."""
+FROZEN = {"segmentation": {"encoder_rate_factor": 0.001, "encoder_rate_share": 1.0}}
+"""The decoder alone learns, nearly: what the encoder's features are worth as they are."""
 PROBES: dict[str, tuple[str, Method]] = {
     name: ("fcl", ([], merged({"fcl": {"starts": ["shared"]}}, changes)))
     for name, changes in {
@@ -102,6 +104,10 @@ PROBES: dict[str, tuple[str, Method]] = {
         "exclude_same_partition": {"fcl": {"denominator": "exclude_same_partition"}},
         "longer": {"stages": {"pretraining": {"rounds": 90}}},
         "slow_encoder": {"segmentation": {"encoder_rate_factor": 0.1}},
+        "frozen": FROZEN,
+        "untrained_frozen": merged(
+            FROZEN, {"stages": {"pretraining": {"rounds": 1}}, "fcl": {"optimizer": {"learning_rate": 1e-9}}}
+        ),
     }.items()
 }
 """What a thinner wire and noise cost, each idea of FCL left out, and what it might lack; at FCL's own rate."""
@@ -125,6 +131,8 @@ NAMES = {
     "exclude_same_partition": "FCL, no negatives of the same part",
     "longer": "FCL, three times the rounds",
     "slow_encoder": "FCL, a tenth of the rate for the encoder at first",
+    "frozen": "FCL, the encoder as pretrained",
+    "untrained_frozen": "the encoder as initialised",
 }
 
 

@@ -65,11 +65,16 @@ def test_every_method_is_what_it_is_called(worth: ModuleType) -> None:
 def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     studies = {name: study(worth, name) for name in worth.PROBES}
     assert {name: one.stages["pretraining"].rounds for name, one in studies.items()} == {
-        name: 90 if name == "longer" else 30 for name in worth.PROBES
+        name: {"longer": 90, "untrained_frozen": 1}.get(name, 30) for name in worth.PROBES
     }
     assert {name: one.segmentation.encoder_rate_factor for name, one in studies.items()} == {
-        name: 0.1 if name == "slow_encoder" else 1.0 for name in worth.PROBES
+        name: {"slow_encoder": 0.1, "frozen": 0.001, "untrained_frozen": 0.001}.get(name, 1.0) for name in worth.PROBES
     }
+    rates = {name: one.wing.optimizer.learning_rate for name, one in studies.items()}
+    assert rates == {name: 1e-9 if name == "untrained_frozen" else 0.1 for name in worth.PROBES}
+    assert {name for name, one in studies.items() if one.segmentation.encoder_rate_share == 1.0} == {
+        "frozen", "untrained_frozen"
+    }  # fmt: skip
     of = {name: one.wing for name, one in studies.items()}
     assert (of["fcl_fp16"].transport, of["fcl_int8"].transport) == ("fp16", "int8")
     assert of["fcl_noise"].noise.sigma == 0.1
