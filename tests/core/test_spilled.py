@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nvflare.apis.dxo import from_shareable
 
 from fedmedseg.core import aggregator as aggregation
 from fedmedseg.core.aggregator import SharedKeysAggregator, weighted_mean
-from fedmedseg.core.config import RobustSection
+from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.robust import clipped, combined, survey
 from fedmedseg.core.spilled import DerivedTensors, SpilledTensors
 from fedmedseg.core.wire import tensor_bytes
@@ -161,6 +162,27 @@ def test_large_replies_wait_on_the_disk_and_make_the_same(
     results = [from_shareable(made.aggregate(context("server"))).data for made in (in_memory, on_disk)]
     assert all(torch.equal(results[0][name], results[1][name]) for name in "ab")
     assert in_memory.notes == on_disk.notes
+
+
+def test_a_large_reply_frees_what_messages_left_behind(
+    send_to: Callable, monkeypatch: pytest.MonkeyPatch, reply_to: Callable, context: Callable
+) -> None:
+    """FLARE's streams hold each other, and with them the messages; a small reply is not worth a collection."""
+
+    class Stream:
+        def __init__(self) -> None:
+            self.other = self
+
+    made, data = send_to(), {"a": torch.zeros(2), "b": torch.zeros(2, 2)}
+    gc.disable()
+    try:
+        for site, size, freed in (("site-3", 25, False), ("site-4", 24, True)):
+            monkeypatch.setattr(aggregation, "FROM_BYTES", size)
+            left = weakref.ref(Stream())
+            assert made.accept(reply_to(made.round, data, examples=4), context("server", peer=site))
+            assert (left() is None) == freed
+    finally:
+        gc.enable()
 
 
 def test_a_full_disk_costs_that_reply_alone(

@@ -26,6 +26,7 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import Pool, canonical
 from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.federation_settings import RobustSection
+from fedmedseg.core.memory import free_messages
 from fedmedseg.core.personal import Payload, Personal, extended, joined, payload_of, payloads
 from fedmedseg.core.place import place_of
 from fedmedseg.core.robust import clipped, combined, norms_of, require_enough, running_median, survey
@@ -530,6 +531,8 @@ def _spilled(contribution: Contribution, fl_ctx: FLContext) -> Contribution:
     if not large or fl_ctx.get_job_id() is None:
         return contribution
     on_disk = SpilledTensors(contribution.differences, place_of(fl_ctx).run)
+    # the messages of other sites, sent and received, which would wait for Python's collector
+    free_messages()
     own = contribution.nbytes - tensor_bytes(contribution.features)
     return dataclasses.replace(contribution, differences=on_disk, carried=own)
 

@@ -23,6 +23,11 @@ def set_lasting_objects_aside() -> None:
     gc.freeze()
 
 
+def free_messages() -> None:
+    """Let go of what the messages so far left behind: at the server, of a large model as often as a reply has come."""
+    gc.collect()
+
+
 class TaskCollector:
     """Frees, at a site, what the messages of earlier tasks left behind.
 
