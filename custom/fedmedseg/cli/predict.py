@@ -104,7 +104,7 @@ def predict(
             )
         function = ventricles(pairs, batch, cavity=cavity)
         if not single:
-            write_tables(out, batch.done, function)
+            write_tables(out, batch.done, function, batch.failed)
     _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
     raise typer.Exit(PARTLY if batch.failed else 0)
 
