@@ -16,8 +16,9 @@ from fedmedseg.reporting import alarms
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.alarms import round_of, spans, stage_of
 from fedmedseg.reporting.costs import by_round, by_site
-from fedmedseg.reporting.curves import curves
+from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
+from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
 from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles, withholding
 from fedmedseg.reporting.tables import (
@@ -125,7 +126,8 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "outliers": alarms.outliers(record),
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
-        "curves": "; ".join(curve.told for curve in curves(record)),
+        "words": in_words(record),
+        "more_curves": max(0, len(curves(record)) - MOST_PANELS),
         "refusals": _refusals(record),
         "by_site": by_site(record),
         "by_round": by_round(record),
