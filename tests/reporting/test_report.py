@@ -253,6 +253,17 @@ def test_numbers_that_are_not_finite_stay_out_of_the_json(tmp_path: Path) -> Non
     assert json.loads(text)["rounds"][0]["sites"]["a"]["metrics"] == {"loss": None, "gap": [None, 1.5]}
 
 
+def test_a_run_that_goes_on_is_not_said_to_have_stopped() -> None:
+    text = said(records.stopped() | {"reason": None, "ended": False})
+    assert "cardiac-study no end recorded" in text
+    assert "No evaluation was recorded so far." in text
+    assert "the report names them once the run has ended" in text
+    text = said(records.stopped() | {"ended": True})
+    assert "cardiac-study stopped" in text
+    assert "No evaluation was recorded: the run ended before that stage." in text
+    assert "The server kept no shared model of this run." in text
+
+
 def test_the_reporter_of_a_job_writes_the_page_and_the_summary(tmp_path: Path) -> None:
     record: dict[str, Any] = {"study": "a", "outcome": "stopped"}
     assert HTMLReporter().write(record, tmp_path) == tmp_path / "report.html"

@@ -26,8 +26,10 @@ from fedmedseg.reporting.tables import (
     dice_table,
     duration,
     encryption_of,
+    has_ended,
     moment,
     number,
+    outcome_of,
     plain_text_summary,
     reply,
     rounds_of,
@@ -37,8 +39,8 @@ from fedmedseg.reporting.tables import (
 )
 
 TEMPLATE = "report.html.jinja"
-RECORDS = ("report.json", "run.json")
-"""Names of a record in a report's folder: the report's own, and the server's as it stands in the middle of a run."""
+RECORDS = ("run.json", "report.json")
+"""Names of a record in a report's folder: the server's, which grows with every round, and that of a report alone."""
 
 
 class HTMLReporter:
@@ -108,7 +110,8 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "study": str(record.get("study") or "unnamed study"),
         "system": str(record.get("system") or "?"),
         "finished": record.get("outcome") == "finished",
-        "outcome": str(record.get("outcome") or "unknown"),
+        "ended": has_ended(record),
+        "outcome": outcome_of(record),
         "reason": record.get("reason"),
         "started": moment(record.get("started")),
         "took": "unknown time" if seconds is None else duration(seconds),
