@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,21 +105,26 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _one(benchmark: Benchmark, arguments: tuple[str, ...], folder: Path, *, left: float | None, keep: bool) -> Outcome:
-    result = benchmark.results or folder / f"{benchmark.name}.json"
-    call = [sys.executable, str(benchmark.file), *arguments]
-    call += [] if benchmark.results is not None else ["--out", str(result)]
+    made = folder / (f"{benchmark.name}.json" if benchmark.pieces is None else benchmark.name)
+    result = made if benchmark.pieces is None else made / benchmark.pieces
+    option = "--out" if benchmark.pieces is None else "--results"
+    call = [sys.executable, str(benchmark.file), *arguments, option, str(made)]
     told = " ".join(["python", f"benchmarks/{benchmark.file.name}", *arguments])
     note, key = folder / f"{benchmark.name}.run.json", _key(benchmark, arguments)
-    if keep and (before := _noted(note)).get("key") == key:
+    before = _noted(note) if keep else {}
+    if before.get("key") == key and "seconds" in before:
         try:
             return Outcome(benchmark.name, told, "kept", float(before["seconds"]), "", tuple(benchmark.read(result)))
         except (OSError, ValueError, KeyError):
             # gone or damaged since: it is measured again
-            note.unlink(missing_ok=True)
+            before = {}
     if left is not None and left < LEAST_SECONDS:
         return Outcome(benchmark.name, told, "no time")
+    if before.get("key") != key or benchmark.pieces is None:
+        # of another length, script or version: nothing of it may be taken for a figure of this run
+        shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    note.unlink(missing_ok=True)
+    write_atomic(note, json.dumps({"key": key}).encode())
     began = time.monotonic()
     said, code = _call(call, left)
     seconds = time.monotonic() - began

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from scale import SLOPE, slope
 
 HERE = Path(__file__).parent
 
@@ -46,8 +47,9 @@ class Benchmark:
     """From the file that it was told to write."""
     script: Path | None = None
     """Where it is not ``benchmarks/<name>.py``."""
-    results: Path | None = None
-    """Where its results lie if it takes no ``--out FILE``: it then keeps them itself, piece by piece."""
+    pieces: str | None = None
+    """Of one that takes ``--results FOLDER`` in place of ``--out FILE`` and goes on there piece by piece: where below
+    that folder the pieces that ``read`` takes lie."""
 
     @property
     def file(self) -> Path:
@@ -167,10 +169,9 @@ def scale(folder: Path) -> list[Figure]:
     found = []
     for (where, megabytes), cells in groups.items():
         if len(cells) > 1:
-            sites, memory = ([one[name] for one in cells] for name in ("sites", "server_megabytes"))
-            rise = statistics.linear_regression(sites, memory).slope / megabytes
+            rise = slope([(one["sites"], one["server_megabytes"]) for one in cells], megabytes)
             what = f"server memory per further site / model, {where}, {megabytes:g} MB"
-            found.append(Figure("P8", what, rise, 0.1, "most", void=any(one["void"] for one in cells)))
+            found.append(Figure("P8", what, rise, SLOPE, "most", void=any(one["void"] for one in cells)))
     return found
 
 
@@ -204,7 +205,7 @@ BENCHMARKS = (
         None,
         ("--where", "deployed", "--sites", "2", "4", "8", "--sizes", "250"),
         scale,
-        results=HERE / "results" / "scale",
+        pieces=".",
     ),
     Benchmark("encryption_cost", None, (), encryption_cost),
     Benchmark(
@@ -212,7 +213,7 @@ BENCHMARKS = (
         None,
         ("--parts", "traffic", "--minutes", "60"),
         target_prediction,
-        results=HERE / "results" / "target_prediction" / "traffic",
+        pieces="traffic",
     ),
 )
 """In the order in which they run: what shows most goals for its time comes first."""

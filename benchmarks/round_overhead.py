@@ -41,6 +41,7 @@ RESULT = Path(__file__).parent / "results" / "round_overhead.json"
 SHIPPED, STOCK, DEPLOYED, FLOWER = "simulator", "simulator, stock interval", "deployed", "Flower's simulation"
 OF_FLOWER = {(DEPLOYED, 1): 1.2, (SHIPPED, 1): 3.0, (SHIPPED, 250): 1.5}
 """Way and megabytes -> the goal: its round over Flower's, at most."""
+PARTS = ("rounds", "efficiency")
 WHOLE_JOB = 1.25
 EFFICIENCY = {10.0: 0.88, 30.0: 0.95}
 """Seconds of local work -> the goal: work without a federation over a round, at least."""
@@ -136,7 +137,7 @@ def lines(content: dict[str, Any]) -> list[str]:
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("rounds", "efficiency"), default=["rounds", "efficiency"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sizes", nargs="+", type=int, choices=sorted(WIDTHS), default=[1], help="MB")
     parser.add_argument("--seconds", nargs="+", type=float, default=[10.0], help="of local work in a round")
     parser.add_argument("--sites", type=int, default=2)
@@ -151,7 +152,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     given = parsed(words)
-    content = json.loads(given.out.read_text()) if given.out.exists() else {}
+    before = json.loads(given.out.read_text()) if given.out.exists() else {}
+    # of the form that this version writes
+    content = {part: before[part] for part in PARTS if part in before}
     if "rounds" in given.parts:
         for size in given.sizes:
             content.setdefault("rounds", {})[str(size)] = of_size(size, given)

@@ -9,7 +9,7 @@ Sites return what they were sent. Each number of sites and size is a cell, a JSO
 benchmarks/results/scale/; a call goes on with those that are missing. The simulator has --threads processes for all
 sites; a deployed federation has one for each, signed kits and mutual TLS. The largest resident memory is that of the
 process that holds the server's job, over the whole of it; its slope, by least squares over the numbers of sites, is
-given in models for each further site beside the goal. docs/growth.md goes on from here on paper.
+given in models for each further site beside the goal.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,13 @@ class Cell:
     part: str
     name: str
     changes: dict[str, Any]
+    results: Path | None = None
+    """Folder of all results; unset: ``RESULTS``."""
 
     @property
     def file(self) -> Path:
         """Where its result lies."""
-        return RESULTS / self.part / f"{self.name}.json"
+        return (self.results or RESULTS) / self.part / f"{self.name}.json"
 
     def settings(self) -> dict[str, Any]:
         """The job's settings under this cell, as its experiment.yaml would say them."""
@@ -181,9 +183,14 @@ def run_cell(cell: Cell, work: Path) -> None:
     write_atomic(cell.file, json.dumps(result, indent=1).encode())
 
 
-def results(part: str) -> list[dict[str, Any]]:
+def cells(part: str, folder: Path | None = None) -> list[Cell]:
+    """Those of one part, whose results lie in ``folder``."""
+    return [replace(cell, results=folder) for cell in PARTS[part]()]
+
+
+def results(part: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """What there is of one part, in the order of its cells."""
-    return [json.loads(cell.file.read_text()) for cell in PARTS[part]() if cell.is_done()]
+    return [json.loads(cell.file.read_text()) for cell in cells(part, folder) if cell.is_done()]
 
 
 def moved(result: dict[str, Any], way: str) -> float:
@@ -191,10 +198,10 @@ def moved(result: dict[str, Any], way: str) -> float:
     return statistics.fmean(one[site][way] for one in result["traffic"] for site in one)
 
 
-def print_fidelity() -> None:
+def print_fidelity(folder: Path | None = None) -> None:
     """Errors, averaged over rounds after the first and over seeds."""
     print("| T | m | naive | closed form | with distance | seeds |\n|---|---|---|---|---|---|")
-    found = results("fidelity")
+    found = results("fidelity", folder)
     for steps, momentum in FIDELITY:
         ours = [one for one in found if (one["local_steps"], one["momentum"]) == (steps, momentum)]
         if ours:
@@ -205,10 +212,10 @@ def print_fidelity() -> None:
             print(f"| {steps} | {momentum} | " + " | ".join(f"{error:.3f}" for error in errors) + f" | {len(ours)} |")
 
 
-def print_traffic() -> None:
+def print_traffic(folder: Path | None = None) -> None:
     """Bytes of each mode per site and round, and as a share of ``both``."""
     print("| mode | up | down | both ways | of `both` |\n|---|---|---|---|---|")
-    found = {one["mode"]: one for one in results("traffic")}
+    found = {one["mode"]: one for one in results("traffic", folder)}
     whole = sum(moved(found["both"], way) for way in ("up", "down")) if "both" in found else None
     for mode, one in found.items():
         up, down = moved(one, "up"), moved(one, "down")
@@ -216,10 +223,10 @@ def print_traffic() -> None:
         print(f"| `{mode}` | {up / 1e3:.1f} kB | {down / 1e3:.1f} kB | {(up + down) / 1e3:.1f} kB | {share} |")
 
 
-def print_dice() -> None:
+def print_dice(folder: Path | None = None) -> None:
     """Mean test Dice after fine-tuning, per mode and seed."""
     print("| seed | `both` | `ptnu_dp` | difference | scratch |\n|---|---|---|---|---|")
-    found = {(one["mode"], one["seed"]): one["dice"] for one in results("dice")}
+    found = {(one["mode"], one["seed"]): one["dice"] for one in results("dice", folder)}
     differences = []
     for seed in SEEDS:
         pair = [found.get((mode, seed)) for mode in ("both", "ptnu_dp")]
@@ -240,11 +247,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=110.0, help="start no cell after so many")
     parser.add_argument("--work", type=Path, default=Path("runs/target_prediction"), help="phantoms and caches")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
     given = parser.parse_args()
     if not given.table:
         deadline = time.monotonic() + 60.0 * given.minutes
-        for cell in [cell for part in given.parts for cell in PARTS[part]()]:
+        for cell in [cell for part in given.parts for cell in cells(part, given.results)]:
             if cell.is_done() or time.monotonic() > deadline:
                 continue
             began = time.monotonic()
@@ -253,7 +261,7 @@ def main() -> None:
     for part, show in (("fidelity", print_fidelity), ("traffic", print_traffic), ("dice", print_dice)):
         if part in given.parts:
             print(f"\n{part}\n")
-            show()
+            show(given.results)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typed import commands as all_commands
 
 import fedmedseg
 from fedmedseg.comparison.study import find_comparison
+from fedmedseg.core.federation_settings import FederationSection
 from fedmedseg.core.jobs import find_job, find_preset, read_settings, setting
 from fedmedseg.core.schema import read_yaml
 from fedmedseg.core.wire import Header, Meta
@@ -266,6 +267,20 @@ def test_the_statement_of_privacy_names_every_header_and_field() -> None:
     headers = {value.removeprefix("fedmedseg.") for name, value in vars(Header).items() if name.isupper()}
     fields = {value for name, value in vars(Meta).items() if name.isupper()}
     assert headers | fields <= words
+
+
+def test_every_setting_that_changes_the_form_of_what_travels_is_in_the_statement_of_privacy() -> None:
+    forms = [name for name in FederationSection.model_fields if name.startswith(("transport", "encryption"))]
+    assert len(forms) == 3
+    for name in forms:
+        assert f"`federation.{name}`" in text_of(PAGE)
+
+
+@pytest.mark.parametrize("folder", ["custom", "benchmarks", "tests"])
+def test_every_page_that_code_names_is_there(folder: str) -> None:
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for page in re.findall(r"\bdocs/[\w-]+\.md\b", text_of(file)):
+            assert (ROOT / page).is_file(), f"{name_of(file)}: {page}"
 
 
 def test_the_picture_of_the_architecture_stands_alone_and_is_drawn_for_light_and_dark() -> None:

@@ -30,6 +30,15 @@ out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.write_text("{" if "--damaged" in sys.argv else json.dumps({"value": 0.5, "arguments": sys.argv[1:]}))
 """
 
+PIECES = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--results") + 1]) / "deep"
+folder.mkdir(parents=True, exist_ok=True)
+for name in "ab":
+    if not (folder / name).exists():
+        (folder / name).write_text("new")
+"""
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -108,6 +117,45 @@ def test_a_full_run_goes_on_where_it_was_interrupted(
     assert [one.state for one in bench.run(made, out, full=True)] == ["done", "done"]
 
 
+def test_one_that_goes_on_piece_by_piece_goes_on_with_its_own_pieces_alone(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of an interrupted run are gone on with; those of another script, or before --again, are measured anew."""
+    script, out = tmp_path / "pieces.py", tmp_path / "out"
+    script.write_text(PIECES)
+
+    def read(folder: Path) -> list[Any]:
+        return [bench.Figure("P8", "measured", float(sum("new" in file.read_text() for file in folder.iterdir())))]
+
+    made = bench.Benchmark("pieces", None, (), read, script=script, pieces="deep")
+
+    def measured(**options: bool) -> tuple[str, float]:
+        for file in out.glob("pieces/deep/*"):
+            file.write_text("earlier")
+        (one,) = bench.run([made], out, full=True, **options)
+        return one.state, one.figures[0].value if one.figures else -1.0
+
+    (out / "pieces" / "deep").mkdir(parents=True)
+    (out / "pieces" / "deep" / "a").write_text("")
+    assert measured() == ("done", 2.0), "nobody knows of what run the first piece is"
+    assert measured() == ("kept", 0.0)
+    assert measured(again=True) == ("done", 2.0)
+    script.write_text(PIECES + "sys.exit(1)\n")
+    assert measured() == ("failed", -1.0)
+    (out / "pieces" / "deep" / "b").unlink()
+    assert measured() == ("failed", -1.0)
+    assert sorted(file.read_text() for file in out.glob("pieces/deep/*")) == ["earlier", "new"]
+
+
+def test_a_result_of_an_earlier_run_is_not_taken_for_one_that_was_not_written(
+    bench: ModuleType, fake: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = fake("one")
+    assert [one.state for one in bench.run([made], tmp_path / "out", full=False)] == ["done"]
+    made.file.write_text("")
+    assert [one.state for one in bench.run([made], tmp_path / "out", full=False)] == ["failed"]
+
+
 def test_one_that_fails_costs_its_own_figures_alone(
     bench: ModuleType, fake: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +214,11 @@ def test_rounds_and_growth_are_read_as_they_are_written_and_are_missing_no_more(
     assert [row["id"] for row in rows if row["verdict"] == "missing"] == ["P6", "-", "-"]
 
 
+def shipped(benchmark: Any) -> Path:
+    """Where the result lies that a benchmark writes beside its script."""
+    return RESULTS / (f"{benchmark.name}.json" if benchmark.pieces is None else f"{benchmark.name}/{benchmark.pieces}")
+
+
 def test_every_benchmark_of_the_table_is_there_takes_its_arguments_and_reads_what_it_once_wrote(
     bench: ModuleType,
 ) -> None:
@@ -175,10 +228,9 @@ def test_every_benchmark_of_the_table_is_there_takes_its_arguments_and_reads_wha
     for one in goals.BENCHMARKS:
         source = one.file.read_text()
         options = {text for text in (*(one.quick or ()), *one.full) if text.startswith("--")}
-        options |= set() if one.results else {"--out"}
+        options |= {"--results"} if one.pieces else {"--out"}
         assert [text for text in options if f'"{text}"' not in source] == [], one.name
-        figures = one.read(one.results or RESULTS / f"{one.name}.json")
-        assert all(isinstance(figure.value, float) for figure in figures), one.name
-    judged = {figure.id for one in goals.BENCHMARKS for figure in one.read(one.results or RESULTS / f"{one.name}.json")}
+        assert all(isinstance(figure.value, float) for figure in one.read(shipped(one))), one.name
+    judged = {figure.id for one in goals.BENCHMARKS for figure in one.read(shipped(one))}
     # no goal of the list is forgotten: each is shown, or said to be missing
     assert judged | {one.id for one in goals.MISSING} == {"-", *(f"P{number}" for number in range(1, 9))}

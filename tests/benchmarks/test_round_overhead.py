@@ -62,7 +62,7 @@ def test_the_first_round_of_a_run_is_dropped() -> None:
 def test_a_part_that_did_not_run_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each size and part is written when it is done."""
     file = tmp_path / "out.json"
-    file.write_text(json.dumps({"efficiency": {"work": {}, "void": False}}))
+    file.write_text(json.dumps({"efficiency": {"work": {}, "void": False}, "shipped": "of an older version"}))
     monkeypatch.setattr(
         round_overhead, "of_size", lambda size, given: summary(size, 1.0, WALLS, JOBS) | {"void": False}
     )
@@ -70,6 +70,7 @@ def test_a_part_that_did_not_run_keeps_its_figures(tmp_path: Path, monkeypatch: 
     content = json.loads(file.read_text())
     assert sorted(content["rounds"]) == ["1", "20"]
     assert content["efficiency"] == {"work": {}, "void": False}
+    assert content.keys() == {"rounds", "efficiency"}
 
 
 def test_a_drift_of_more_than_a_tenth_voids(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,37 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_cardiac_ct import SMALL
 
 from fedmedseg.cardiac_ct import lessons as lessons_module
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.in_process import InProcessFederation
-from fedmedseg.core.jobs import find_job, read_settings, write_job
+from fedmedseg.core.jobs import find_job, merged, read_settings, write_job
 
-TINY: dict[str, Any] = {
-    "study": "tiny",
-    "data": {
-        "spacing": [3.0, 3.0, 3.0],
-        "crop": [64, 32, 32],
-        "phantom": {
-            "annotation": "shared_out",
-            "sites": 2,
-            "training": 1,
-            "unlabeled": 1,
-            "validation": 0,
-            "test": 1,
-            "size": [96, 56, 56],
-        },
+TINY: dict[str, Any] = merged(
+    SMALL,
+    {
+        "study": "tiny",
+        "data": {"crop": [64, 32, 32]},
+        "cardiac_ct": {"head_steps": 1, "transfer": {"steps": 1, "cnn": "hps"}},
+        "stages": {"teacher_hps": {"rounds": 1}, "teacher_ms": {"rounds": 1}, "teacher_calc": {"rounds": 1}},
     },
-    "network": {"feature_size": 12, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 2},
-    "cardiac_ct": {
-        "teacher": {"filters": [4, 4, 4], "strides": [1, 2, 2], "size": [32, 32, 24], "supervised": 1, "steps": 2},
-        "head_steps": 1,
-        "transfer": {"steps": 1, "cnn": "hps"},
-    },
-    "segmentation": {"steps": 2, "batch": 1, "test_untrained": False, "overlap": 0.0},
-    "stages": {"teacher_hps": {"rounds": 1}, "teacher_ms": {"rounds": 1}, "teacher_calc": {"rounds": 1}},
-}
+)
 
 
 @pytest.fixture(autouse=True)

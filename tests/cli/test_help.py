@@ -30,6 +30,7 @@ def test_the_help_of_every_command_has_an_example_that_can_be_typed(name: str) -
     found = examples(COMMANDS[name])
     assert found, "an epilog with a call"
     assert COMMANDS[name].help, "a sentence on what it does"
+    assert "Example" not in COMMANDS[name].help, "where no test reads it"
     for one in found:
         assert one.startswith(f"fedmedseg {name} ")
         assert f"  {one}\n" in said, "each in a line of its own, not wrapped"

@@ -68,8 +68,13 @@ def test_a_clock_that_goes_wrong_gives_no_time_before_now() -> None:
     assert [state for name, state, _ in RUNNING.sites if name == "c"] == ["connected"]
 
 
-def test_few_figures_are_shown_and_the_time_left_may_be_unknown() -> None:
+def test_few_figures_are_shown_how_many_are_not_is_said_and_the_time_left_may_be_unknown() -> None:
     assert len(RUNNING.metrics) == module.MOST_METRICS
+    # by hand: a loss and nine Dice, less six
+    assert "and 4 more, in TensorBoard" in lines(RUNNING)
+    assert line(RUNNING).endswith("dice/structure-5 0.5000, and 4 more")
+    few = View(job=JOB, status="RUNNING", study={**STUDY, "metrics": {"loss": 0.25}}, seen=SEEN)
+    assert not [text for text in [*lines(few), line(few)] if "more" in text]
     unknown = View(job=JOB, status="RUNNING", study={**STUDY, "left": None, "metrics": {}, "metrics_of": None})
     assert "time left: not known before a round has ended" in lines(unknown)
 

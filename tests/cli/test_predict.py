@@ -136,6 +136,9 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(place: Place) -> Non
         ("patient 1", "no prediction of broken"),
     ):
         assert f"{name} {reason}" in table
+    # as the terminal had it, in a terminal of any width
+    assert {row["image"] for row in place.rows("failed.csv")} == {"broken", "cine", "small", "patient 1"}
+    assert "4 axes instead of 3" in next(row["reason"] for row in place.rows("failed.csv") if row["image"] == "cine")
     assert (place.out / "p1_ES.nii.gz").is_file()
     assert not (place.out / "broken.nii.gz").exists()
 
@@ -145,7 +148,9 @@ def test_what_an_earlier_call_left_does_not_stand_for_what_fails_now(place: Plac
     assert call(place.model, place.images, place.out, *frames)[0] == 0
     (place.images / "p1_ED.nii.gz").write_bytes(b"none")
     assert call(place.model, place.images, place.out, "--force")[0] == 1
-    assert sorted(path.name for path in place.out.iterdir()) == ["p1_ES.json", "p1_ES.nii.gz", "volumes.csv"]
+    assert sorted(path.name for path in place.out.iterdir()) == [
+        "failed.csv", "p1_ES.json", "p1_ES.nii.gz", "volumes.csv",
+    ]  # fmt: skip
 
 
 def test_one_image_may_be_written_as_one_file(place: Place) -> None:

@@ -42,6 +42,15 @@ def test_a_page_is_written_again_from_its_record_alone(folders: tuple[Path, Path
     assert "0.800" in (folders[0] / "report.html").read_text(encoding="utf-8")
 
 
+def test_in_the_middle_of_a_run_every_call_shows_the_rounds_so_far(tmp_path: Path) -> None:
+    """Also the second one, beside the page and record that the first left."""
+    (tmp_path / "run.json").write_text(json.dumps(record("now", 0.7) | {"outcome": "stopped", "ended": False}))
+    assert "now (fedavg): no end recorded" in report(tmp_path)[1]
+    (tmp_path / "run.json").write_text(json.dumps(record("now", 0.9) | {"ended": True}))
+    assert "now (fedavg): finished" in report(tmp_path)[1]
+    assert "0.900" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_two_runs_are_compared_in_a_folder_of_choice(folders: tuple[Path, Path], tmp_path: Path) -> None:
     now, then = folders
     out = tmp_path / "compared"

@@ -55,11 +55,14 @@ def test_a_run_finishes_when_all_its_stages_did(
     for stage in ("training", "testing"):
         record.begin(study(), sites=["site-2", "site-1"], stages=2, history=[])
         record.add_round(round_record(stage, 0, "abc" if stage == "training" else None), folder)
-        assert json.loads((folder / "run.json").read_text())["outcome"] == "stopped", "until the last stage has ended"
+        so_far = json.loads((folder / "run.json").read_text())
+        assert so_far["outcome"] == "stopped", "until the last stage has ended"
+        assert not so_far["ended"]
         record.end_stage()
     event(record, EventType.END_RUN, context("server"))
     whole = json.loads((folder / "run.json").read_text())
     assert (whole["outcome"], whole["reason"], whole["sites"]) == ("finished", None, ["site-1", "site-2"])
+    assert whole["ended"]
     assert whole["shared_sha256"] == "abc", "a stage without tensors leaves the digest of the last model"
     assert whole["experiment_sha256"] == study().digest
     assert whole["labels"] == {"1": "left", "2": "right"}

@@ -62,6 +62,18 @@ def test_half_precision_keeps_three_digits_of_tensors_of_any_scale() -> None:
             assert torch.allclose(found[name], given[name], rtol=1e-3, atol=float(given[name].abs().max()) * 1e-6)
 
 
+def test_half_precision_is_off_by_half_of_its_last_digit_at_most_also_where_numbers_are_tiny() -> None:
+    """A 2048th of a number, or 2^-25 of its tensor's largest; numbers over twelve orders of magnitude."""
+    given = differences()
+    shape = given["b.weight"].shape
+    given["b.weight"] = (3.0 * torch.logspace(-12, 0, shape.numel())).reshape(shape)
+    found = codec("fp16").decode(codec("fp16").encode(given)[0])
+    error = (found["b.weight"] - given["b.weight"]).abs()
+    bound = torch.maximum(given["b.weight"] / 2048, 3.0 * torch.tensor(2.0**-25))
+    assert bool((error <= 1.001 * bound).all())
+    assert bool((error > given["b.weight"] / 2048).any()), "the second bound is needed"
+
+
 def test_int8_is_off_by_half_a_step_of_its_blocks_largest_number_at_most() -> None:
     given = differences()
     found = codec("int8").decode(codec("int8").encode(given)[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -142,17 +144,52 @@ def test_torchscript_answers_as_torch_and_says_what_it_is(source: Exportable, tm
         torch.testing.assert_close(network.eval()(source.example(9)), source.network(source.example(9)))
 
 
-def test_what_answers_otherwise_is_not_kept(
-    source: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wrong(path: Path, *_: object) -> float:
-        path.write_bytes(b"none")
-        raise FedMedSegError("model.ts", got="other answers")
+class Moody(torch.nn.Module):
+    """Answers otherwise where it is given anything but ``usual``: a trace knows one way alone."""
 
-    monkeypatch.setattr(files, "write_torchscript", wrong)
-    with pytest.raises(FedMedSegError, match="other answers"):
-        export(source, tmp_path / "ts", to="torchscript")
+    def __init__(self, network: torch.nn.Module, usual: torch.Tensor) -> None:
+        super().__init__()
+        self.network, self.usual = network, usual
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(images)
+        return logits if torch.equal(images, self.usual) else logits.flip(1)
+
+
+def test_what_answers_otherwise_is_not_kept(source: Exportable, tmp_path: Path) -> None:
+    moody = replace(source, network=Moody(source.network, source.example()).eval())
+    with pytest.raises(FedMedSegError, match=r"model\.ts: got probabilities that differ by"):
+        export(moody, tmp_path / "ts", to="torchscript")
     assert not (tmp_path / "ts").exists()
+
+
+@pytest.mark.parametrize("before", [("a", "b/c"), ("a",), ()], ids=["all there", "one there", "none there"])
+def test_files_are_replaced_all_or_none(
+    before: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, made, out = ("a", "b/c"), tmp_path / "made", tmp_path / "out"
+    for folder, content, those in ((made, "new", names), (out, "old", before)):
+        for name in those:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+    real, left = os.replace, 0
+
+    def failing(*places: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError("no room")
+        real(*places)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    for left in range(1, len(names) + len(before) + 1):  # noqa: B007 - counted down by ``failing``
+        with pytest.raises(ConfigurationError, match="can be written"):
+            files.place(made, out, names)
+        assert written(out) == sorted(before)
+        assert all((out / name).read_text() == "old" for name in before)
+    files.place(made, out, names)
+    assert written(out) == list(names)
+    assert all((out / name).read_text() == "new" for name in names)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(
@@ -176,3 +213,6 @@ def test_files_that_are_there_are_kept_unless_told(source: Exportable, tmp_path:
     assert (tmp_path / "ts" / "model.ts").read_bytes()[:2] == b"PK"
     with pytest.raises(ConfigurationError, match="a folder"):
         export(source, tmp_path / "ts" / "model.ts", to="torchscript")
+    (tmp_path / "other" / "model.ts").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match=r"model\.ts, which is there"):
+        export(source, tmp_path / "other", to="torchscript", force=True)

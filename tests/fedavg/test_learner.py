@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,27 @@ def test_fedprox_without_weight_is_fedavg_and_with_it_stays_nearer(federate: Fed
             plain._run_round("training", 0, 2)
             assert equal(plain.shared, one.shared)
     assert moved[1] < moved[0]
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", "ditto"])
+def test_no_gradient_of_the_received_network_is_worked_out(federate: Federate, strategy: str) -> None:
+    one = federate(fedavg=of(strategy))
+    learner: Any = one.learner("site-1", "training")
+    make, received = learner.parts.proximal, []
+
+    def listening(weight: float) -> Any:
+        penalty = make(weight)
+
+        def of_both(network: Any, other: Any) -> torch.Tensor:
+            received.append(other)
+            return penalty(network, other)
+
+        return of_both
+
+    learner.parts = replace(learner.parts, proximal=listening)
+    one._run_round("training", 0, 2)
+    assert received
+    assert all(parameter.grad is None for other in received for parameter in other.parameters())
 
 
 def test_a_sites_page_names_its_patients_and_nothing_that_is_told_does(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hospitals import Ended, Hospitals, allow
 from listening import HEARD_FILE
+from small_cardiac_ct import SMALL
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
@@ -32,39 +33,25 @@ SITES = ("site-1", "site-2")
 UNUSED = ("teacher_hps", "teacher_ms", "head_tuning", "transfer")
 SETTINGS: dict[str, Any] = {
     "study": "encrypted",
-    "data": {
-        "spacing": [3.0, 3.0, 3.0],
-        "phantom": {
-            "annotation": "shared_out",
-            "sites": 2,
-            "training": 1,
-            "unlabeled": 1,
-            "validation": 0,
-            "test": 1,
-            "size": [96, 56, 56],
-        },
-    },
-    "network": {"feature_size": 12, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 2},
     "cardiac_ct": {
         "tasks": ["calc"],
         "head_mean": "all",
         "head_steps": 0,
         "transfer": None,
         "gate": {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"},
-        "teacher": {"filters": [4, 4, 4], "strides": [1, 2, 2], "size": [32, 32, 24], "supervised": 1, "steps": 2},
     },
-    "segmentation": {"steps": 2, "batch": 1, "overlap": 0.0, "test_untrained": False},
     "stages": {
         **{stage: {"rounds": 0} for stage in UNUSED},
         "teacher_calc": {"rounds": 1},
         "distillation": {"rounds": 2},
     },
 }
+"""Over ``SMALL``."""
 ENCRYPTED = {"federation": {"encryption": "ckks"}}
 
 
 def study(*changes: dict[str, Any]) -> tuple[dict[str, Any], Experiment]:
-    return read_settings(find_job("cardiac_ct"), [SETTINGS, *changes])
+    return read_settings(find_job("cardiac_ct"), [SMALL, SETTINGS, *changes])
 
 
 def job(out: Path) -> Path:

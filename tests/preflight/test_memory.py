@@ -201,3 +201,44 @@ def test_an_encoder_of_slices_counts_with_its_heads_and_without_the_decoder(syst
     assert need.crops == views * 4 * experiment.wing.parts
     # a decoder keeps at least as much as the encoder before it
     assert 0 < need.per_crop < 0.6 * fine_tuning.per_crop
+
+
+@pytest.mark.parametrize(
+    ("system", "settings", "copies"),
+    [
+        ("fedavg", {}, 0),
+        ("fedavg", {"strategy": "fedopt"}, 0),
+        ("fedavg", {"strategy": "fedprox"}, 2),
+        ("fedavg", {"strategy": "ditto"}, 2),
+        ("fedavg", {"strategy": "scaffold", "sgd": {"learning_rate": 0.05, "momentum": 0.0}}, 4),
+        ("segviz", {}, 0),
+        ("segviz", {"mode": "one_model", "distillation": {}}, 1),
+    ],
+)
+def test_what_a_strategy_holds_beside_the_network_is_in_the_estimate(
+    system: str, settings: dict[str, Any], copies: int
+) -> None:
+    from fedmedseg.core.jobs import find_job, read_settings
+
+    (need, *_) = needs(read_settings(find_job(system), [{system: settings}])[1])
+    assert need.stage == "training"
+    assert need.frozen == copies * 4 * need.parameters
+    assert ("beside it" in need.explained()) is bool(copies)
+
+
+def test_flares_penalty_keeps_as_much_as_the_network_for_the_backward_pass() -> None:
+    """By FLARE's own class: one of the two copies that are counted for fedprox; the other is what was received."""
+    from nvflare.app_opt.pt.fedproxloss import PTFedProxLoss
+
+    network, received = torch.nn.Linear(30, 20), torch.nn.Linear(30, 20).requires_grad_(False)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.numel()
+        held.append(tensor)
+        return tensor
+
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        PTFedProxLoss(0.5)(network, received)
+    assert sum(kept.values()) == 30 * 20 + 20

@@ -39,6 +39,16 @@ def test_outliers_are_told_with_their_reason() -> None:
     assert outliers(record) == ["pretraining round 4, site-3: 7 times the median"]
 
 
+def test_a_site_that_is_unlike_the_others_again_and_again_is_told_once() -> None:
+    record = records.finished()
+    for number, times in enumerate((3, 5, 9)):
+        record["rounds"][number]["notes"]["outliers"] = {"site-3": f"{times} times the median", "site-1": "turned"}
+    assert outliers(record) == [
+        "pretraining rounds 1-3, site-3: first 3 times the median, last 9 times the median",
+        "pretraining rounds 1-3, site-1: turned",
+    ]
+
+
 def test_a_floor_is_told_only_where_it_is_missed() -> None:
     record = records.finished()
     assert missed_floor(record) is None

@@ -8,6 +8,7 @@ import pytest
 import records
 
 from fedmedseg.reporting.curves import MOST_PANELS, curves, draw_curves
+from fedmedseg.reporting.report import render
 
 
 def study(stage: str, *rounds: dict[str, float], site: str = "a") -> dict[str, Any]:
@@ -60,4 +61,12 @@ def test_every_curve_has_its_panel_and_dice_its_whole_scale() -> None:
 
 def test_a_flood_of_figures_is_no_flood_of_panels() -> None:
     metrics = {f"validation_dice/{number}": 0.5 for number in range(40)}
-    assert len(curves(study("training", metrics, metrics))) == MOST_PANELS
+    record = study("training", metrics, metrics)
+    figure = draw_curves(record)
+    assert figure is not None
+    assert len([panel for panel in figure.axes if panel.get_visible()]) == MOST_PANELS
+    page = render(record, {"curves": "<svg/>"})
+    assert "28 more are not drawn" in page
+    assert page.count("validation Dice, ") == MOST_PANELS
+    few = study("training", {"loss": 1.0}, {"loss": 0.5})
+    assert "not drawn" not in render(few, {"curves": "<svg/>"})

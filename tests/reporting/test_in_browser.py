@@ -126,6 +126,28 @@ def test_in_print_a_page_is_black_on_white_and_whole_even_in_the_dark(
         page.close()
 
 
+@pytest.mark.parametrize("name", ["server", "site"])
+def test_a_screen_reader_is_given_every_table_and_picture_by_name(
+    window: browser.Browser, pages: dict[str, Path], name: str
+) -> None:
+    """By the tree that the browser hands to it, not by the page's source."""
+    page = window.page(pages[name], width=LAPTOP)
+    try:
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        page.call("Accessibility.enable")
+        nodes = [one for one in page.call("Accessibility.getFullAXTree")["nodes"] if not one["ignored"]]
+        heard = [(one["role"]["value"], one.get("name", {}).get("value", "")) for one in nodes]
+        for roles in (("table",), ("image", "img"), ("heading",), ("rowheader",), ("columnheader",)):
+            names = [text for role, text in heard if role in roles]
+            assert names, roles
+            assert all(text.strip() for text in names), roles
+        assert [role for role, _ in heard].count("main") == 1
+        # what is bold for those who see is a word for those who do not
+        assert any(role == "StaticText" and text == "(best)" for role, text in heard) is (name == "server")
+    finally:
+        page.close()
+
+
 def test_the_browser_sees_what_it_is_for(window: browser.Browser, tmp_path: Path) -> None:
     file = tmp_path / "bad.html"
     file.write_text(

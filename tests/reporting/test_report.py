@@ -41,7 +41,7 @@ def test_a_finished_run_has_every_section_and_its_numbers(written: Path) -> None
     shown = Page(written.read_text(encoding="utf-8"))
     assert "cardiac-study finished" in shown.text
     assert "personal 0.740 mean Dice; worst site site-3: 0.720" in shown.text
-    assert "site-1 4 cases left ventricle 0.860 1.4 mm 0.820 1.8 mm 0.780 2.2 mm 0.060 *2 9.4 mm" in shown.text
+    assert "site-1 4 cases left ventricle 0.860 (best) 1.4 mm 0.820 1.8 mm 0.780 2.2 mm 0.060 *2 9.4 mm" in shown.text
     assert "mean over sites 0.740 0.700 0.660 0.013 standard deviation between sites ± 0.020" in shown.text
     # by hand: 0.86 - 0.82 at every structure and site
     assert "site-1 +0.040 0.760 \N{MINUS SIGN} 0.720 +0.080" in shown.text
@@ -62,7 +62,7 @@ def test_the_spread_over_patients_is_shown_where_sites_tell_it() -> None:
     metrics = record["rounds"][-1]["sites"]["site-1"]["metrics"]
     metrics |= {"spread/dice/personal/myocardium": 0.0421, "spread/hd95/personal/myocardium": 0.66}
     text = said(record)
-    assert "myocardium 0.760 ± 0.042 2.4 ± 0.7 mm 0.720 2.8 mm" in text
+    assert "myocardium 0.760 (best) ± 0.042 2.4 ± 0.7 mm 0.720 2.8 mm" in text
     assert "standard deviation over the site's patients" in text
     assert "standard deviation over the site's patients" not in said(records.finished())
 
@@ -253,6 +253,17 @@ def test_numbers_that_are_not_finite_stay_out_of_the_json(tmp_path: Path) -> Non
     assert json.loads(text)["rounds"][0]["sites"]["a"]["metrics"] == {"loss": None, "gap": [None, 1.5]}
 
 
+def test_a_run_that_goes_on_is_not_said_to_have_stopped() -> None:
+    text = said(records.stopped() | {"reason": None, "ended": False})
+    assert "cardiac-study no end recorded" in text
+    assert "No evaluation was recorded so far." in text
+    assert "the report names them once the run has ended" in text
+    text = said(records.stopped() | {"ended": True})
+    assert "cardiac-study stopped" in text
+    assert "No evaluation was recorded: the run ended before that stage." in text
+    assert "The server kept no shared model of this run." in text
+
+
 def test_the_reporter_of_a_job_writes_the_page_and_the_summary(tmp_path: Path) -> None:
     record: dict[str, Any] = {"study": "a", "outcome": "stopped"}
     assert HTMLReporter().write(record, tmp_path) == tmp_path / "report.html"
@@ -295,6 +306,12 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     }
     text = said(record)
     assert "Replies were encrypted (ckks)." in text
+    for one in record["rounds"]:
+        for answer in one["sites"].values():
+            answer["metrics"].pop("collapse_alarm", None)
+    text = said(record)
+    assert "No alarm: no collapse. Standstill and updates unlike the others do not show" in text
+    assert "no standstill" not in text
     assert "norm of the differences; progress." in text
     assert "encrypted (ckks): 2 guards" in plain_text_summary(record)
     assert "encrypted" not in said(records.finished())

@@ -42,8 +42,6 @@ def export(
 
     What does not answer as the original does is not kept. ONNX and bundles need: pip install 'fedmedseg[export]'.
     Research, not for diagnosis.
-
-    Example: fedmedseg export personal.safetensors --to monai-bundle --out bundle --run report/
     """
     with friendly_errors():
         if schema is not None and to != "monai-bundle":

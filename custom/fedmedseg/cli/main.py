@@ -73,9 +73,16 @@ COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         [
             "fedmedseg predict models/shared.safetensors scans/ predictions/",
             "fedmedseg predict models/shared.safetensors scan.nii.gz scan_labels.nii.gz --flips",
+            "fedmedseg predict personal.safetensors frames/ predictions/ --phases phases.csv",
         ],
     ),
-    "export": (export, ["fedmedseg export models/shared.safetensors --to monai-bundle --out bundle"]),
+    "export": (
+        export,
+        [
+            "fedmedseg export models/shared.safetensors --to monai-bundle --out bundle",
+            "fedmedseg export personal.safetensors --to onnx --out onnx --run report/",
+        ],
+    ),
     "preflight": (preflight, ["fedmedseg preflight kits/hospital-1 --experiment fedata"]),
     "site-policy": (site_policy, ["fedmedseg site-policy --check kits/hospital-1"]),
     "audit": (audit, ["fedmedseg audit kits/hospital-1 --verify"]),

@@ -49,7 +49,16 @@ class View:
     @property
     def metrics(self) -> list[tuple[str, float]]:
         """The figures of the last round that had any, the first few."""
-        return sorted((self.study or {}).get("metrics", {}).items())[:MOST_METRICS]
+        return self._every_metric[:MOST_METRICS]
+
+    @property
+    def left_out(self) -> int:
+        """How many more figures there are."""
+        return len(self._every_metric[MOST_METRICS:])
+
+    @property
+    def _every_metric(self) -> list[tuple[str, float]]:
+        return sorted((self.study or {}).get("metrics", {}).items())
 
 
 def monitor(
@@ -143,6 +152,8 @@ def lines(view: View) -> list[str]:
             of = study["metrics_of"]
             said.append(f"mean over sites ({of['stage']} {of['round'] + 1}):")
             said += [f"{name}: {value:.4f}" for name, value in view.metrics]
+            if view.left_out:
+                said.append(f"and {view.left_out} more, in TensorBoard")
     for name, state, ago in view.sites:
         said += [f"  {name}: {state}", f"    seen {ago}"]
     return said
@@ -156,6 +167,7 @@ def line(view: View) -> str:
     states = [state for _, state, _ in view.sites]
     counted = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     figures = "".join(f", {name} {value:.4f}" for name, value in view.metrics)
+    figures += f", and {view.left_out} more" if view.left_out else ""
     return f"{study['stage']} round {study['round'] + 1}/{study['rounds']}: {counted}{figures}"
 
 

@@ -69,8 +69,6 @@ def predict(
 
     Images that cannot be used are told at the end; the rest is done, and the command then ends with code 1.
     Research, not for diagnosis.
-
-    Example: fedmedseg predict personal.safetensors scans/ predicted/ --phases phases.csv
     """
     with friendly_errors():
         if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
@@ -104,7 +102,7 @@ def predict(
             )
         function = ventricles(pairs, batch, cavity=cavity)
         if not single:
-            write_tables(out, batch.done, function)
+            write_tables(out, batch.done, function, batch.failed)
     _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
     raise typer.Exit(PARTLY if batch.failed else 0)
 

@@ -83,7 +83,7 @@ def _run(job: Job, folder: Path) -> dict[str, Any]:
     if cell.training == "local":
         groups = [[name] for name in files]
     elif cell.training == "central":
-        content, _ = pool(sites, experiment, folder / "pool")
+        content = pool(sites, experiment, folder / "pool")
         place_site(POOL, content, folder / "w", cache)
         # the pool's list holds no more than what counts
         settings = merged(settings, {"data": {"labelled_fraction": None, "labelled_patients": None}})

@@ -138,15 +138,14 @@ def for_trial(files: SiteFiles, role: str, out: Path) -> SiteFiles:
     return made
 
 
-def pool(sites: Mapping[str, Site], experiment: Experiment, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The file of one site that holds what all have, and the name under which each patient of theirs is there.
+def pool(sites: Mapping[str, Site], experiment: Experiment, out: Path) -> dict[str, Any]:
+    """The file of one site that holds what all have, each patient under the name of its site and its own.
 
     It trains on what each site would train on (``data.labelled_fraction``, ``data.labelled_patients``); the images of
-    the others are unlabelled there. Returns the site file, and name in the pool -> site.
+    the others are unlabelled there.
     """
     role = experiment.data.role
     pooled: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
-    owners: dict[str, str] = {}
     for name, site in sites.items():
         sections = read_datalist(site.data_list(role), salt=site.salt)
         try:
@@ -158,7 +157,6 @@ def pool(sites: Mapping[str, Site], experiment: Experiment, out: Path) -> tuple[
         for section, cases in sections.items():
             for case in cases:
                 entry = {**list_entry(case, out), "patient": f"{name}:{case.patient}"}
-                owners[entry["patient"]] = name
                 if section == "training" and case.patient not in used:
                     pooled["unlabeled"].append(
                         {key: entry[key] for key in ("image", "heart", "patient") if key in entry}
@@ -166,7 +164,7 @@ def pool(sites: Mapping[str, Site], experiment: Experiment, out: Path) -> tuple[
                 else:
                     pooled[section].append(entry)
     write_atomic(out / "pool.json", json.dumps(pooled).encode())
-    return {"datasets": _listed(role, out / "pool.json")}, owners
+    return {"datasets": _listed(role, out / "pool.json")}
 
 
 def _listed(role: str, path: Path) -> dict[str, Any]:

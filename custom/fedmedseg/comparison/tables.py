@@ -13,6 +13,7 @@ from typing import Any
 
 from fedmedseg.comparison.cells import Result
 from fedmedseg.comparison.needs import needs
+from fedmedseg.comparison.sites import POOL
 from fedmedseg.comparison.statistics import (
     Array,
     Interval,
@@ -194,9 +195,7 @@ def csv_text(comparison: Comparison, groups: Mapping[str, Sequence[Runs]]) -> st
                                 "steps_a_site": result["steps_a_site"],
                                 "parameters": result["parameters"],
                                 # of central training the pool's, which is one
-                                "site_seconds": result["site_seconds"].get(
-                                    site, result["site_seconds"].get("pool", "")
-                                ),
+                                "site_seconds": result["site_seconds"].get(site, result["site_seconds"].get(POOL, "")),
                                 "cell_seconds": result["seconds"],
                                 "mb_down": moved.get("down", 0.0),
                                 "mb_up": moved.get("up", 0.0),

@@ -79,6 +79,7 @@ class RunRecord(Widget):
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": 0.0,
             "outcome": "stopped",
+            "ended": False,
             "reason": self._reason,
             "settings": experiment.model_dump(mode="json", exclude={"resume"}),
             "labels": {str(number): name for number, name in experiment.data.labels.items()},
@@ -122,6 +123,7 @@ class RunRecord(Widget):
         elif event_type == EventType.END_RUN and self._record and not self._written:
             self._written = True
             folder = place_of(fl_ctx).run / "report"
+            self._record["ended"] = True
             self._record["models"] = _files_in(folder.parent / "models")
             self._write(folder)
             report = self.reporter.write(self._record, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.images import images_at
 from fedmedseg.segmentation.models import InferenceModel, load_tensors, study_of
-from fedmedseg.segmentation.predicted_files import TABLES, outputs_for, require_new, write_tables
+from fedmedseg.segmentation.predicted_files import FAILED, TABLES, outputs_for, require_new, write_tables
 from fedmedseg.segmentation.predicting import Batch, predict_all
 from fedmedseg.segmentation.prediction import SegmentationPredictor
-
-logger = logging.getLogger(__name__)
 
 
 class BundlePrediction:
@@ -50,10 +47,11 @@ class BundlePrediction:
         self.budget_mb, self.force = budget_mb, force
 
     def run(self) -> Batch:
-        """Predict and write; images that cannot be used are logged and left out.
+        """Predict and write; images that cannot be used are left out, and the rest is done.
 
         Raises:
             ConfigurationError: settings, paths or weights that cannot be used.
+            DataError: images were left out; which and why is in ``failed.csv`` beside the others' answers.
         """
         place, out = Path(self.images), Path(self.out)
         if out.resolve().is_relative_to(place.resolve()):
@@ -64,9 +62,15 @@ class BundlePrediction:
         every = [path for one in outputs.values() for path in one.every] + [out / name for name in TABLES]
         require_new(every, force=self.force)
         batch = predict_all(predictor, sources, outputs, flips=False, budget_mb=self.budget_mb)
-        write_tables(out, batch.done, {})
+        write_tables(out, batch.done, {}, batch.failed)
         if batch.failed:
-            logger.warning("%d of %d images could not be done", len(batch.failed), len(sources))
+            # whoever runs the bundle learns of it by its status, as of `fedmedseg predict`
+            raise DataError(
+                "images",
+                got=f"{len(batch.failed)} of {len(sources)} that could not be done",
+                expected="images that the model can read",
+                remedy=f"the others are done; {out / FAILED} says which are not, and why",
+            )
         return batch
 
     def _model(self) -> InferenceModel:
@@ -77,13 +81,6 @@ class BundlePrediction:
             torch.load(self.weights, map_location="cpu", weights_only=True),
             source=Path(self.weights).name,
         )
-        return InferenceModel(
-            model=self.network.eval(),
-            data=study.data,
-            overlap=study.segmentation.overlap,
-            study=study.study,
-            system=study.system,
-            start=str(settings["start"]),
-            experiment=str(settings["experiment"]),
-            settings=settings,
+        return InferenceModel.of(
+            self.network, study, start=str(settings["start"]), digest=str(settings["experiment"]), settings=settings
         )

@@ -88,8 +88,8 @@ def export(
     """
     require_room(out, to, force=force)
     metadata = metadata_of(source, facts=facts, licences=licences)
-    with tempfile.TemporaryDirectory() as place:
-        made = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
         if to == "monai-bundle":
             difference = write_bundle(made, source, metadata, facts=facts, licences=licences, schema=schema)
         else:
@@ -99,7 +99,7 @@ def export(
             (made / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
             write = write_onnx if to == "onnx" else write_torchscript
             difference = write(made / FILES[to][-1], source, metadata)
-        _moved(made, out, FILES[to])
+        place(made, out, FILES[to])
     return Exported(folder=out, files=FILES[to], difference=difference)
 
 
@@ -112,7 +112,7 @@ def require_room(out: Path, to: Format, *, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigurationError("--out", got=f"the file {out}", expected="a folder")
     there = [name for name in FILES[to] if (out / name).exists()]
-    if there and not force:
+    if there and not (force and all((out / name).is_file() for name in there)):
         raise ConfigurationError(
             "--out",
             got=f"{out / there[0]}, which is there",
@@ -121,16 +121,42 @@ def require_room(out: Path, to: Format, *, force: bool) -> None:
         )
 
 
-def _moved(made: Path, out: Path, files: tuple[str, ...]) -> None:
+def place(made: Path, out: Path, files: tuple[str, ...]) -> None:
+    """Bring ``files`` from ``made`` to ``out``: all, or none, where what stood there before stands again.
+
+    Raises:
+        ConfigurationError: one cannot be written.
+    """
     try:
         for name in files:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            # beside its place first, so that it takes its name whole
-            partly = (out / name).with_name(f".{os.getpid()}-{Path(name).name}")
-            try:
-                shutil.copyfile(made / name, partly)
-                os.replace(partly, out / name)
-            finally:
-                partly.unlink(missing_ok=True)
+            shutil.copyfile(made / name, _beside(out / name, "new"))
+        _exchanged(out, files)
     except OSError as error:
         raise ConfigurationError("--out", got=type(error).__name__, expected="a folder that can be written") from None
+    finally:
+        for name in files:
+            _beside(out / name, "new").unlink(missing_ok=True)
+
+
+def _exchanged(out: Path, files: tuple[str, ...]) -> None:
+    """Give the new files, which lie beside their places, their names."""
+    try:
+        for name in files:
+            if (out / name).exists():
+                os.replace(out / name, _beside(out / name, "old"))
+            os.replace(_beside(out / name, "new"), out / name)
+    except OSError:
+        for name in files:
+            old, new = _beside(out / name, "old"), _beside(out / name, "new")
+            if old.exists():
+                os.replace(old, out / name)
+            elif not new.exists():
+                (out / name).unlink(missing_ok=True)
+        raise
+    for name in files:
+        _beside(out / name, "old").unlink(missing_ok=True)
+
+
+def _beside(place: Path, what: str) -> Path:
+    return place.with_name(f".{os.getpid()}-{what}-{place.name}")

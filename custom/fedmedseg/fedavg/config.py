@@ -17,6 +17,10 @@ from fedmedseg.segmentation.stages import check_stages, check_starts, is_federat
 Start = Literal["personal", "continued", "scratch"]
 Strategy = Literal["fedavg", "fedprox", "fedopt", "scaffold", "ditto", "fedbn"]
 STAGE = "training"
+BESIDE = {"fedprox": 2, "ditto": 2, "scaffold": 4}
+"""Strategies that hold the received network beside the one they train: copies of the network that this makes. A penalty
+keeps all differences for the backward pass; control variates are the site's, the common ones and what corrects a step.
+"""
 
 
 class LocalSGDSection(SGDSection):

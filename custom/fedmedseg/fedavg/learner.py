@@ -17,7 +17,7 @@ from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.recall import recall, remember
 from fedmedseg.core.training import run_steps
 from fedmedseg.data.site import Site
-from fedmedseg.fedavg.config import STAGE
+from fedmedseg.fedavg.config import BESIDE, STAGE
 from fedmedseg.fedavg.controls import ControlVariates
 from fedmedseg.fedavg.objective import RoundObjective
 from fedmedseg.fedavg.parts import Parts
@@ -79,7 +79,10 @@ class FederatedAveragingLearner(SiteLearner):
         if wing.receives and task.round and self._due(task.round, task):
             metrics |= _chosen(consider(bench, PERSONAL, received, task.round, task))
         bench.begin(received)
-        anchor = copy.deepcopy(bench.model).eval() if wing.strategy in ("fedprox", "scaffold", "ditto") else None
+        anchor = None
+        if wing.strategy in BESIDE:
+            # a penalty would otherwise work out gradients of what it is the distance to, and keep them
+            anchor = copy.deepcopy(bench.model).eval().requires_grad_(False)
         controls = None
         if wing.strategy == "scaffold":
             controls = ControlVariates(

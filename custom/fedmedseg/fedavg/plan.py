@@ -9,7 +9,7 @@ import torch
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.wire import Part, StageContract
-from fedmedseg.fedavg.config import STAGE
+from fedmedseg.fedavg.config import BESIDE, STAGE
 from fedmedseg.fedavg.sharing import CONTROL, SERVER, first_controls, first_moments, shared_tensors
 from fedmedseg.segmentation.stages import COUNTS, segmentation_copies, segmentation_stages, segmentation_work
 
@@ -64,6 +64,14 @@ def work(experiment: Experiment) -> dict[str, int]:
     steps = math.ceil(experiment.segmentation.steps / max(1, experiment.stages[STAGE].rounds))
     networks = 2 if experiment.wing.strategy == "ditto" else 1
     return {STAGE: networks * steps, **segmentation_work(experiment)}
+
+
+def beside(experiment: Experiment) -> dict[str, int]:
+    """Copies of the network that a step of a stage holds in memory beside the trained one, for preflight's estimate.
+
+    On a GPU SCAFFOLD's control variates lie in the machine's memory: there it is two fewer.
+    """
+    return {STAGE: BESIDE.get(experiment.wing.strategy, 0)}
 
 
 def copies(experiment: Experiment) -> dict[str, int]:

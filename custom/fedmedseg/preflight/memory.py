@@ -24,7 +24,7 @@ from fedmedseg.core.network_settings import BasicUNetSection
 from fedmedseg.networks.factory import READERS, build_segmentation, encoder_place
 from fedmedseg.networks.unet_encoder import UNetEncoder
 
-SUPERVISED = ("fine_tuning", "training")
+SUPERVISED = ("training", "fine_tuning")
 """Stages that train the whole segmentation network on labels."""
 COPIES = 4
 """float32 numbers a trained parameter needs: weight, gradient, AdamW's two moments."""
@@ -51,7 +51,7 @@ class Need:
     parameters: int
     """Trained numbers."""
     frozen: int
-    """Bytes of a network beside the trained one: a teacher, or a bank with its moments."""
+    """Bytes of networks beside the trained one: a teacher, a bank with its moments, what a penalty is a distance to."""
     per_crop: int
     """Bytes kept for the backward pass, for one crop."""
     largest: int
@@ -69,9 +69,9 @@ class Need:
 
     def explained(self) -> str:
         """The sum, part by part."""
-        teacher = f" + second network {human(self.frozen)}" if self.frozen else ""
+        beside = f" + beside it {human(self.frozen)}" if self.frozen else ""
         return (
-            f"{self.stage}: {self.parameters / 1e6:.1f} M parameters {human(self.training)}{teacher} + {self.crops} "
+            f"{self.stage}: {self.parameters / 1e6:.1f} M parameters {human(self.training)}{beside} + {self.crops} "
             f"crop(s) x {human(self.per_crop + TRANSIENT * self.largest)} = {human(self.total)}"
         )
 
@@ -88,6 +88,7 @@ def needs(experiment: Experiment) -> list[Need]:
     for stage, crops in (plan.crops(experiment) if hasattr(plan, "crops") else {}).items():
         if experiment.stages[stage].rounds:
             found.append(_own_stage(experiment, network, stage, crops))
+    beside = plan.beside(experiment) if hasattr(plan, "beside") else {}
     for stage in (stage for stage in SUPERVISED if stage in experiment.stages and experiment.stages[stage].rounds):
         kept, largest = kept_for_backward(experiment, network, lambda images: _loss(network(images)))
         found.append(
@@ -95,7 +96,7 @@ def needs(experiment: Experiment) -> list[Need]:
                 stage=stage,
                 crops=experiment.segmentation.batch,
                 parameters=count(network),
-                frozen=0,
+                frozen=4 * count(network) * beside.get(stage, 0),
                 per_crop=kept,
                 largest=largest,
             )

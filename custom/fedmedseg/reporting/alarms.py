@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedmedseg.reporting.floor import verdict
+from fedmedseg.reporting.floor import judged, verdict
 from fedmedseg.reporting.tables import Record, evaluations, number, reply, rounds_of, sites_of
 
 STANDSTILL = 2
@@ -59,12 +59,18 @@ def standstills(record: Record) -> list[str]:
 
 
 def outliers(record: Record) -> list[str]:
-    """Sites whose updates were unlike the others', round by round."""
-    return [
-        f"{stage_of(one)} round {round_of(one)}, {site}: {why}"
-        for one in rounds_of(record)
-        for site, why in ((one.get("notes") or {}).get("outliers") or {}).items()
-    ]
+    """Sites whose updates were unlike the others', each once for all its rounds of a stage."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for one in rounds_of(record):
+        for site, why in ((one.get("notes") or {}).get("outliers") or {}).items():
+            found.setdefault((stage_of(one), site), {})[round_of(one)] = str(why)
+    lines = []
+    for (stage, site), by_round in found.items():
+        said = list(by_round.values())
+        first, last = said[0], said[-1]
+        why = first if first == last else f"first {first}, last {last}"
+        lines.append(f"{stage} {_rounds(list(by_round))}, {site}: {why}")
+    return lines
 
 
 def mismatches(record: Record) -> list[str]:
@@ -75,8 +81,8 @@ def mismatches(record: Record) -> list[str]:
 
 def missed_floor(record: Record) -> str | None:
     """The floor's own words where the run stays below it; see ``reporting.floor``."""
-    said = verdict(evaluations(record))
-    return said if said is not None and "MISSED" in said else None
+    run = judged(evaluations(record))
+    return None if run is None or run.holds else verdict(run)
 
 
 def _rounds(numbers: Sequence[int]) -> str:

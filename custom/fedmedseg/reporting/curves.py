@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedmedseg.reporting.alarms import round_of
 from fedmedseg.reporting.canvas import MARKERS, SITE_COLOURS, canvas
 from fedmedseg.reporting.tables import Record, label_of, number, reply, rounds_of, short, sites_of, stages_of
 
@@ -39,12 +40,19 @@ class Curve:
     @property
     def told(self) -> str:
         """In words, for whoever does not see the figure: where every site's line begins and ends."""
-        ends = (f"{site} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for site, points in self.sites.items())
-        return f"{self.title}: {', '.join(ends)}"
+        return f"{self.title}: {ends_of(self.sites)}"
+
+
+def ends_of(sites: Mapping[str, Points]) -> str:
+    """Where every site's line begins and ends, in words."""
+    return ", ".join(f"{site} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for site, points in sites.items())
 
 
 def curves(record: Record) -> list[Curve]:
-    """Of every stage of two rounds and more: its loss (or, without one, its models' losses) and validation Dice."""
+    """Of every stage of two rounds and more: its loss (or, without one, its models' losses) and validation Dice.
+
+    The first ``MOST_PANELS`` are drawn.
+    """
     found = []
     for stage in stages_of(record):
         named = _named(record, stage)
@@ -52,27 +60,32 @@ def curves(record: Record) -> list[Curve]:
         # terms of a loss say little without it; a model's own loss is all there is
         losses = losses or [name for name in named if name.startswith("loss/")]
         for metric in [*losses, *(name for name in named if name.startswith(VALIDATION))]:
-            sites = {site: series(record, stage, metric, site) for site in sites_of(record)}
-            sites = {site: points for site, points in sites.items() if points}
+            sites = all_series(record, metric, stage=stage)
             if max((len(points) for points in sites.values()), default=0) > 1:
                 found.append(Curve(stage=stage, metric=metric, sites=sites))
-    return found[:MOST_PANELS]
+    return found
 
 
-def series(record: Record, stage: str, metric: str, site: str) -> Points:
-    """(round counted from 1, value) of a site's accepted replies in ``stage`` that hold ``metric``."""
+def all_series(record: Record, metric: str, *, stage: str | None = None) -> dict[str, Points]:
+    """``series`` of every site that has any."""
+    found = {site: series(record, metric, site, stage=stage) for site in sites_of(record)}
+    return {site: points for site, points in found.items() if points}
+
+
+def series(record: Record, metric: str, site: str, *, stage: str | None = None) -> Points:
+    """(round counted from 1, value) of a site's accepted replies, in ``stage`` or in all, that hold ``metric``."""
     points = []
     for one in rounds_of(record, stage):
         answer = reply(one, site)
         value = number((answer.get("metrics") or {}).get(metric))
         if answer.get("accepted") and value is not None:
-            points.append((int(one.get("round") or 0) + 1, value))
+            points.append((round_of(one), value))
     return points
 
 
 def draw_curves(record: Record) -> Figure | None:
     """Every curve in a panel of its own, two in a row."""
-    found = curves(record)
+    found = curves(record)[:MOST_PANELS]
     if not found:
         return None
     columns = min(2, len(found))

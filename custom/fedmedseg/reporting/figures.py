@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedmedseg.reporting.alarms import round_of
 from fedmedseg.reporting.canvas import INK, MARKERS, PALE, SITE_COLOURS, STYLE, canvas, svg_of
 from fedmedseg.reporting.costs import costs_of
-from fedmedseg.reporting.curves import draw_curves
+from fedmedseg.reporting.curves import Points, all_series, draw_curves, series
 from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
@@ -76,17 +77,18 @@ def draw_features(record: Record) -> Figure | None:
 
 def _watched(record: Record, figure_name: str, label: str) -> Figure | None:
     """A monitor's figure per round and site, with the alarms it raised."""
-    figure = _lines(record, figure_name, label)
-    if figure is None:
+    found = all_series(record, figure_name)
+    if not found:
         return None
+    figure = _lines(found, label)
     axes = figure.axes[0]
     # from 0: a small drift must not look like a collapse
     axes.set_ylim(bottom=0)
     alarms = [
-        (place, value)
-        for site in sites_of(record)
-        for place, value, metrics in _series(record, figure_name, site)
-        if number(metrics.get("collapse_alarm"))
+        (place, dict(points)[place])
+        for site, points in found.items()
+        for place, alarm in series(record, "collapse_alarm", site)
+        if alarm and place in dict(points)
     ]
     if alarms:
         x, y = zip(*alarms, strict=True)
@@ -126,13 +128,9 @@ def draw_weights(record: Record) -> Figure | None:
 
 def draw_attention(record: Record) -> Figure | None:
     """Aggregation weights of the last round that noted them: layers (for personal models: sites) down, sites across."""
-    notes = [one.get("notes") or {} for one in rounds_of(record)]
-    noted = [note.get("attention", note.get("pair_attention")) for note in notes]
-    tables = [_weights(table) for table in noted if isinstance(table, Mapping)]
-    tables = [table for table in tables if table]
-    if not tables:
+    layers = attention_of(record)
+    if not layers:
         return None
-    layers = tables[-1]
     sites = sorted({site for weights in layers.values() for site in weights})
     grid = [[weights.get(site, float("nan")) for site in sites] for weights in layers.values()]
     figure, axes = canvas(1.1 * len(sites) + 3.6, min(9.0, 0.17 * len(layers) + 1.0))
@@ -144,6 +142,14 @@ def draw_attention(record: Record) -> Figure | None:
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label="weight", fraction=0.05, pad=0.02)
     return figure
+
+
+def attention_of(record: Record) -> dict[str, dict[str, float]]:
+    """Layer (for personal models: site) -> site -> weight, of the last round that noted any; empty without one."""
+    notes = [one.get("notes") or {} for one in rounds_of(record)]
+    noted = [note.get("attention", note.get("pair_attention")) for note in notes]
+    tables = [_weights(table) for table in noted if isinstance(table, Mapping)]
+    return next((table for table in reversed(tables) if table), {})
 
 
 def draw_seconds(record: Record) -> Figure | None:
@@ -224,15 +230,11 @@ def _scores(
     return figure
 
 
-def _lines(record: Record, metric: str, name: str) -> Figure | None:
-    series = {site: _series(record, metric, site) for site in sites_of(record)}
-    series = {site: points for site, points in series.items() if points}
-    if not series:
-        return None
+def _lines(found: Mapping[str, Points], name: str) -> Figure:
     figure, axes = canvas(6.4, 2.7)
-    for index, (site, points) in enumerate(series.items()):
+    for index, (site, points) in enumerate(found.items()):
         colour, marker = SITE_COLOURS[index % len(SITE_COLOURS)], MARKERS[index % len(MARKERS)]
-        x, y = [place for place, _, _ in points], [value for _, value, _ in points]
+        x, y = zip(*points, strict=True)
         axes.plot(
             x, y, color=colour, marker=marker, markevery=max(1, len(x) // 20), markersize=4.5, linewidth=1.6, label=site
         )
@@ -241,18 +243,6 @@ def _lines(record: Record, metric: str, name: str) -> Figure | None:
     axes.margins(y=0.12)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
-
-
-def _series(record: Record, metric: str, site: str) -> list[tuple[int, float, Mapping[str, Any]]]:
-    """(round counted from 1, value, all metrics) of the accepted replies that hold ``metric``."""
-    points = []
-    for one in rounds_of(record):
-        answer = reply(one, site)
-        metrics = answer.get("metrics") or {}
-        value = number(metrics.get(metric))
-        if answer.get("accepted") and value is not None:
-            points.append((int(one.get("round") or 0) + 1, value, metrics))
-    return points
 
 
 def _stacks(
@@ -310,7 +300,7 @@ def _round_names(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     stages: list[str] = []
     for one in rounds:
         stage = str(one.get("stage", "?"))
-        text = str(int(one.get("round") or 0) + 1)
+        text = str(round_of(one))
         if not stages or stage != stages[-1]:
             stages.append(stage)
             text += "\n" * len(stages) + short(stage.replace("_", " "))

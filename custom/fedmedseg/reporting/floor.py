@@ -73,12 +73,16 @@ def overall(rows: Sequence[FloorRow]) -> FloorRow:
     )
 
 
-def verdict(results: Mapping[str, Mapping[str, float]]) -> str | None:
-    """One line that says whether the run as a whole keeps its floor; None where a site has nothing to judge by."""
+def judged(results: Mapping[str, Mapping[str, float]]) -> FloorRow | None:
+    """The run as a whole; None where a site has nothing to judge by."""
     models = ("personal", "untrained", "scratch")
     if not results or not all(_shared(figures, models) for figures in results.values()):
         return None
-    run = overall(floor(results))
+    return overall(floor(results))
+
+
+def verdict(run: FloorRow) -> str:
+    """One line that says whether the run as a whole keeps its floor."""
     return (
         f"floor {'kept' if run.holds else 'MISSED'}: personal {run.trained:.3f}; at least "
         f"untrained {run.untrained:.3f} + {ABOVE_UNTRAINED:g} and local {run.scratch:.3f} - {BELOW_SCRATCH:g}"

@@ -16,8 +16,9 @@ from fedmedseg.reporting import alarms
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.alarms import round_of, spans, stage_of
 from fedmedseg.reporting.costs import by_round, by_site
-from fedmedseg.reporting.curves import curves
+from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
+from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
 from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles, withholding
 from fedmedseg.reporting.tables import (
@@ -25,8 +26,10 @@ from fedmedseg.reporting.tables import (
     dice_table,
     duration,
     encryption_of,
+    has_ended,
     moment,
     number,
+    outcome_of,
     plain_text_summary,
     reply,
     rounds_of,
@@ -36,8 +39,8 @@ from fedmedseg.reporting.tables import (
 )
 
 TEMPLATE = "report.html.jinja"
-RECORDS = ("report.json", "run.json")
-"""Names of a record in a report's folder: the report's own, and the server's as it stands in the middle of a run."""
+RECORDS = ("run.json", "report.json")
+"""Names of a record in a report's folder: the server's, which grows with every round, and that of a report alone."""
 
 
 class HTMLReporter:
@@ -107,7 +110,8 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "study": str(record.get("study") or "unnamed study"),
         "system": str(record.get("system") or "?"),
         "finished": record.get("outcome") == "finished",
-        "outcome": str(record.get("outcome") or "unknown"),
+        "ended": has_ended(record),
+        "outcome": outcome_of(record),
         "reason": record.get("reason"),
         "started": moment(record.get("started")),
         "took": "unknown time" if seconds is None else duration(seconds),
@@ -125,7 +129,8 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "outliers": alarms.outliers(record),
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
-        "curves": "; ".join(curve.told for curve in curves(record)),
+        "words": in_words(record),
+        "more_curves": max(0, len(curves(record)) - MOST_PANELS),
         "refusals": _refusals(record),
         "by_site": by_site(record),
         "by_round": by_round(record),

@@ -7,7 +7,7 @@ package: neither a reply nor a log line is made of it. The server's page is ``re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,7 +164,7 @@ def _key(pictures: Sequence[Picture]) -> list[tuple[str, str, str]]:
     return [(TRUTH, TRUTH_COLOUR, "solid"), *lines] if pictures else []
 
 
-def remove_site_page(folder: Path, pictures: Mapping[str, str] | Sequence[str]) -> None:
+def remove_site_page(folder: Path, pictures: Iterable[str]) -> None:
     """Take away the page and pictures of an earlier test, where a site no longer wants any."""
     for name in (FILE, *pictures):
         (folder / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedmedseg.reporting.floor import verdict
+from fedmedseg.reporting.floor import judged, verdict
 from fedmedseg.reporting.point_table import PointRow, point_lines, point_table
 
 Record = Mapping[str, Any]
@@ -64,6 +64,17 @@ def sites_of(record: Record) -> list[str]:
 def reply(one: Mapping[str, Any], site: str) -> Mapping[str, Any]:
     """What a site's reply to a round is recorded as; empty where the site was not asked."""
     return (one.get("sites") or {}).get(site) or {}
+
+
+def outcome_of(record: Record) -> str:
+    """How the run ended, for people; of a record whose run still goes on, or was killed, that this is not known."""
+    outcome = str(record.get("outcome") or "unknown")
+    return outcome if outcome == "finished" or has_ended(record) else "no end recorded"
+
+
+def has_ended(record: Record) -> bool:
+    """Whether the run told its end; records of older versions were read afterwards alone."""
+    return record.get("ended") is not False
 
 
 def encryption_of(record: Record) -> dict[str, Any] | None:
@@ -199,9 +210,9 @@ def plain_text_summary(record: Record) -> str:
         return "\n".join([*head, *(measured or ["no evaluation was recorded"])])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
-    judged = verdict(evaluations(record))
-    if judged is not None:
-        tail.append(judged)
+    run = judged(evaluations(record))
+    if run is not None:
+        tail.append(verdict(run))
     tail += [short(line, _WIDTH) for line in measured]
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
@@ -233,9 +244,8 @@ def _absent(record: Record) -> list[str]:
 
 
 def _headline(record: Record) -> str:
-    outcome = str(record.get("outcome") or "unknown")
     seconds = number(record.get("seconds"))
-    parts = [f"{record.get('study', '?')} ({record.get('system', '?')}): {outcome}"]
+    parts = [f"{record.get('study', '?')} ({record.get('system', '?')}): {outcome_of(record)}"]
     if seconds is not None:
         parts.append(f"after {duration(seconds)}")
     parts.append(f"{len(rounds_of(record))} rounds, {len(sites_of(record))} sites")
@@ -263,8 +273,8 @@ def _per_site(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
 def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int) -> list[str]:
     means = "".join(f"{decimal(study_mean(rows, model)):>12}" for model in models)
     lowest = [worst_site(rows, model) for model in models]
-    judged = len({row.site for row in rows})
-    title = "mean over sites" if judged == sites else f"mean over {judged} of {sites} sites"
+    tested = len({row.site for row in rows})
+    title = "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
     lines = [f"{title:<40}{means}"]
     lines.append(f"{'worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest))
     names = "".join(f"{short(one[0], 11) if one else '-':>12}" for one in lowest)

@@ -44,6 +44,30 @@ class InferenceModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What ``describe`` says of it, from which ``study_of`` builds the network again."""
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        experiment: Experiment,
+        *,
+        start: str,
+        digest: str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> InferenceModel:
+        """``model``, in evaluation mode from now on, with what ``experiment`` says of it; ``digest`` is that of the
+        experiment that trained it, of which this one may be a part.
+        """
+        return cls(
+            model=model.eval(),
+            data=experiment.data,
+            overlap=experiment.segmentation.overlap,
+            study=experiment.study,
+            system=experiment.system,
+            start=start,
+            experiment=digest,
+            settings=settings or {},
+        )
+
 
 def describe(experiment: Experiment, start: str) -> dict[str, Any]:
     """All a model file says besides its tensors. Nothing in it comes from a patient or names a path."""
@@ -122,16 +146,9 @@ def load_for_inference(path: Path) -> InferenceModel:
     experiment = study_of(tree, source=path.name)
     model = build_segmentation(experiment)
     load_tensors(model, tree["tensors"], source=path.name)
-    model.eval()
-    return InferenceModel(
-        model=model,
-        data=experiment.data,
-        overlap=experiment.segmentation.overlap,
-        study=experiment.study,
-        system=experiment.system,
-        start=str(tree["start"]),
-        experiment=str(tree["experiment"]),
-        settings={name: value for name, value in tree.items() if name in (*SETTINGS, *UNUSUAL)},
+    settings = {name: value for name, value in tree.items() if name in (*SETTINGS, *UNUSUAL)}
+    return InferenceModel.of(
+        model, experiment, start=str(tree["start"]), digest=str(tree["experiment"]), settings=settings
     )
 
 

@@ -31,7 +31,8 @@ NOTICE = "Research, not for diagnosis."
 CALCIFICATION = TASKS["calc"].names[0]
 """The structure whose Agatston score is told, wherever a model of CT has it."""
 VOLUMES, POINTS, CALCIUM, FUNCTION = "volumes.csv", "points.csv", "calcium.csv", "function.csv"
-TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION)
+FAILED = "failed.csv"
+TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION, FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,11 @@ def write_prediction(
     _write(outputs.figures, _json(content))
 
 
-def write_tables(folder: Path, every: Sequence[Measured], hearts: Mapping[str, Ventricle]) -> list[Path]:
-    """Write a table for each kind of figure that there is, over all images: CSV. One of an earlier call goes.
+def write_tables(
+    folder: Path, every: Sequence[Measured], hearts: Mapping[str, Ventricle], failed: Mapping[str, str]
+) -> list[Path]:
+    """Write a table for each kind of figure that there is, over all images, and of what ``failed`` (name -> reason):
+    CSV. One of an earlier call goes.
 
     Raises:
         ConfigurationError: a file that cannot be written.
@@ -164,6 +168,7 @@ def write_tables(folder: Path, every: Sequence[Measured], hearts: Mapping[str, V
                 for name, h in hearts.items()
             ],
         ),
+        FAILED: (("image", "reason"), list(failed.items())),
     }
     written = []
     for name, (header, rows) in tables.items():

@@ -39,16 +39,8 @@ def from_shared(tree: Mapping[str, Any], *, source: str, start: str | None = Non
             remedy=f"use a site's own model, <models_dir>/{experiment.study}/<start>.safetensors",
         )
     load_tensors(model, {one: tensors.get(one, state[one]) for one in state}, source=source)
-    return InferenceModel(
-        model=model.eval(),
-        data=experiment.data,
-        overlap=experiment.segmentation.overlap,
-        study=experiment.study,
-        system=experiment.system,
-        start=name,
-        experiment=experiment.digest,
-        settings=describe(experiment, name),
-    )
+    settings = describe(experiment, name)
+    return InferenceModel.of(model, experiment, start=name, digest=experiment.digest, settings=settings)
 
 
 def _chosen(

@@ -74,6 +74,11 @@ def work(experiment: Experiment) -> dict[str, int]:
     }
 
 
+def beside(experiment: Experiment) -> dict[str, int]:
+    """Copies of the network that a step of a stage holds in memory beside the trained one, for preflight's estimate."""
+    return {"training": int(experiment.wing.distillation is not None)}
+
+
 def copies(experiment: Experiment) -> dict[str, int]:
     """Copies of the network that a site's state holds at once, for preflight's estimate.
 

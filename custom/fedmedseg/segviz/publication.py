@@ -94,15 +94,7 @@ def published_models(folder: Path, *, experiment: Experiment) -> dict[str, Infer
         state = model.state_dict()
         trunk = {name: tensor for name, tensor in shared.items() if not name.startswith(PUBLISHED)}
         load_tensors(model, {**state, **trunk, **taken_out(published, state)[1]}, source=file.name)
-        found[file.stem] = InferenceModel(
-            model=model.eval(),
-            data=own.data,
-            overlap=own.segmentation.overlap,
-            study=own.study,
-            system=own.system,
-            start=KIND,
-            experiment=experiment.digest,
-        )
+        found[file.stem] = InferenceModel.of(model, own, start=KIND, digest=experiment.digest)
     if not found:
         raise ConfigurationError(
             f"{folder.name}/{KIND}",
