@@ -38,7 +38,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format $(PACKAGE)
 
 test-integration: $(VENV)/installed
-	$(BIN)/python -m pytest -m "integration and not slow" -q
+	$(BIN)/python -m pytest -m "integration and not slow" -q -n 2 --dist loadfile
 
 ci: lint type-check test test-integration
 
