@@ -75,6 +75,24 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
 
 
+@pytest.mark.parametrize("options", [(), ("--sites", "site-1,n")])
+def test_an_imported_site_whose_name_flare_misreads_is_refused_until_its_file_has_another(
+    here: Path, options: tuple[str, ...]
+) -> None:
+    counts = ("--training", "1", "--validation", "1", "--test", "1", "--unlabeled", "1", "--size", "48,48,4")
+    call("data", "phantoms", "cine_mr", "--out", here / "imported", "--sites", "2", *counts)
+    sites = here / "imported" / "sites"
+    (sites / "site-2.yaml").rename(sites / "n.yaml")
+    code, said = call("init", "heart", "--system", "fedata", "--data", "imported", *options)
+    assert code == 2, said
+    assert "rename sites/n.yaml in --data, say to site-n.yaml" in " ".join(said.split())
+    (sites / "n.yaml").rename(sites / "site-n.yaml")
+    code, said = call("init", "heart", "--system", "fedata", "--data", "imported")
+    assert code == 0, said
+    placed = read_yaml(here / "heart" / "sites" / "site-n.yaml")
+    assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-2" / "datalist.json")
+
+
 def test_settings_are_laid_over_the_job(here: Path) -> None:
     code, said = call("init", "heart", *OPTIONS, "--preset", "sunnybrook", "--set", "seed=5")
     assert code == 0, said
@@ -93,7 +111,20 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
         (["heart", "--system", "fedatta", "--sites", "a"], "job: got 'fedatta'.*write 'fedata'"),
         (["heart", "--system", "fedata", "--sites", "a,A"], "--sites: got a,A. Expected different names"),
         (["heart", "--system", "fedata", "--sites", "a,server"], "--sites: got 'server'"),
-        (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'"),
+        (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'.*another name than"),
+        (
+            ["heart", "--system", "fedata", "--sites", "a,1"],
+            "got '1'. Expected a name that begins with a letter.*'site-1'",
+        ),
+        (["heart", "--system", "fedata", "--sites", "a,-b"], "got '-b'. Expected a name that begins with a letter"),
+        (["heart", "--system", "fedata", "--sites", "a,"], "got ''. Expected a name that begins with a letter"),
+        (
+            ["heart", "--system", "fedata", "--sites", "a,b_c"],
+            "got 'b_c'. Expected a name of letters, digits and dashes",
+        ),
+        (["heart", "--system", "fedata", "--sites", "a," + 64 * "b"], "Expected a name of at most 63 characters"),
+        (["heart", "--system", "fedata", "--sites", "a,n"], "got 'n', which FLARE.*truth value False.*write 'site-n'"),
+        (["heart", "--system", "fedata", "--sites", "a,inf"], "got 'inf', which FLARE.*the number inf"),
         (["heart", "--system", "fedata", "--data", "nowhere"], "--data: got no site file in nowhere/sites"),
         (["heart", *OPTIONS, "--set", "seed=x"], "--set seed: got 'x'"),
         (["heart", *OPTIONS, "--set", "federation.quorum=4"], "federation.quorum: got 4. Expected at most 3"),

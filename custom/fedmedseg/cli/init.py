@@ -28,7 +28,8 @@ JOB, SITES, PROJECT = "job", "sites", "project.yml"
 """What is written, in the study's folder."""
 SERVER = "server.example.org"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-SITE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
+MOST_LETTERS = 63
+SITE = re.compile(rf"[A-Za-z][A-Za-z0-9-]{{0,{MOST_LETTERS - 1}}}")
 _TAKEN = {"server", "local", "startup", "sites", "network"}
 """Names of folders, and of the organisation that runs server and network."""
 
@@ -156,15 +157,41 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
     if len({name.lower() for name in names}) != len(names):
         raise ConfigurationError("--sites", got=sites, expected="different names")
     for name in names:
-        if not SITE.fullmatch(name) or name.lower() in _TAKEN:
-            raise ConfigurationError(
-                "--sites",
-                got=repr(name),
-                expected=f"names of letters, digits and dashes, none of {', '.join(sorted(_TAKEN))}",
-            )
+        _require_name(name, "--sites" if sites is not None else "--data", imported=name in given)
         if given and name not in given:
             raise ConfigurationError("--sites", got=repr(name), expected="sites of --data", remedy=choose(name, given))
     return names, given
+
+
+def _require_name(name: str, field: str, *, imported: bool) -> None:
+    """Refuse a hospital's name that cannot be a folder, an organisation, or what FLARE starts the site with.
+
+    Raises:
+        ConfigurationError: saying which of these it is.
+    """
+    # FLARE is imported only once there are names
+    from fedmedseg.core.flare_names import require_kept
+
+    other, instead = f"site-{name}", "choose another name"
+    if name and SITE.fullmatch(other):
+        instead = f"write {other!r}"
+        if imported:
+            # nothing in a site file depends on its name
+            instead = (
+                f"rename {SITES}/{name}.yaml in --data, say to {other}.yaml: the name is the hospital's own choice"
+            )
+    if name.lower() in _TAKEN:
+        expected = f"another name than {', '.join(sorted(_TAKEN))}, which mean something else"
+    elif not re.fullmatch(r"[A-Za-z0-9-]*", name):
+        expected = "a name of letters, digits and dashes alone"
+    elif len(name) > MOST_LETTERS:
+        expected = f"a name of at most {MOST_LETTERS} characters"
+    elif not SITE.fullmatch(name):
+        expected = "a name that begins with a letter"
+    else:
+        require_kept(name, field=field, remedy=instead)
+        return
+    raise ConfigurationError(field, got=repr(name), expected=expected, remedy=instead)
 
 
 def _write(
