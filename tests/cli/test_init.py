@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,30 @@ def test_its_next_lines_can_be_typed_and_make_a_job(here: Path) -> None:
     assert call(*words_of(job))[0] == 0
     assert read_settings(here / "heart-job", [])[1].study == "heart"
     assert provision == "nvflare provision -p heart/project.yml -w heart/kits"
+    assert "heart/sites/ward-a.yaml becomes KIT/local/fedmedseg.yaml of ward-a" in said.rpartition(provision)[2]
+
+
+def test_a_server_without_a_domain_needs_peoples_addresses(here: Path) -> None:
+    people = ("--admin", "ann@ward-a.example.org", "--lead", "bob@ward-b.example.org")
+    code, said = call("init", "heart", *OPTIONS, "--server", "localhost", *people)
+    assert code == 0, said
+    names = [one["name"] for one in read_yaml(here / "heart" / "project.yml")["participants"]]
+    assert (names[0], *names[-2:]) == ("localhost", people[1], people[3])
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EROFS, "Read-only file system"), (errno.ENOSPC, "No space left on device")]
+)
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
+    here: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, "_write", refuse)
+    status, said = call("init", "heart", *OPTIONS)
+    assert status == 2
+    assert f"--out: got heart ({words})" in " ".join(said.split())
 
 
 def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
@@ -128,7 +154,10 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
         (["heart", "--system", "fedata", "--data", "nowhere"], "--data: got no site file in nowhere/sites"),
         (["heart", *OPTIONS, "--set", "seed=x"], "--set seed: got 'x'"),
         (["heart", *OPTIONS, "--set", "federation.quorum=4"], "federation.quorum: got 4. Expected at most 3"),
-        (["heart", *OPTIONS, "--lead", "no address"], "project.yml: got .*no address"),
+        (["heart", *OPTIONS, "--lead", "no address"], "--lead: got 'no address'. Expected an e-mail address"),
+        (["heart", *OPTIONS, "--server", "fl example"], "--server: got 'fl example'. Expected a host name"),
+        (["heart", *OPTIONS, "--server", "localhost"], "--server: got localhost.*add --admin NAME@.* and --lead NAME@"),
+        (["heart", *OPTIONS, "--server", "localhost", "--admin", "a@x.org"], "Remedy: add --lead NAME@[a-z.]*$"),
     ],
 )
 def test_what_cannot_be_is_told_and_nothing_is_written(here: Path, words: list[str], told: str) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.flare_names import misread, require_kept
+from fedmedseg.core.flare_names import is_address, is_host, misread, require_kept
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,20 @@ def test_a_name_that_flare_reads_as_something_else_is_refused(name: str, told: s
 def test_any_other_name_is_kept(name: str) -> None:
     assert misread(name) is None
     require_kept(name, field="--sites")
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "address"),
+    [
+        ("localhost", True, False),
+        ("fl.example.org", True, False),
+        ("192.0.2.7", True, False),
+        ("admin@localhost", False, False),
+        ("admin@192.0.2.7", False, False),
+        ("ann@ward-a.example.org", False, True),
+        ("two words", False, False),
+        ("", False, False),
+    ],
+)
+def test_hosts_and_peoples_addresses_are_what_flare_takes_for_them(name: str, host: bool, address: bool) -> None:
+    assert (is_host(name), is_address(name)) == (host, address)

@@ -12,7 +12,7 @@ import typer
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, Presets, Study, read_study
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.jobs import check_quorum, write_job
 
 INTERRUPTED = 130
@@ -109,9 +109,7 @@ def _folder(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         there = sorted(path.name for path in out.iterdir())
     except OSError as error:
-        raise ConfigurationError(
-            "--out", got=f"{out} ({error.strerror or type(error).__name__})", expected="a folder"
-        ) from None
+        raise ConfigurationError("--out", got=f"{out} ({why(error)})", expected="a folder") from None
     if there and not set(OWN) & set(there):
         # the job folder that lies there is replaced, and kits are looked for
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""

@@ -17,7 +17,7 @@ from rich.prompt import Prompt
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, Presets, Study, read_study
 from fedmedseg.core.config import systems
-from fedmedseg.core.errors import ConfigurationError, choose
+from fedmedseg.core.errors import ConfigurationError, choose, why
 from fedmedseg.core.jobs import check_quorum, find_job, presets_of, write_job
 from fedmedseg.core.schema import parse, read_yaml
 
@@ -85,14 +85,17 @@ def init(
         server = server or (_ask(asks, "--server", "Address of the server", (), SERVER) if asks else SERVER)
         made = read_study(system, preset, [*(changes or []), f"study={study}"], None)
         check_quorum(made.experiment, len(names))
-        people = (admin or f"admin@{server}", lead or f"lead@{server}")
+        people = _people(server, admin, lead)
         copy = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             _write(copy, folder, made, names, given, server, people)
             os.replace(copy, folder)
         except OSError as error:
             raise ConfigurationError(
-                "--out", got=f"{folder} ({type(error).__name__})", expected="a folder that can be written"
+                "--out",
+                got=f"{folder} ({why(error)})",
+                expected="a folder that can be written",
+                remedy="make room or rights there, or choose another with --out",
             ) from None
         finally:
             shutil.rmtree(copy, ignore_errors=True)
@@ -161,6 +164,39 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
         if given and name not in given:
             raise ConfigurationError("--sites", got=repr(name), expected="sites of --data", remedy=choose(name, given))
     return names, given
+
+
+def _people(server: str, admin: str | None, lead: str | None) -> tuple[str, str]:
+    """Addresses of administrator and lead: at the server's domain, unless given.
+
+    Raises:
+        ConfigurationError: FLARE would refuse one of the three.
+    """
+    # FLARE is imported only once there is something to check
+    from fedmedseg.core.flare_names import is_address, is_host
+
+    if not is_host(server):
+        raise ConfigurationError(
+            "--server", got=repr(server), expected="a host name or an IP address", remedy=f"write one, such as {SERVER}"
+        )
+    missing = [option for option, given in (("--admin", admin), ("--lead", lead)) if not given]
+    if missing and not is_address(f"admin@{server}"):
+        raise ConfigurationError(
+            "--server",
+            got=f"{server}, at which nobody has an e-mail address that FLARE takes",
+            expected="a name with a domain, or addresses for administrator and lead",
+            remedy=f"add {' and '.join(f'{option} NAME@hospital.example.org' for option in missing)}",
+        )
+    people = (admin or f"admin@{server}", lead or f"lead@{server}")
+    for option, address in zip(("--admin", "--lead"), people, strict=True):
+        if not is_address(address):
+            raise ConfigurationError(
+                option,
+                got=repr(address),
+                expected="an e-mail address: FLARE knows people by theirs",
+                remedy="write NAME@hospital.example.org",
+            )
+    return people
 
 
 def _require_name(name: str, field: str, *, imported: bool) -> None:
@@ -256,6 +292,8 @@ def _lists(study: Study, name: str, given: SiteFile | None) -> dict[str, str]:
 
 
 def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool, lead: str) -> None:
+    from fedmedseg.data.site import SITE_FILE
+
     for path, what in (
         (folder / JOB, f"the study {study.experiment.study} as a job; its settings: app/config/experiment.yaml"),
         (folder / SITES, "a site file for each hospital, to fill in: " + ", ".join(names)),
@@ -275,3 +313,10 @@ def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool
     submitted = folder.with_name(f"{folder.name}-job")
     next_step("fedmedseg", "job", folder / JOB, "--min-clients", len(names), "--out", submitted)
     next_step("nvflare", "provision", "-p", folder / PROJECT, "-w", folder / "kits")
+    console.print(
+        f"then, at each hospital: its file, filled in, goes into its kit: {folder / SITES / names[0]}.yaml becomes "
+        f"KIT/local/{SITE_FILE} of {names[0]}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )

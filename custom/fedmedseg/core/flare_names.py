@@ -1,4 +1,4 @@
-"""Names that FLARE's start scripts hand on as they are.
+"""Names that FLARE takes, and that its start scripts hand on as they are.
 
 ``sub_start.sh`` passes a participant's name and organisation as ``uid=NAME org=ORG``, which FLARE reads back as numbers
 and truth values where it can: a site called ``n`` then has no name, and asks the server for ever.
@@ -6,6 +6,7 @@ and truth values where it can: a site called ``n`` then has no name, and asks th
 
 from __future__ import annotations
 
+from nvflare.apis.utils.format_check import name_check
 from nvflare.fuel.utils.argument_utils import parse_vars
 
 from fedmedseg.core.errors import ConfigurationError
@@ -34,3 +35,15 @@ def require_kept(name: str, *, field: str, remedy: str = "") -> None:
             expected="a name that is neither a number nor a word for yes or no",
             remedy=remedy or f"write {f'site-{name}'!r}",
         )
+
+
+def is_host(name: str) -> bool:
+    """Whether FLARE takes ``name`` for a server's."""
+    refused, _ = name_check(name, "server")
+    return not refused
+
+
+def is_address(name: str) -> bool:
+    """Whether FLARE takes ``name`` for a person's: an e-mail address."""
+    refused, _ = name_check(name, "admin")
+    return not refused

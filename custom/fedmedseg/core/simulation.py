@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.kit import is_kit
 from fedmedseg.core.progress import PROGRESS_FILE, Follower
 from fedmedseg.core.records import RECORD_FILE
@@ -83,7 +83,7 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
     except OSError as error:
         raise ConfigurationError(
             "workspace",
-            got=f"{workspace} ({error.strerror or type(error).__name__})",
+            got=f"{workspace} ({why(error)})",
             expected="a folder that can be written, and one of the same name with .fedmedseg beside it",
             remedy="choose another with -w",
         ) from None
@@ -103,7 +103,7 @@ def _require_own(workspace: Path) -> None:
     except OSError as error:
         raise ConfigurationError(
             "workspace",
-            got=f"{workspace} ({error.strerror or type(error).__name__})",
+            got=f"{workspace} ({why(error)})",
             expected="a folder that can be read",
             remedy="choose another with -w",
         ) from None
