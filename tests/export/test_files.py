@@ -184,9 +184,7 @@ def test_files_are_replaced_all_or_none(
 
     monkeypatch.setattr(files.os, "replace", failing)
     for left in range(1, len(names) + len(before) + 1):  # noqa: B007 - counted down by ``failing``
-        with pytest.raises(
-            ConfigurationError, match=r"out \(No space left on device\)\. Expected a folder"
-        ):
+        with pytest.raises(ConfigurationError, match=r"out \(No space left on device\)\. Expected a folder"):
             files.place(made, out, names)
         assert written(out) == sorted(before)
         assert all((out / name).read_text() == "old" for name in before)

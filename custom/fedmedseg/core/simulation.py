@@ -113,7 +113,7 @@ def _require_own(workspace: Path) -> None:
             "workspace",
             got=f"{workspace}, a startup kit" if kit else f"{workspace}, which holds {lost[0]}{more}",
             expected="a new or empty folder, or the workspace of an earlier run: FLARE empties it at its start",
-            remedy="choose another with -w",
+            remedy="choose another with -w" + ("" if kit else ", or empty this one yourself"),
         )
 
 
