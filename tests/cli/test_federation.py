@@ -44,6 +44,27 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         assert words in said
 
 
+def test_a_folder_of_somebodys_own_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    """A job folder under its name would be replaced: ``--out .`` in a source tree meant the tree's own."""
+    (tmp_path / "jobs" / "fedata").mkdir(parents=True)
+    (tmp_path / "jobs" / "fedata" / "meta.json").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    code, said = call("--out", str(tmp_path))
+    assert code == 2
+    assert "which holds jobs. Expected a new or empty folder, or that of an earlier call" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [".lock", "kits"])
+def test_the_folder_of_an_earlier_call_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setattr("fedmedseg.cli.federation._run", lambda *_: {"outcome": "finished"})
+    (tmp_path / left).mkdir()
+    (tmp_path / "jobs").mkdir()
+    assert call("--out", str(tmp_path)) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "words"), [("finished", 0, ""), ("stopped", 1, "stopped: quorum lost")], ids=["end", "stop"]
 )

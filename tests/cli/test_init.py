@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,30 @@ def test_its_next_lines_can_be_typed_and_make_a_job(here: Path) -> None:
     assert call(*words_of(job))[0] == 0
     assert read_settings(here / "heart-job", [])[1].study == "heart"
     assert provision == "nvflare provision -p heart/project.yml -w heart/kits"
+    assert "heart/sites/ward-a.yaml becomes KIT/local/fedmedseg.yaml of ward-a" in said.rpartition(provision)[2]
+
+
+def test_a_server_without_a_domain_needs_peoples_addresses(here: Path) -> None:
+    people = ("--admin", "ann@ward-a.example.org", "--lead", "bob@ward-b.example.org")
+    code, said = call("init", "heart", *OPTIONS, "--server", "localhost", *people)
+    assert code == 0, said
+    names = [one["name"] for one in read_yaml(here / "heart" / "project.yml")["participants"]]
+    assert (names[0], *names[-2:]) == ("localhost", people[1], people[3])
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EROFS, "Read-only file system"), (errno.ENOSPC, "No space left on device")]
+)
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
+    here: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, "_write", refuse)
+    status, said = call("init", "heart", *OPTIONS)
+    assert status == 2
+    assert f"--out: got heart ({words})" in " ".join(said.split())
 
 
 def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
@@ -73,6 +99,24 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     _check_site_files(here / "w", ("site-1", "site-2"), experiment)
     placed = yaml.safe_load((here / "w" / "local" / "sites" / "site-1.yaml").read_text())
     assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
+
+
+@pytest.mark.parametrize("options", [(), ("--sites", "site-1,n")])
+def test_an_imported_site_whose_name_flare_misreads_is_refused_until_its_file_has_another(
+    here: Path, options: tuple[str, ...]
+) -> None:
+    counts = ("--training", "1", "--validation", "1", "--test", "1", "--unlabeled", "1", "--size", "48,48,4")
+    call("data", "phantoms", "cine_mr", "--out", here / "imported", "--sites", "2", *counts)
+    sites = here / "imported" / "sites"
+    (sites / "site-2.yaml").rename(sites / "n.yaml")
+    code, said = call("init", "heart", "--system", "fedata", "--data", "imported", *options)
+    assert code == 2, said
+    assert "rename sites/n.yaml in --data, say to site-n.yaml" in " ".join(said.split())
+    (sites / "n.yaml").rename(sites / "site-n.yaml")
+    code, said = call("init", "heart", "--system", "fedata", "--data", "imported")
+    assert code == 0, said
+    placed = read_yaml(here / "heart" / "sites" / "site-n.yaml")
+    assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-2" / "datalist.json")
 
 
 def test_settings_are_laid_over_the_job(here: Path) -> None:
@@ -93,11 +137,27 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
         (["heart", "--system", "fedatta", "--sites", "a"], "job: got 'fedatta'.*write 'fedata'"),
         (["heart", "--system", "fedata", "--sites", "a,A"], "--sites: got a,A. Expected different names"),
         (["heart", "--system", "fedata", "--sites", "a,server"], "--sites: got 'server'"),
-        (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'"),
+        (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'.*another name than"),
+        (
+            ["heart", "--system", "fedata", "--sites", "a,1"],
+            "got '1'. Expected a name that begins with a letter.*'site-1'",
+        ),
+        (["heart", "--system", "fedata", "--sites", "a,-b"], "got '-b'. Expected a name that begins with a letter"),
+        (["heart", "--system", "fedata", "--sites", "a,"], "got ''. Expected a name that begins with a letter"),
+        (
+            ["heart", "--system", "fedata", "--sites", "a,b_c"],
+            "got 'b_c'. Expected a name of letters, digits and dashes",
+        ),
+        (["heart", "--system", "fedata", "--sites", "a," + 64 * "b"], "Expected a name of at most 63 characters"),
+        (["heart", "--system", "fedata", "--sites", "a,n"], "got 'n', which FLARE.*truth value False.*write 'site-n'"),
+        (["heart", "--system", "fedata", "--sites", "a,inf"], "got 'inf', which FLARE.*the number inf"),
         (["heart", "--system", "fedata", "--data", "nowhere"], "--data: got no site file in nowhere/sites"),
         (["heart", *OPTIONS, "--set", "seed=x"], "--set seed: got 'x'"),
         (["heart", *OPTIONS, "--set", "federation.quorum=4"], "federation.quorum: got 4. Expected at most 3"),
-        (["heart", *OPTIONS, "--lead", "no address"], "project.yml: got .*no address"),
+        (["heart", *OPTIONS, "--lead", "no address"], "--lead: got 'no address'. Expected an e-mail address"),
+        (["heart", *OPTIONS, "--server", "fl example"], "--server: got 'fl example'. Expected a host name"),
+        (["heart", *OPTIONS, "--server", "localhost"], "--server: got localhost.*add --admin NAME@.* and --lead NAME@"),
+        (["heart", *OPTIONS, "--server", "localhost", "--admin", "a@x.org"], "Remedy: add --lead NAME@[a-z.]*$"),
     ],
 )
 def test_what_cannot_be_is_told_and_nothing_is_written(here: Path, words: list[str], told: str) -> None:

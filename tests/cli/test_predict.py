@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,6 +143,55 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(place: Place) -> Non
     assert "4 axes instead of 3" in next(row["reason"] for row in place.rows("failed.csv") if row["image"] == "cine")
     assert (place.out / "p1_ES.nii.gz").is_file()
     assert not (place.out / "broken.nii.gz").exists()
+
+
+def test_where_no_image_can_be_used_it_says_that_nothing_was_written(place: Place) -> None:
+    for name in ("p1_ED", "p1_ES"):
+        (place.images / f"{name}.nii.gz").write_bytes(b"none")
+    code, said = call(place.model, place.images / "p1_ED.nii.gz", place.root / "map.nii.gz")
+    assert code == 2, said
+    assert "nothing was written not done" in said
+    assert "written:" not in said
+    assert not (place.root / "map.nii.gz").exists()
+    code, said = call(place.model, place.images, place.out)
+    assert code == 2, said
+    assert f"nothing was written but the reasons: {place.out / 'failed.csv'}" in said
+    assert [path.name for path in place.out.iterdir()] == ["failed.csv"]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["out", "new/map.nii.gz"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("fedmedseg.segmentation.predicting.predict_all", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("fedmedseg.segmentation.predicted_files.os.fsync", full)
+    before = set(place.root.rglob("*"))
+    code, said = call(place.model, place.images / "p1_ED.nii.gz", place.root / name)
+    assert code == 2, said
+    assert f"OUT: got {place.root / name} (No space left on device). Expected files that can be written" in said
+    assert set(place.root.rglob("*")) == before
+
+
+def test_a_file_in_the_way_is_told_before_anything_is_computed(place: Place) -> None:
+    code, said = call(place.model, place.images, place.model / "out")
+    assert code == 2, said
+    assert "safetensors/out (Not a directory)" in said
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [("data.label_files", "p1_ED.nii.gz"), ("segmentation.predicted_files", "p1_ED.json")]
+)
+def test_a_disk_that_fills_on_the_way_is_told_with_the_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str, what: str
+) -> None:
+    monkeypatch.setattr(f"fedmedseg.{where}.write_atomic", full)
+    code, said = call(place.model, place.images, place.out)
+    assert code == 2, said
+    assert f"{place.out / what} (No space left on device)" in said
 
 
 def test_what_an_earlier_call_left_does_not_stand_for_what_fails_now(place: Place) -> None:

@@ -194,6 +194,16 @@ def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "w").read_text() == "a file where the workspace should be"
 
 
+def test_a_folder_that_holds_files_of_ones_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "precious")])
+    assert result.exit_code == 2
+    assert "which holds thesis.txt" in " ".join(result.output.split())
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"], "no folder beside it either"
+
+
 def test_a_workspace_with_a_space_is_refused(tmp_path: Path) -> None:
     """FLARE's simulator splits its own commands at spaces."""
     result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / "my study")])

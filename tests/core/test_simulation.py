@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,83 @@ def test_a_workspace_that_cannot_be_written_is_told_before_anything_starts(tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"workspace.*choose another with -w"):
         prepare_workspace(tmp_path / "file" / "workspace", {})
+
+
+def of_policy(folder: Path) -> None:
+    (folder / "local").mkdir(parents=True)
+    (folder / "local" / "resources.json").write_text("{}")
+
+
+def of_a_person(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+
+
+def of_a_person_with_a_local_folder(folder: Path) -> None:
+    of_a_person(folder)
+    (folder / "local").mkdir()
+
+
+def of_a_project_with_a_servers_folder(folder: Path) -> None:
+    of_a_person(folder)
+    (folder / "server").mkdir()
+
+
+def of_a_hospital(folder: Path) -> None:
+    of_policy(folder)
+    (folder / "startup").mkdir()
+    (folder / "startup" / "fed_client.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (of_a_person, "which holds thesis.txt. Expected a new or empty folder"),
+        (of_a_person_with_a_local_folder, "which holds thesis.txt. Expected"),
+        (of_a_project_with_a_servers_folder, "which holds server and 1 more. Expected"),
+        (of_a_hospital, "a startup kit. Expected"),
+    ],
+)
+def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_was(
+    tmp_path: Path, make: Callable[[Path], None], told: str
+) -> None:
+    make(tmp_path / "precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        prepare_workspace(tmp_path / "precious", {"class_allow_list": []})
+    assert "choose another with -w" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is added either"
+
+
+def of_an_earlier_run(folder: Path) -> None:
+    of_policy(folder)
+    (folder / "startup").mkdir()
+    (folder / "server" / JOB_ID).mkdir(parents=True)
+    (folder / "site-1").mkdir()
+
+
+def of_a_run_that_ended_early(folder: Path) -> None:
+    of_policy(folder)
+    (folder / "startup").mkdir()
+    (folder / "east").mkdir()
+
+
+def of_flares_own_command(folder: Path) -> None:
+    (folder / "startup").mkdir(parents=True)
+    (folder / "server" / JOB_ID).mkdir(parents=True)
+
+
+def of_site_files(folder: Path) -> None:
+    (folder / "local" / "sites").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, of_policy, of_site_files, of_an_earlier_run, of_a_run_that_ended_early, of_flares_own_command]
+)
+def test_the_workspace_of_an_earlier_run_is_used_again(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "workspace")
+    prepare_workspace(tmp_path / "workspace", {"class_allow_list": ["fedmedseg."]})
+    assert "fedmedseg." in (tmp_path / "workspace" / "local" / "resources.json").read_text()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'"text"', b"\xff"])

@@ -164,6 +164,10 @@ def test_an_open_port_at_a_hospital_is_refused(tmp_path: Path, change: dict[str,
         ("num_of_gpus: 1", "num_of_gpu: 1", "write 'num_of_gpus'"),
         ("capacity:", "capacty:", "write 'capacity'"),
         ("role: lead", "role: leader", "write 'lead'"),
+        ("name: hospital-1", "name: n", "participants.n.name: got 'n', which FLARE's start script hands on as"),
+        ("name: hospital-1", "name: 1e5", "write 'site-1e5'"),
+        ("org: hospital_one", "org: 'no'", "participants.hospital-1.org: got 'no', which FLARE's start script hands"),
+        ("org: network", "org: t", "participants.server.example.org.org: got 't'"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused_before_anything_is_written(

@@ -256,6 +256,24 @@ def test_another_servers_certificate_fails(copy: Copy, build: Callable[[Path, st
     assert failed(kit) == {"name"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("name: hospital-1", "name: n", "the site 'n' on as the truth value False"),
+        ("org: hospital_one", "org: inf", "the organisation 'inf' on as the number inf"),
+    ],
+)
+def test_a_kit_whose_name_flare_misreads_fails(
+    build: Callable[[Path, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, told: str
+) -> None:
+    """Kits of earlier versions, which were made under any name."""
+    monkeypatch.setattr("fedmedseg.provisioning.builder.require_kept", lambda *_, **__: None)
+    kits = build(tmp_path / "kits", (ROOT / "provisioning" / "project.yml").read_text().replace(old, new))
+    kit = kits / ("n" if "name" in new else SITE)
+    assert failed(kit) == {"name"}
+    assert told in next(one.found for one in check_kit(kit) if one.check == "name")
+
+
 def test_a_key_of_another_certificate_fails(copy: Copy, kits: Path) -> None:
     kit = copy(SITE)
     shutil.copy(kits / "hospital-2" / "startup" / "client.key", kit / "startup" / "client.key")

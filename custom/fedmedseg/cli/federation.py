@@ -12,11 +12,13 @@ import typer
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, Presets, Study, read_study
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.jobs import check_quorum, write_job
 
 INTERRUPTED = 130
 """What a shell says of a program that Ctrl-C has ended."""
+OWN = (".lock", "kits")
+"""What every call leaves in its folder, however early it ended."""
 MOST = 20
 """Each site is two processes of about 1 GB."""
 
@@ -93,7 +95,7 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def _folder(out: Path) -> Path:
-    """``out`` as a folder that can be written, without a space in its path.
+    """``out`` as a folder that can be written, without a space in its path, and holds nothing of somebody's own.
 
     Raises:
         ConfigurationError: it is not.
@@ -105,8 +107,18 @@ def _folder(out: Path) -> Path:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in out.iterdir())
     except OSError as error:
-        raise ConfigurationError("--out", got=f"{out} ({type(error).__name__})", expected="a folder") from None
+        raise ConfigurationError("--out", got=f"{out} ({why(error)})", expected="a folder") from None
+    if there and not set(OWN) & set(there):
+        # the job folder that lies there is replaced, and kits are looked for
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ConfigurationError(
+            "--out",
+            got=f"{out}, which holds {there[0]}{more}",
+            expected="a new or empty folder, or that of an earlier call",
+            remedy="choose another",
+        )
     if not os.access(out, os.W_OK | os.X_OK):
         raise ConfigurationError("--out", got=f"{out}, which cannot be written", expected="a folder of your own")
     return out

@@ -17,7 +17,7 @@ from rich.prompt import Prompt
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, Presets, Study, read_study
 from fedmedseg.core.config import systems
-from fedmedseg.core.errors import ConfigurationError, choose
+from fedmedseg.core.errors import ConfigurationError, choose, why
 from fedmedseg.core.jobs import check_quorum, find_job, presets_of, write_job
 from fedmedseg.core.schema import parse, read_yaml
 
@@ -28,7 +28,8 @@ JOB, SITES, PROJECT = "job", "sites", "project.yml"
 """What is written, in the study's folder."""
 SERVER = "server.example.org"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-SITE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
+MOST_LETTERS = 63
+SITE = re.compile(rf"[A-Za-z][A-Za-z0-9-]{{0,{MOST_LETTERS - 1}}}")
 _TAKEN = {"server", "local", "startup", "sites", "network"}
 """Names of folders, and of the organisation that runs server and network."""
 
@@ -84,14 +85,17 @@ def init(
         server = server or (_ask(asks, "--server", "Address of the server", (), SERVER) if asks else SERVER)
         made = read_study(system, preset, [*(changes or []), f"study={study}"], None)
         check_quorum(made.experiment, len(names))
-        people = (admin or f"admin@{server}", lead or f"lead@{server}")
+        people = _people(server, admin, lead)
         copy = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             _write(copy, folder, made, names, given, server, people)
             os.replace(copy, folder)
         except OSError as error:
             raise ConfigurationError(
-                "--out", got=f"{folder} ({type(error).__name__})", expected="a folder that can be written"
+                "--out",
+                got=f"{folder} ({why(error)})",
+                expected="a folder that can be written",
+                remedy="make room or rights there, or choose another with --out",
             ) from None
         finally:
             shutil.rmtree(copy, ignore_errors=True)
@@ -156,15 +160,74 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
     if len({name.lower() for name in names}) != len(names):
         raise ConfigurationError("--sites", got=sites, expected="different names")
     for name in names:
-        if not SITE.fullmatch(name) or name.lower() in _TAKEN:
-            raise ConfigurationError(
-                "--sites",
-                got=repr(name),
-                expected=f"names of letters, digits and dashes, none of {', '.join(sorted(_TAKEN))}",
-            )
+        _require_name(name, "--sites" if sites is not None else "--data", imported=name in given)
         if given and name not in given:
             raise ConfigurationError("--sites", got=repr(name), expected="sites of --data", remedy=choose(name, given))
     return names, given
+
+
+def _people(server: str, admin: str | None, lead: str | None) -> tuple[str, str]:
+    """Addresses of administrator and lead: at the server's domain, unless given.
+
+    Raises:
+        ConfigurationError: FLARE would refuse one of the three.
+    """
+    # FLARE is imported only once there is something to check
+    from fedmedseg.core.flare_names import is_address, is_host
+
+    if not is_host(server):
+        raise ConfigurationError(
+            "--server", got=repr(server), expected="a host name or an IP address", remedy=f"write one, such as {SERVER}"
+        )
+    missing = [option for option, given in (("--admin", admin), ("--lead", lead)) if not given]
+    if missing and not is_address(f"admin@{server}"):
+        raise ConfigurationError(
+            "--server",
+            got=f"{server}, at which nobody has an e-mail address that FLARE takes",
+            expected="a name with a domain, or addresses for administrator and lead",
+            remedy=f"add {' and '.join(f'{option} NAME@hospital.example.org' for option in missing)}",
+        )
+    people = (admin or f"admin@{server}", lead or f"lead@{server}")
+    for option, address in zip(("--admin", "--lead"), people, strict=True):
+        if not is_address(address):
+            raise ConfigurationError(
+                option,
+                got=repr(address),
+                expected="an e-mail address: FLARE knows people by theirs",
+                remedy="write NAME@hospital.example.org",
+            )
+    return people
+
+
+def _require_name(name: str, field: str, *, imported: bool) -> None:
+    """Refuse a hospital's name that cannot be a folder, an organisation, or what FLARE starts the site with.
+
+    Raises:
+        ConfigurationError: saying which of these it is.
+    """
+    # FLARE is imported only once there are names
+    from fedmedseg.core.flare_names import require_kept
+
+    other, instead = f"site-{name}", "choose another name"
+    if name and SITE.fullmatch(other):
+        instead = f"write {other!r}"
+        if imported:
+            # nothing in a site file depends on its name
+            instead = (
+                f"rename {SITES}/{name}.yaml in --data, say to {other}.yaml: the name is the hospital's own choice"
+            )
+    if name.lower() in _TAKEN:
+        expected = f"another name than {', '.join(sorted(_TAKEN))}, which mean something else"
+    elif not re.fullmatch(r"[A-Za-z0-9-]*", name):
+        expected = "a name of letters, digits and dashes alone"
+    elif len(name) > MOST_LETTERS:
+        expected = f"a name of at most {MOST_LETTERS} characters"
+    elif not SITE.fullmatch(name):
+        expected = "a name that begins with a letter"
+    else:
+        require_kept(name, field=field, remedy=instead)
+        return
+    raise ConfigurationError(field, got=repr(name), expected=expected, remedy=instead)
 
 
 def _write(
@@ -229,6 +292,8 @@ def _lists(study: Study, name: str, given: SiteFile | None) -> dict[str, str]:
 
 
 def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool, lead: str) -> None:
+    from fedmedseg.data.site import SITE_FILE
+
     for path, what in (
         (folder / JOB, f"the study {study.experiment.study} as a job; its settings: app/config/experiment.yaml"),
         (folder / SITES, "a site file for each hospital, to fill in: " + ", ".join(names)),
@@ -248,3 +313,10 @@ def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool
     submitted = folder.with_name(f"{folder.name}-job")
     next_step("fedmedseg", "job", folder / JOB, "--min-clients", len(names), "--out", submitted)
     next_step("nvflare", "provision", "-p", folder / PROJECT, "-w", folder / "kits")
+    console.print(
+        f"then, at each hospital: its file, filled in, goes into its kit: {folder / SITES / names[0]}.yaml becomes "
+        f"KIT/local/{SITE_FILE} of {names[0]}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )

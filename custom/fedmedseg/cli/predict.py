@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import EXIT_CODE, console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def predict(
 ) -> None:
     """Write label maps of images in their own space, with volumes in ml, landmarks in mm and calcium scores.
 
-    Images that cannot be used are told at the end; the rest is done, and the command then ends with code 1.
+    Images that cannot be used are told at the end; the rest is done, and the command then ends with code 1, or with 2
+    where none was left to do.
     Research, not for diagnosis.
     """
     with friendly_errors():
@@ -75,7 +76,13 @@ def predict(
             raise _inside(out)
         from fedmedseg.cli.model_file import open_predictor
         from fedmedseg.data.images import images_at
-        from fedmedseg.segmentation.predicted_files import TABLES, outputs_for, require_new, write_tables
+        from fedmedseg.segmentation.predicted_files import (
+            TABLES,
+            outputs_for,
+            require_new,
+            require_writable,
+            write_tables,
+        )
         from fedmedseg.segmentation.predicting import predict_all, require_cavity, ventricles
 
         found = images_at(place)
@@ -90,6 +97,7 @@ def predict(
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in found.sources}
         tables = [] if single else [out / name for name in TABLES]
         require_new([path for one in outputs.values() for path in one.every] + tables, force=force)
+        require_writable(out)
         with _Display(len(found.sources)) as display:
             batch = predict_all(
                 predictor,
@@ -104,6 +112,8 @@ def predict(
         if not single:
             write_tables(out, batch.done, function, batch.failed)
     _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
+    if not batch.done:
+        raise typer.Exit(EXIT_CODE)
     raise typer.Exit(PARTLY if batch.failed else 0)
 
 
@@ -219,7 +229,11 @@ def _tell(
     *,
     passed_over: int,
 ) -> None:
+    from fedmedseg.segmentation.predicted_files import FAILED
+
     said = f"written: {out} ({len(batch.done)} images)"
+    if not batch.done:
+        said = "nothing was written" if _is_file(out) else f"nothing was written but the reasons: {out / FAILED}"
     if passed_over:
         said += f"; {passed_over} files that are no images were passed over"
     console.print(said, highlight=False, soft_wrap=True)

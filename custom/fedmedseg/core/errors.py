@@ -109,6 +109,11 @@ class DataError(FedMedSegError):
         super().__init__(field, got=got, expected=expected, remedy=remedy, reason=reason)
 
 
+def why(error: OSError) -> str:
+    """The reason in the system's words, without a path: read-only, no space left, permission denied."""
+    return error.strerror or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing comes close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

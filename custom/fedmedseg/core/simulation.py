@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
+from fedmedseg.core.kit import is_kit
 from fedmedseg.core.progress import PROGRESS_FILE, Follower
 from fedmedseg.core.records import RECORD_FILE
 from fedmedseg.core.state import HOME_SUFFIX
 
 JOB_ID = "simulate_job"
+KEPT = ("local", "startup")
+"""Folders of a workspace that FLARE keeps when it empties it."""
+MADE = ("server", "startup")
+"""Folders that every run of the simulator makes in its workspace."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 
@@ -57,7 +62,7 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
     """Put the site policy into a simulator workspace.
 
     Raises:
-        ConfigurationError: the folder cannot be written.
+        ConfigurationError: the folder cannot be written, or FLARE would empty it of files that no run wrote.
     """
     if any(character.isspace() for character in str(workspace)):
         raise ConfigurationError(
@@ -66,6 +71,7 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
             expected="a path without spaces: FLARE's simulator splits its commands at them",
             remedy="choose another with -w",
         )
+    _require_own(workspace)
     try:
         for folder in (workspace, workspace.with_name(workspace.name + HOME_SUFFIX)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +83,45 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
     except OSError as error:
         raise ConfigurationError(
             "workspace",
-            got=f"{workspace} ({type(error).__name__})",
+            got=f"{workspace} ({why(error)})",
             expected="a folder that can be written, and one of the same name with .fedmedseg beside it",
             remedy="choose another with -w",
         ) from None
+
+
+def _require_own(workspace: Path) -> None:
+    """Refuse a folder that holds anything but what an earlier run of the simulator left: FLARE empties it.
+
+    Raises:
+        ConfigurationError: a startup kit, files of somebody's own, or a folder that cannot be looked into.
+    """
+    try:
+        kit = is_kit(workspace)
+        if not kit and (not workspace.is_dir() or _is_workspace(workspace)):
+            return
+        lost = sorted(path.name for path in workspace.iterdir() if path.name not in KEPT)
+    except OSError as error:
+        raise ConfigurationError(
+            "workspace",
+            got=f"{workspace} ({why(error)})",
+            expected="a folder that can be read",
+            remedy="choose another with -w",
+        ) from None
+    if lost or kit:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ConfigurationError(
+            "workspace",
+            got=f"{workspace}, a startup kit" if kit else f"{workspace}, which holds {lost[0]}{more}",
+            expected="a new or empty folder, or the workspace of an earlier run: FLARE empties it at its start",
+            remedy="choose another with -w" + ("" if kit else ", or empty this one yourself"),
+        )
+
+
+def _is_workspace(folder: Path) -> bool:
+    """Whether the simulator has run in ``folder``: its job lies there, or the site policy beside FLARE's folders."""
+    if any(folder.glob(f"*/{JOB_ID}")):
+        return True
+    return (folder / "local" / "resources.json").is_file() and any((folder / one).is_dir() for one in MADE)
 
 
 @contextmanager

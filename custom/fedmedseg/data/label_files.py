@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.errors import ConfigurationError, DataError, why
 from fedmedseg.data.checks import open_nifti
 
 ENDINGS = (".nii.gz", ".nii")
+ROOM = "make room or rights there, or choose another place"
+"""How to mend a place that cannot be written."""
 GEOMETRY = (
     "qform_code",
     "sform_code",
@@ -43,7 +45,9 @@ def write_label_map(path: Path, labels: np.ndarray, image: Path) -> None:
     try:
         write_atomic(path, content)
     except OSError as error:
-        raise ConfigurationError("label map", got=type(error).__name__, expected="a file that can be written") from None
+        raise ConfigurationError(
+            "label map", got=f"{path} ({why(error)})", expected="a file that can be written", remedy=ROOM
+        ) from None
 
 
 def _nifti(labels: np.ndarray, image: Any) -> bytes:

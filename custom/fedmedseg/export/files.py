@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.export.bundle import write_bundle
 from fedmedseg.export.card import model_card
 from fedmedseg.export.metadata import metadata_of
@@ -133,7 +133,12 @@ def place(made: Path, out: Path, files: tuple[str, ...]) -> None:
             shutil.copyfile(made / name, _beside(out / name, "new"))
         _exchanged(out, files)
     except OSError as error:
-        raise ConfigurationError("--out", got=type(error).__name__, expected="a folder that can be written") from None
+        raise ConfigurationError(
+            "--out",
+            got=f"{out} ({why(error)})",
+            expected="a folder that can be written",
+            remedy="make room or rights there, or choose another",
+        ) from None
     finally:
         for name in files:
             _beside(out / name, "new").unlink(missing_ok=True)

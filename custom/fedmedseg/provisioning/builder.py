@@ -14,6 +14,7 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder
 
 from fedmedseg.core.errors import ConfigurationError, nearest
+from fedmedseg.core.flare_names import require_kept
 from fedmedseg.core.jobs import bundle_roots
 from fedmedseg.core.release import RELEASE_FILE
 from fedmedseg.core.scopes import privacy_policy, scope_names
@@ -116,6 +117,12 @@ def _require_sense(participant: Participant) -> None:
         port = participant.get_prop(name)
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
             refuse(name, port, "a port, 1 to 65535")
+    if participant.type == ParticipantType.CLIENT:
+        require_kept(participant.name, field=f"participants.{participant.name}.name")
+    if participant.type != ParticipantType.ADMIN:
+        # an administrator's name is an address, and no start script of theirs hands their organisation on
+        field, longer = f"participants.{participant.name}.org", f"org_{participant.org}"
+        require_kept(participant.org, field=field, remedy=f"write {longer!r}, here and at its administrators")
     role = participant.get_prop(PropKey.ROLE)
     if participant.type == ParticipantType.ADMIN and role not in policy.ROLES:
         guess = nearest(str(role), policy.ROLES)

@@ -27,7 +27,7 @@ from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SITE_FILE, SiteFile
 from fedmedseg.provisioning import policy
 from fedmedseg.provisioning.encryption import encryption
-from fedmedseg.provisioning.identity import federation_root, server_name
+from fedmedseg.provisioning.identity import federation_root, server_name, site_name
 from fedmedseg.provisioning.own_files import CHECK, own_files
 from fedmedseg.provisioning.rights import authorization
 from fedmedseg.provisioning.timeouts import PROFILES
@@ -78,6 +78,7 @@ def check_kit(
         found.append(server_name(kit))
         looks.append(("stores", _stores))
     if kit.role == "client":
+        found.append(site_name(kit))
         looks.append(("site file", _site_file))
     looks += [("encryption", encryption), ("spare files", _spare_files), ("permissions", _permissions)]
     return [*found, *(finding for check, look in looks for finding in _guarded(check, look, kit))]

@@ -1,4 +1,4 @@
-"""Whether a kit is of this federation: what cannot be told from the kit alone, and the server's own name."""
+"""Whether a kit is of this federation: what cannot be told from the kit alone, and the participant's own name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from fedmedseg.core.findings import Finding, failed, passed
+from fedmedseg.core.flare_names import misread
 from fedmedseg.core.kit import Kit
 from fedmedseg.core.kit_checks import load_certificate
 
@@ -39,3 +40,19 @@ def server_name(kit: Kit) -> Finding:
     if names != [kit.server]:
         return failed(check, f"the certificate is of {', '.join(names) or 'nobody'}, the kit of {kit.server}", AGAIN)
     return passed(check, kit.server)
+
+
+def site_name(kit: Kit) -> Finding:
+    """Whether FLARE hands on name and organisation of a site as they are when its kit is started."""
+    check, own = "name", load_certificate(kit.certificate)
+    if own is None:
+        return failed(check, "the certificate cannot be read", AGAIN)
+    # FLARE writes the way through relays before the name, with dots
+    name = kit.name.rpartition(".")[2]
+    organisations = [str(one.value) for one in own.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    for what, text in (("site", name), *(("organisation", one) for one in organisations)):
+        found = misread(text)
+        if found is not None:
+            told = f"FLARE's start script hands the {what} {text!r} on as {found}"
+            return failed(check, told, "ask the federation's network administrator for a kit under another name")
+    return passed(check, name)

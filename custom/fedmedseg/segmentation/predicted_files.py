@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.data.checks import read_voxels
 from fedmedseg.data.geometry import axial, spacing_of
-from fedmedseg.data.label_files import ENDINGS, write_label_map
+from fedmedseg.data.label_files import ENDINGS, ROOM, write_label_map
 from fedmedseg.data.landmarks import Place
 from fedmedseg.data.preprocessing import native_grid
 from fedmedseg.data.tasks import TASKS
@@ -206,6 +208,28 @@ def require_new(files: Iterable[Path], *, force: bool) -> None:
         )
 
 
+def require_writable(out: Path) -> None:
+    """Refuse a place that cannot be written, before anything is computed for it. Nothing is left there.
+
+    Args:
+        out: the folder, or the one map, that is to be written.
+
+    Raises:
+        ConfigurationError: naming the reason: read-only, full, no rights, a file in the way.
+    """
+    folder = out.parent if out.name.endswith(ENDINGS) and not out.is_dir() else out
+    try:
+        # what of it is there already
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.NamedTemporaryFile(dir=folder) as probe:
+            probe.write(b" ")
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
 def _share(heart: Ventricle) -> str:
     return "" if heart.diastolic_ml <= 0 else _figure(heart.ejection_fraction)
 
@@ -235,4 +259,8 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_atomic(path, content)
     except OSError as error:
-        raise ConfigurationError("OUT", got=type(error).__name__, expected="files that can be written") from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError("OUT", got=f"{path} ({why(error)})", expected="files that can be written", remedy=ROOM)
