@@ -78,11 +78,26 @@ def test_a_site_that_nobody_asked_says_so(hospital: Path) -> None:
 def test_a_request_is_listed_with_what_leaves_and_who_signed(hospital: Path, wish: Wish) -> None:
     ask(hospital, wish)
     text = call(hospital)
-    for word in (wish.id, "waiting", wish.study, "lead@[red]two", "(signed)", "data: cmr", "tensors", "dice/*"):
+    for word in (wish.id, "waiting", wish.study, "lead@[red]two", "(signed)", "data cmr", "tensors", "dice/*"):
         assert word in text, text
     (one,) = listed(hospital)
     assert (one["id"], one["status"], one["job"], one["decision"]) == (wish.id, "waiting", "j", None)
     assert one["wish"]["stages"]["pretraining"]["returns"] == "shared"
+
+
+def test_a_narrow_terminal_cuts_nothing_of_what_people_agree_to(hospital: Path, wish: Wish) -> None:
+    """Every word is there at 60 columns, with what stays and what to type next; the same at 200."""
+    ask(hospital, wish)
+    narrow = runner.invoke(app, ["approval", str(hospital)], env={"COLUMNS": "60"}).output
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert "…" not in narrow
+    squeezed = "".join(narrow.split())
+    for word in (LEAD.name, "memory_missing", "images, labels", f"--approve {wish.id}", "once dice/*", "spread/*"):
+        assert "".join(word.split()) in squeezed, narrow
+    call(hospital, "--approve", wish.id)
+    decided = call(hospital)
+    assert "approved by " in decided
+    assert "--deny" not in decided
 
 
 def test_agreeing_lets_the_job_go_on_and_refusing_stops_it(hospital: Path, wish: Wish) -> None:

@@ -77,33 +77,45 @@ def _plain(matter: Matter) -> dict[str, object]:
 
 
 def _show(found: list[Matter]) -> None:
-    table = Table("request", "", "study", "submitted by", "what leaves the site", box=box.SIMPLE_HEAD)
+    """A block of lines for each request: in a narrow terminal a table would cut what people agree to."""
     for matter in found:
         request, decision = matter.request, matter.decision
         wish = request.wish
-        status = f"[{COLOURS[matter.status]}]{matter.status}[/]"
+        console.print(f"[bold]request {escape(wish.id)}[/]  [{COLOURS[matter.status]}]{matter.status}[/]")
+        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column(overflow="fold")
+        rows = [("study", f"{wish.study} ({wish.system})"), ("data", wish.data), ("settings", wish.experiment[:16])]
+        rows += [("asked", request.asked), ("submitted by", _submitter(wish))]
         if decision is not None:
-            status += escape(f"\nby {decision.by}\n{decision.at}" + (f"\n{decision.reason}" if decision.reason else ""))
-        study = (
-            f"{wish.study} ({wish.system})\ndata: {wish.data}\nsettings {wish.experiment[:16]}\nasked {request.asked}"
-        )
-        leaving = "\n".join(f"{name}: {_leaving(stage)}" for name, stage in wish.stages.items())
-        table.add_row(wish.id, status, escape(study), escape(_submitter(wish)), escape(leaving))
-    console.print(table)
+            why = f", {decision.reason}" if decision.reason else ""
+            rows.append((matter.status, f"by {decision.by}, {decision.at}{why}"))
+        rows += [("leaves, " + name, _leaving(stage)) for name, stage in wish.stages.items()]
+        rows.append(("stays", "images, labels, file names and scores of single patients"))
+        if matter.status == "waiting":
+            rows.append(("next", f"--approve {wish.id}, or --deny {wish.id} --reason '...'"))
+        for name, value in rows:
+            facts.add_row(escape(name), escape(value))
+        console.print(facts)
+        console.print()
 
 
 def _submitter(wish: Wish) -> str:
     scope = f"scope {wish.scope}" if wish.scope else "this site's default scope"
     if wish.submitter is None:
-        return f"not told\n{scope}"
+        return f"not told; {scope}"
     one = wish.submitter
     proof = "signed" if one.signed else "the server's word"
-    return f"{one.name}\n{one.org}, {one.role}\n({proof})\n{scope}"
+    return f"{one.name}, {one.org}, {one.role} ({proof}); {scope}"
 
 
 def _leaving(stage: StageWish) -> str:
     figures = ", ".join(stage.figures) or "no figures"
     if stage.returns == "metrics":
-        return f"{stage.rounds} x {figures}"
+        return f"{_times(stage.rounds)} {figures}"
     features = f", up to {stage.features} feature vectors of single slices" if stage.features else ""
-    return f"{stage.rounds} x {stage.tensors} tensors ({stage.nbytes / 2**20:.1f} MiB){features}, {figures}"
+    return f"{_times(stage.rounds)} {stage.tensors} tensors ({stage.nbytes / 2**20:.1f} MiB){features}, {figures}"
+
+
+def _times(rounds: int) -> str:
+    return "once" if rounds == 1 else f"{rounds} times"
