@@ -261,7 +261,7 @@ def test_a_disk_that_takes_no_more_is_told_as_the_target_and_the_source_is_left_
 def test_a_target_that_this_account_may_not_write_is_told(task: Callable[..., Path], tmp_path: Path) -> None:
     root, closed = task(labelled=3, unlabelled=0), tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    with pytest.raises(ConfigurationError, match="--out: got .*not to be written"):
+    with pytest.raises(ConfigurationError, match=r"--out: got .*not to be written"):
         write(root, closed / "out", sites=1)
 
 
