@@ -92,8 +92,8 @@ def check_list(
     """Every check of the data list at ``path``; its volumes are read anew, whatever the site's cache remembers.
 
     ``data`` is the study's section; without one the label names that Decathlon lists carry are used, and where there
-    are none the labels are checked as far as they can be. ``min_count``: the site's own (``privacy.min_count``), 0 where
-    no filter asks for one.
+    are none the labels are checked as far as they can be. ``min_count``: the site's own (``privacy.min_count``), 0
+    where no filter asks for one.
     """
     try:
         sections = listed_cases(path, salt=salt)

@@ -19,7 +19,6 @@ from fedmedseg.reporting.tables import (
     rounds_of,
     site_means,
     site_spread,
-    sites_of,
     study_mean,
     worst_site,
 )
