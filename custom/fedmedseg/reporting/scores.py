@@ -10,6 +10,7 @@ from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
     decimal,
+    dice_table,
     evaluations,
     label_of,
     models_in,
@@ -153,6 +154,20 @@ def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] 
         "changed": changed(record, earlier),
         "table": _compared(found, [label_of(one.first) for one in found]) if found else None,
     }
+
+
+def previous_lines(record: Record, earlier: Record) -> list[str]:
+    """The comparison with an earlier run for a terminal: mean Dice of this run less that of the one before, by model."""
+    same = record.get("started") is not None and all(
+        record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
+    )
+    if same:
+        return ["both records are of the same run: there is nothing to compare"]
+    found = since(dice_table(record), dice_table(earlier))
+    if not found:
+        return ["against the previous run: no site, structure and model in common"]
+    means = [f"{label_of(one.first)} {signed(one.difference or 0.0)}" for one in found]
+    return [f"against the previous run, mean Dice: {', '.join(means)}"]
 
 
 def _compared(found: Sequence[Against], columns: Sequence[str]) -> dict[str, Any]:
