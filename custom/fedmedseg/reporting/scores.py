@@ -157,7 +157,7 @@ def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] 
 
 
 def previous_lines(record: Record, earlier: Record) -> list[str]:
-    """The comparison with an earlier run for a terminal: mean Dice of this run less that of the one before, by model."""
+    """The comparison with an earlier run for a terminal: by model, mean Dice of this run less that of the other."""
     same = record.get("started") is not None and all(
         record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
     )
