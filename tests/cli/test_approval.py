@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
+from fedmedseg.core import audit
 from fedmedseg.core.approval import require_approval
 from fedmedseg.core.config import system_module
 from fedmedseg.core.errors import FedMedSegError, Reason
@@ -109,6 +111,31 @@ def test_agreeing_lets_the_job_go_on_and_refusing_stops_it(hospital: Path, wish:
     assert refused is not None
     assert refused.reason is Reason.DENIED
     assert listed(hospital)[0]["decision"]["reason"] == "no ethics vote"
+
+
+def test_both_decisions_stand_in_the_audit_trail_of_the_kit(
+    hospital: Path, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = hospital.parents[1]
+    monkeypatch.setattr("fedmedseg.core.kit.is_kit", lambda folder: folder == root.resolve())
+    monkeypatch.setattr("fedmedseg.core.kit.open_kit", lambda folder: SimpleNamespace(name="hospital-1"))
+    ask(hospital, wish)
+    call(hospital, "--approve", wish.id)
+    call(hospital, "--deny", wish.id, "--reason", "no ethics vote")
+    call(hospital)
+    agreed, refused = audit.read(root / audit.FOLDER)
+    assert (agreed["action"], agreed["outcome"], agreed["job"]) == ("approve job", "allowed", "j")
+    assert (refused["action"], refused["outcome"]) == ("deny job", "refused")
+    assert refused["reason"] == f"request {wish.id}: no ethics vote"
+    assert agreed["participant"] == "hospital-1"
+    assert agreed["who"] == listed(hospital)[0]["decision"]["by"]
+    assert not audit.verify(root / audit.FOLDER).problems
+
+
+def test_a_site_file_outside_a_kit_gets_no_trail(hospital: Path, wish: Wish) -> None:
+    ask(hospital, wish)
+    call(hospital, "--approve", wish.id)
+    assert not (hospital.parents[1] / audit.FOLDER).exists()
 
 
 def test_a_kit_is_as_good_as_its_site_file(hospital: Path, wish: Wish) -> None:

@@ -79,6 +79,57 @@ def test_few_figures_are_shown_how_many_are_not_is_said_and_the_time_left_may_be
     assert "time left: not known before a round has ended" in lines(unknown)
 
 
+def test_who_has_not_replied_is_named_and_no_more_is_claimed_than_the_server_knows() -> None:
+    told = lines(RUNNING)
+    assert "no reply yet from university-hospital-of-the-north" in told
+    assert f"({module.STILL})" in told
+    everybody = {**STUDY, "sites": dict.fromkeys(STUDY["sites"], "replied")}
+    assert not [text for text in lines(View(job=JOB, status="RUNNING", study=everybody)) if "no reply" in text]
+
+
+@pytest.mark.parametrize(
+    ("needed", "tried", "said"),
+    [
+        (3, "connected sites (1) < 3", ["1 of at least 3 sites connected: the job starts once the others are"]),
+        (
+            1,
+            "not enough sites have enough resources",
+            [
+                "1 of at least 1 site connected: the server has not scheduled it yet",
+                "its last try: not enough sites have enough resources",
+            ],
+        ),
+        (
+            1,
+            "",
+            [
+                "1 of at least 1 site connected: the server has not scheduled it yet",
+                "another job may run, or it was only just sent",
+            ],
+        ),
+    ],
+)
+def test_a_job_that_was_not_scheduled_says_who_is_there_and_why_it_waits(
+    needed: int, tried: str, said: list[str]
+) -> None:
+    view = View(job=JOB, status="SUBMITTED", seen={"b": 880.0}, needed=needed, tried=tried)
+    assert lines(view)[: 1 + len(said)] == ["job 3f1c8a52: SUBMITTED", *said]
+    assert line(view) == "; ".join(["job 3f1c8a52: SUBMITTED", *said])
+
+
+def test_what_a_waiting_job_needs_is_read_from_its_meta_data_and_told_no_more_once_it_runs(monitor: Monitor) -> None:
+    tries = ["2026-01-02 03:04:05: first", "2026-01-02 03:04:15: connected sites (3) < min sites (4)"]
+    meta = {"min_clients": 4, "schedule_history": tries}
+    assert admin.why_not_started(meta) == "connected sites (3) < min sites (4)"
+    assert (admin.why_not_started({}), admin.sites_to_start({})) == ("", 1)
+    _, said = monitor(Server("SUBMITTED", meta=meta), "--once")
+    assert said[1] == "3 of at least 4 sites connected: the job starts once the others are"
+    _, said = monitor(Server("SUBMITTED", meta={**meta, "min_clients": 3}), "--once")
+    assert said[2] == "its last try: connected sites (3) < min sites (4)"
+    _, said = monitor(Server("RUNNING", meta=meta), "--once")
+    assert not [text for text in said if "at least" in text]
+
+
 def test_a_line_for_a_log_changes_only_when_something_happens() -> None:
     later = View(job=JOB, status="RUNNING", study={**STUDY, "seconds": 70.0, "time": 1009.0}, seen=SEEN)
     assert line(later) == line(RUNNING)
@@ -88,12 +139,14 @@ def test_a_line_for_a_log_changes_only_when_something_happens() -> None:
 class Server:
     """A session with a server whose one job goes through ``statuses``, and that answers as the test says."""
 
-    def __init__(self, *statuses: str, stats: Any = None) -> None:
+    def __init__(self, *statuses: str, stats: Any = None, meta: dict[str, Any] | None = None) -> None:
         self.statuses, self.waits, self.now, self.asked = list(statuses), 0, 0.0, 0
+        self.meta = meta or {}
         self.stats = {"server": {"fedmedseg": STUDY}} if stats is None else stats
 
     def get_job_meta(self, job_id: str) -> dict[str, Any]:
-        return {"job_id": job_id, "status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"job_id": job_id, "status": status, **self.meta}
 
     def show_stats(self, job_id: str, target_type: str) -> Any:
         assert (job_id, target_type) == (JOB, "server"), "the server is asked, never a site"

@@ -64,6 +64,32 @@ def test_two_runs_are_compared_in_a_folder_of_choice(folders: tuple[Path, Path],
     assert json.loads((out / "report.json").read_text())["previous"]["study"] == "then"
 
 
+def test_a_folder_with_files_is_not_written_over_unless_it_is_the_records_own(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    now, then = folders
+    before = (then / "run.json").read_text()
+    code, text = report(now, "--out", then)
+    assert (code, sorted(path.name for path in then.iterdir())) == (2, ["run.json"])
+    assert "--out: got" in text
+    assert "--force" in text
+    assert report(now, "--out", then, "--force")[0] == 0
+    assert (then / "run.json").read_text() == before
+    assert (then / "report.html").exists()
+    assert report(now, "--out", now)[0] == 0
+    assert report(now, "--out", now)[0] == 0, "its own page is replaced"
+
+
+def test_the_comparison_is_told_in_a_line_and_a_run_against_itself_is_said(folders: tuple[Path, Path]) -> None:
+    now, then = folders
+    text = report(now, "--previous", then)[1]
+    assert "against the previous run, mean Dice: personal +0.100" in text
+    assert "same run" not in text
+    assert "previous run" not in report(now)[1]
+    (now / "report.json").write_text(json.dumps(record("now", 0.8) | {"started": "2026-01-02T03:04:05+00:00"}))
+    assert "both records are of the same run" in report(now, "--previous", now)[1]
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"rounds": 3}', '{"rounds": ["x"]}'])
 @pytest.mark.parametrize("place", ["RECORD", "--previous"])
 def test_what_is_no_record_is_refused_by_name(

@@ -143,13 +143,15 @@ def test_honest_sites_are_not_named() -> None:
         assert aggregated(updates(sites))[1].notes["outliers"] == {}
 
 
-def test_of_two_sites_the_long_one_is_named_and_no_direction_is_judged() -> None:
-    differences = updates(2)
-    differences["site-2"] = scaled(differences["site-2"], -1000.0)
-    notes = aggregated(differences)[1].notes
-    assert notes["outliers"].keys() == {"site-2"}
-    assert "points away" not in notes["outliers"]["site-2"]
-    assert notes["updates"]["agreement"] == {}
+def test_of_two_sites_none_is_called_unlike_the_others_and_of_three_it_is() -> None:
+    """The median of two lengths is one of them, so that a second site five times as long is no more odd than it."""
+    for sites, named in ((2, set()), (3, {"site-2"})):
+        differences = updates(sites)
+        differences["site-2"] = scaled(differences["site-2"], 1000.0)
+        notes = aggregated(differences)[1].notes
+        assert notes["outliers"].keys() == named
+        assert set(notes["updates"]["norms"]) == set(differences), "their lengths are in the record all the same"
+        assert bool(notes["updates"]["agreement"]) is bool(named)
 
 
 def test_a_site_that_did_not_move_does_not_divide_by_zero() -> None:

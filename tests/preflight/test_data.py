@@ -50,6 +50,24 @@ def test_a_healthy_list_passes_every_check(site: Any, study: Callable[..., Any])
     assert found["spacing and orientation"].found == "1.5..1.5 x 1.5..1.5 x 8..8 mm; RAS 5"
 
 
+@pytest.mark.parametrize(("min_count", "withheld"), [(0, False), (1, False), (2, True), (5, True)])
+def test_too_few_test_patients_for_their_scores_to_be_told_is_a_warning(
+    site: Any, min_count: int, withheld: bool
+) -> None:
+    """The healthy list has one test patient."""
+    found = look(site, site.healthy(), min_count=min_count)
+    assert ("test scores" in found) is withheld
+    if withheld:
+        warning = found["test scores"]
+        assert warning.level is Level.WARN
+        assert "test scores of this site will be withheld: 1 test patient(s), fewer than" in warning.found
+        assert f"privacy.min_count ({min_count})" in warning.found
+
+
+def test_a_list_without_test_patients_has_no_scores_to_withhold(site: Any) -> None:
+    assert "test scores" not in look(site, {**site.healthy(), "test": []}, min_count=5)
+
+
 def cut_off(site: Any, file: str) -> None:
     path = site.root / file
     path.write_bytes(path.read_bytes()[:-400])

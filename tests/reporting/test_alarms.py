@@ -58,7 +58,7 @@ def test_a_floor_is_told_only_where_it_is_missed() -> None:
                 answer["metrics"][name] = 0.1
     said = missed_floor(record)
     assert said is not None
-    assert said.startswith("floor MISSED: personal 0.100")
+    assert said.startswith("floor MISSED: the personal models reach a mean Dice of 0.100")
     assert missed_floor({"rounds": []}) is None
 
 

@@ -83,7 +83,22 @@ def test_the_verdict_says_in_words_whether_the_floor_holds(trained: float, word:
     figures = {"dice/personal/x": trained, "dice/untrained/x": 0.1, "dice/scratch/x": 0.7}
     run = judged({"a": figures})
     assert run is not None
-    assert verdict(run).startswith(f"floor {word}: personal {trained:.3f}")
+    assert verdict(run).startswith(
+        f"floor {word}: the personal models reach a mean Dice of {trained:.3f}; they should reach 0.350 "
+        "(0.25 more than untrained networks, 0.100) and 0.650 (at most 0.05 less than local ones, 0.700)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "why"),
+    [
+        (0.063, " They have hardly learned to segment: expected of a short trial, else look at data and rounds."),
+        (0.40, " What was trained before helps less than the same training without it."),
+        (0.66, ""),
+    ],
+)
+def test_a_missed_floor_says_what_it_means(trained: float, why: str) -> None:
+    assert verdict(FloorRow("all sites", trained, 0.1, 0.7, 1)).partition("ones, 0.700).")[2] == why
 
 
 def test_nothing_is_judged_without_the_models_it_compares() -> None:

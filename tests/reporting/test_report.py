@@ -97,6 +97,60 @@ def test_what_a_site_withheld_is_called_so_and_never_a_zero() -> None:
     assert "site-1: numbers of such volumes are withheld where they are small" in said(record)
 
 
+@pytest.mark.parametrize(
+    ("silent", "words"),
+    [
+        (("site-1", "site-2", "site-3"), "all 3 sites were tested, and each withheld its figures."),
+        (("site-1", "site-2"), "2 of 3 sites were tested, and each withheld its figures."),
+        (("site-1",), "site-1 was tested, and withheld its figures."),
+    ],
+)
+def test_where_every_tested_site_withheld_its_figures_page_and_summary_say_why_and_what_to_do(
+    silent: tuple[str, ...], words: str
+) -> None:
+    record = records.finished()
+    for site, answer in record["rounds"][-1]["sites"].items():
+        answer |= {"metrics": {}, "examples": None} | ({} if site in silent else {"accepted": False})
+    text, summary = said(record), " ".join(plain_text_summary(record).split())
+    for place in (text, summary):
+        assert f"No test score came here: {words}" in place
+        assert "Fewer test patients stand behind them than the site's privacy.min_count" in place
+        assert "list at least min_count test patients" in place
+        assert "o evaluation was recorded" not in place
+    assert "took the test and told no figure" not in text
+    assert max(map(len, plain_text_summary(record).splitlines())) <= 96
+
+
+def test_of_some_sites_that_withheld_their_figures_the_summary_gives_the_names() -> None:
+    record = records.finished()
+    assert "withheld" not in plain_text_summary(record)
+    record["rounds"][-1]["sites"]["site-3"]["metrics"] = {}
+    assert "tested, and figures withheld by the site: site-3" in plain_text_summary(record)
+    assert "No test score came here" not in plain_text_summary(record)
+
+
+def without(record: dict[str, Any], *models: str) -> dict[str, Any]:
+    """``record`` of a study that did not test these models."""
+    for answer in record["rounds"][-1]["sites"].values():
+        answer["metrics"] = {
+            name: value for name, value in answer["metrics"].items() if not set(models) & set(name.split("/"))
+        }
+    return record
+
+
+@pytest.mark.parametrize(
+    ("left_out", "title"),
+    [
+        ((), "Personal against shared and local, shared against local model"),
+        (("shared",), "Personal against local model"),
+        (("scratch",), "Personal against shared model"),
+    ],
+)
+def test_the_heading_names_the_models_that_are_compared(left_out: tuple[str, ...], title: str) -> None:
+    text = said(without(records.finished(), *left_out))
+    assert f"{title} Mean Dice of one model less that of the other" in text
+
+
 def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     record = records.finished()
     assert "No alarm" not in said(record)
@@ -110,7 +164,7 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     assert "No alarm: no collapse, no standstill" in said(record)
     for answer in record["rounds"][-1]["sites"].values():
         answer["metrics"] |= {"dice/personal/myocardium": 0.0}
-    assert "Worse than it should be: floor MISSED: personal 0.493" in said(record)
+    assert "Worse than it should be: floor MISSED: the personal models reach a mean Dice of 0.493" in said(record)
 
 
 def test_refusals_alike_are_one_line_and_those_made_good_are_told() -> None:

@@ -15,6 +15,7 @@ from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from fedmedseg.core.approval import Matter
+    from fedmedseg.core.audit import Trail
     from fedmedseg.core.wishes import StageWish, Wish
 
 COLOURS = {"waiting": "yellow", "approved": "green", "denied": "bold red"}
@@ -46,10 +47,13 @@ def approval(
         if reason and deny is None:
             raise ConfigurationError("--reason", got="no --deny", expected="--deny ID with it")
         site = read_site(site_file_of(target, SITE_FILE) if target.is_dir() else target)
+        trail = None if approve is None and deny is None else _trail_of(site.file)
         if approve is not None:
             found = [decide(site.state, approve, "approved")]
+            _note(trail, found[0])
         elif deny is not None:
             found = [decide(site.state, deny, "denied", reason=reason)]
+            _note(trail, found[0])
         else:
             found = matters(site.state)
         if as_json:
@@ -61,6 +65,38 @@ def approval(
             console.print("no job has asked", highlight=False)
             return
         _show(found)
+
+
+def _trail_of(site_file: Path) -> Trail | None:
+    """The audit trail of the kit that the site file lies in; a site file by itself (the simulator's) has none.
+
+    Raises:
+        ConfigurationError: a kit whose startup file is damaged.
+    """
+    from fedmedseg.core.audit import FOLDER, Trail
+    from fedmedseg.core.kit import is_kit, open_kit
+
+    local = site_file.resolve().parent
+    if local.name != "local" or not is_kit(local.parent):
+        return None
+    return Trail(local.parent / FOLDER, participant=open_kit(local.parent).name)
+
+
+def _note(trail: Trail | None, matter: Matter) -> None:
+    """Write who decided what; a trail that cannot be written is logged, and the decision stands."""
+    from fedmedseg.core.audit import Outcome
+
+    decision = matter.decision
+    if trail is None or decision is None:
+        return
+    agreed = decision.verdict == "approved"
+    trail.note(
+        action="approve job" if agreed else "deny job",
+        outcome=Outcome.ALLOWED if agreed else Outcome.REFUSED,
+        who=decision.by,
+        job=matter.request.job,
+        reason=f"request {matter.request.wish.id}" + (f": {decision.reason}" if decision.reason else ""),
+    )
 
 
 def _plain(matter: Matter) -> dict[str, object]:

@@ -223,8 +223,9 @@ def folds(
 ) -> None:
     """Deal each site's labelled patients out into folds, so that every patient is tested once; no image is copied."""
     from fedmedseg.data.folds import write_folds
+    from fedmedseg.data.importers.base import writing
 
-    with friendly_errors():
+    with friendly_errors(), writing(out):
         written = write_folds(sites, out=out, folds=number, validation=validation, seed=seed, force=force)
     for folder in written:
         console.print(str(folder), highlight=False, soft_wrap=True)
@@ -254,12 +255,13 @@ def phantoms(
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier call wrote to --out.")] = False,
 ) -> None:
     """Write synthetic hospitals that `fedmedseg simulate --sites` reads."""
+    from fedmedseg.data.importers.base import writing
     from fedmedseg.data.importers.sites import claim, write_manifest, write_site_file
     from fedmedseg.data.phantoms import write_site
     from fedmedseg.data.phantoms.annotators import share_of
 
     counts = {"training": training, "validation": validation, "test": test, "unlabeled": unlabeled}
-    with friendly_errors():
+    with friendly_errors(), writing(out):
         voxels = _size(size)
         asked = {"family": family, "sites": sites, "annotation": annotation, "unseen": unseen, "heart": heart}
         section = parse(PhantomSection, {**asked, **counts, "size": voxels}, source="phantoms")

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.core.live import AT_WORK
 from fedmedseg.core.progress import clock
 
 NARROW = 72
@@ -25,6 +26,7 @@ SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
 MOST_METRICS = 6
 STOPPED = 1
+STILL = "at work, or waiting for its own people's approval: a site does not tell which"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,26 @@ class View:
     """What the study tells of itself (``core.live.status``); None before its first round and after its last."""
     seen: Mapping[str, float] = field(default_factory=dict)
     """Site -> when the server last heard of it, by the server's clock."""
+    needed: int | None = None
+    """Sites that must be connected before the server starts the job; None once it was scheduled."""
+    tried: str = ""
+    """What the server's last try to schedule it came to, in FLARE's words."""
+
+    @property
+    def unscheduled(self) -> list[str]:
+        """Of a job that the server has not started: who is there, who must be, and why it waits. A line each."""
+        if self.needed is None:
+            return []
+        here = f"{len(self.seen)} of at least {self.needed} site{'s' if self.needed > 1 else ''} connected"
+        if len(self.seen) < self.needed:
+            return [f"{here}: the job starts once the others are"]
+        said = [f"{here}: the server has not scheduled it yet"]
+        return [*said, f"its last try: {self.tried}" if self.tried else "another job may run, or it was only just sent"]
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Sites that were asked in this round and have sent nothing."""
+        return sorted(name for name, state in (self.study or {}).get("sites", {}).items() if state == AT_WORK)
 
     @property
     def sites(self) -> list[tuple[str, str, str]]:
@@ -85,7 +107,8 @@ def monitor(
             def looks() -> Iterator[View]:
                 unanswered = -SECONDS_UNANSWERED
                 while True:
-                    status = admin.status_of(admin.meta_of(session, job))
+                    meta = admin.meta_of(session, job)
+                    status = admin.status_of(meta)
                     if admin.has_ended(status):
                         yield View(job=job, status=status)
                         return
@@ -93,7 +116,15 @@ def monitor(
                     if status == admin.RUNNING and time.monotonic() - unanswered >= SECONDS_UNANSWERED:
                         told = admin.live_status(session, job)
                         unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
-                    yield View(job=job, status=status, study=told, seen=admin.last_seen(session))
+                    waits = status == admin.SUBMITTED
+                    yield View(
+                        job=job,
+                        status=status,
+                        study=told,
+                        seen=admin.last_seen(session),
+                        needed=admin.sites_to_start(meta) if waits else None,
+                        tried=admin.why_not_started(meta) if waits else "",
+                    )
                     if once:
                         return
                     time.sleep(every)
@@ -138,7 +169,7 @@ def render(view: View, width: int) -> RenderableType:
 
 def lines(view: View) -> list[str]:
     """All there is to say, short enough for a narrow terminal; what belongs to a site is indented."""
-    said = [f"job {view.job[:8]}: {view.status}"]
+    said = [f"job {view.job[:8]}: {view.status}", *view.unscheduled]
     study = view.study
     if study is not None:
         said += [
@@ -148,6 +179,9 @@ def lines(view: View) -> list[str]:
             f"in this round for {clock(study['seconds'])}",
             f"time left: {_left(study['left'])}",
         ]
+        if view.unanswered:
+            said.append(f"no reply yet from {', '.join(view.unanswered)}")
+            said.append(f"({STILL})")
         if view.metrics:
             of = study["metrics_of"]
             said.append(f"mean over sites ({of['stage']} {of['round'] + 1}):")
@@ -163,7 +197,7 @@ def line(view: View) -> str:
     """One line for a log, the same as long as nothing has happened."""
     study = view.study
     if study is None:
-        return f"job {view.job[:8]}: {view.status}"
+        return "; ".join([f"job {view.job[:8]}: {view.status}", *view.unscheduled])
     states = [state for _, state, _ in view.sites]
     counted = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     figures = "".join(f", {name} {value:.4f}" for name, value in view.metrics)

@@ -22,16 +22,26 @@ def report(
         Path | None,
         typer.Option("--out", help="The folder to write to. Default: RECORD's own, whose page is replaced."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page in an --out that holds files.")] = False,
 ) -> None:
     """Write the page of a run that has ended, or that still runs, from its record alone."""
     with friendly_errors():
         # matplotlib is loaded only once there is something to draw
         from fedmedseg.reporting.report import read_record, write_report
+        from fedmedseg.reporting.scores import previous_lines
         from fedmedseg.reporting.tables import plain_text_summary
 
         whole = read_record(record, option="RECORD")
         earlier = None if previous is None else read_record(previous, option="--previous")
-        folder = out or (record if record.is_dir() else record.parent)
+        own = record if record.is_dir() else record.parent
+        folder = out or own
+        if not force and folder.resolve() != own.resolve() and folder.is_dir() and any(folder.iterdir()):
+            raise ConfigurationError(
+                "--out",
+                got=f"{folder}, which holds files",
+                expected="a new or empty folder, or RECORD's own",
+                remedy="--force replaces the page in it",
+            )
         try:
             page = write_report(whole, folder, previous=earlier)
         except OSError as error:
@@ -42,4 +52,7 @@ def report(
                 remedy="choose another",
             ) from None
     console.print(plain_text_summary(whole), highlight=False, soft_wrap=True)
+    if earlier is not None:
+        for line in previous_lines(whole, earlier):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

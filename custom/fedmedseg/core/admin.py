@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -34,11 +35,13 @@ TRY_SECONDS = 15.0
 """How long one try to reach a server may take; more patience means more tries."""
 COMPLETED = RunStatus.FINISHED_COMPLETED.value
 RUNNING = RunStatus.RUNNING.value
+SUBMITTED = RunStatus.SUBMITTED.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
 NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
 GONE = (NoConnection, NoReply, SessionClosed, InternalError)
 """What FLARE raises where the server of an open session answers no more."""
+_TIME = re.compile(r"^[0-9-]{10} [0-9:]{8}: ")
 
 
 @contextmanager
@@ -161,6 +164,23 @@ def _told_with_a_remedy(job: str) -> Iterator[None]:
 def status_of(meta: Mapping[str, Any]) -> str:
     """A job's status, as FLARE writes it."""
     return str(meta.get(JobMetaKey.STATUS.value, ""))
+
+
+def sites_to_start(meta: Mapping[str, Any]) -> int:
+    """How many connected sites the server wants before it starts a job."""
+    least = meta.get(JobMetaKey.MIN_CLIENTS.value)
+    return least if isinstance(least, int) and not isinstance(least, bool) and least > 0 else 1
+
+
+def why_not_started(meta: Mapping[str, Any]) -> str:
+    """What the server's last try to schedule a job came to, in FLARE's words; empty before its first try.
+
+    FLARE notes a line for each try, with the time before it (`job_schedulers/job_scheduler.py`,
+    ``_update_schedule_history``).
+    """
+    history = meta.get(JobMetaKey.SCHEDULE_HISTORY.value)
+    last = str(history[-1]) if isinstance(history, list) and history else ""
+    return _TIME.sub("", last)
 
 
 def has_ended(status: str) -> bool:

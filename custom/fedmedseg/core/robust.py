@@ -1,7 +1,8 @@
 """What the server does about updates that are unlike the others: it says so, and where a study wants it, bounds them.
 
-Every round in which differences come back is looked at, whatever the rule: a site whose update is much longer than the
-median, or points away from most others, is named in the record and the log. Nothing is dropped for that. What bounds
+Every round in which differences come back is looked at, whatever the rule: of three sites and more one whose update is
+much longer than the median, or points away from most others, is named in the record and the log; of two nobody can say
+which is the odd one. Nothing is dropped for that. What bounds
 its influence is the study's choice (``federation.robust``), and each rule holds under a condition on the number of
 sites n and of faulty ones among them f that is checked before it is used:
 
@@ -30,6 +31,8 @@ from fedmedseg.core.spilled import DerivedTensors
 
 LONG = 3.0
 """An update so many times as long as the round's (low) median is called an outlier."""
+FEWEST = 3
+"""Sites below which none is called an outlier: the median of two is one of them, and a direction has no majority."""
 WINDOW = 5
 """Rounds whose medians the running median is of, this one among them."""
 BLOCK = 1 << 16
@@ -68,7 +71,7 @@ class Survey:
         """The median of each update's cosines with the others'; empty for fewer than three that moved."""
         lengths = self.products.diagonal().sqrt().tolist()
         moved = [(i, site) for i, site in enumerate(self.sites) if lengths[i] > 0.0]
-        if len(moved) < 3:
+        if len(moved) < FEWEST:
             return {}
         return {
             site: statistics.median(float(self.products[i, j]) / (lengths[i] * lengths[j]) for j, _ in moved if j != i)
@@ -82,11 +85,13 @@ class Survey:
         return (squares[:, None] + squares[None, :] - 2.0 * self.products).clamp_min(0.0)
 
     def outliers(self) -> dict[str, list[str]]:
-        """Site to why its update is unlike the others; empty where none is."""
+        """Site to why its update is unlike the others; empty where none is, and of fewer than three sites."""
         found: dict[str, list[str]] = {}
+        if len(self.norms) < FEWEST:
+            return found
         typical = self.median_norm
         for site, norm in self.norms.items():
-            if len(self.norms) > 1 and norm > LONG * typical:
+            if norm > LONG * typical:
                 times = f"{norm / typical:.3g} times the median" if typical else "where the median is 0"
                 found.setdefault(site, []).append(f"its update is long: {times}")
         for site, cosine in self.agreement.items():

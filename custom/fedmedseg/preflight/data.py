@@ -85,13 +85,15 @@ def check_list(
     data: DataSection | None,
     salt: str,
     min_cases: int = 1,
+    min_count: int = 0,
     budget_mb: int = 2048,
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> ListReport:
     """Every check of the data list at ``path``; its volumes are read anew, whatever the site's cache remembers.
 
     ``data`` is the study's section; without one the label names that Decathlon lists carry are used, and where there
-    are none the labels are checked as far as they can be.
+    are none the labels are checked as far as they can be. ``min_count``: the site's own (``privacy.min_count``), 0
+    where no filter asks for one.
     """
     try:
         sections = listed_cases(path, salt=salt)
@@ -109,6 +111,7 @@ def check_list(
         unknown = kind == LABELS and data is None and not names
         findings.append(_kind(role, kind, volumes, short=short, unknown=unknown))
     findings.append(_duplicates(role, volumes))
+    findings += _told(role, volumes, min_count)
     if data is not None and data.spatial_dims == 2:
         findings.append(_stacks(role, volumes))
     return ListReport(
@@ -348,6 +351,19 @@ def _too_few(volumes: list[Volume], min_cases: int) -> str:
         if listed and left < needed:
             return f"{left} left in {section}, at least {needed} needed"
     return ""
+
+
+def _told(role: str, volumes: list[Volume], min_count: int) -> list[Finding]:
+    """A warning where the test's figures will stay here: they stand on fewer patients than the site lets be told."""
+    patients = {volume.case.patient for volume in volumes if volume.section == "test" and volume.reason is None}
+    if not patients or len(patients) >= min_count:
+        return []
+    text = (
+        f"test scores of this site will be withheld: {len(patients)} test patient(s), fewer than privacy.min_count "
+        f"({min_count}); they stay in models_dir"
+    )
+    mend = "list more test patients, or decide here on a lower privacy.min_count: figures of few tell of each of them"
+    return [warned(_check(role, "test scores"), text, mend)]
 
 
 def _kind_of(reason: str) -> str:

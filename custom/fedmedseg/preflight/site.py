@@ -86,6 +86,7 @@ def check_site(
             data=None if experiment is None else experiment.data,
             salt=site.salt,
             min_cases=site.settings.min_cases,
+            min_count=site.settings.least_told,
             budget_mb=site.settings.volume_budget_mb,
             tick=lambda done, of, role=role: tick(role, done, of),  # type: ignore[misc]
         )

@@ -82,11 +82,18 @@ def judged(results: Mapping[str, Mapping[str, float]]) -> FloorRow | None:
 
 
 def verdict(run: FloorRow) -> str:
-    """One line that says whether the run as a whole keeps its floor."""
-    return (
-        f"floor {'kept' if run.holds else 'MISSED'}: personal {run.trained:.3f}; at least "
-        f"untrained {run.untrained:.3f} + {ABOVE_UNTRAINED:g} and local {run.scratch:.3f} - {BELOW_SCRATCH:g}"
+    """Whether the run as a whole keeps its floor, in words for somebody who knows Dice and not this project."""
+    least, beside = run.untrained + ABOVE_UNTRAINED, run.scratch - BELOW_SCRATCH
+    said = (
+        f"floor {'kept' if run.holds else 'MISSED'}: the personal models reach a mean Dice of {run.trained:.3f}; "
+        f"they should reach {least:.3f} ({ABOVE_UNTRAINED:g} more than untrained networks, {run.untrained:.3f}) "
+        f"and {beside:.3f} (at most {BELOW_SCRATCH:g} less than local ones, {run.scratch:.3f})."
     )
+    if run.trained < least - _ROUNDING:
+        said += " They have hardly learned to segment: expected of a short trial, else look at data and rounds."
+    elif not run.holds:
+        said += " What was trained before helps less than the same training without it."
+    return said
 
 
 def _row(site: str, figures: Mapping[str, float], models: tuple[str, str, str]) -> FloorRow:

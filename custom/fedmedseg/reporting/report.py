@@ -20,7 +20,7 @@ from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
 from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
-from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles, withholding
+from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles
 from fedmedseg.reporting.tables import (
     Record,
     dice_table,
@@ -36,6 +36,8 @@ from fedmedseg.reporting.tables import (
     sites_of,
     size,
     stages_of,
+    withheld_whole,
+    withholding,
 )
 
 TEMPLATE = "report.html.jinja"
@@ -120,6 +122,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "tiles": tiles(rows),
         "score": score_table(record, rows),
         "withholding": withholding(record),
+        "withheld_whole": withheld_whole(record),
         "points": point_section(record),
         "pairs": pair_section(rows),
         "previous": previous_section(record, rows),

@@ -10,17 +10,16 @@ from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
     decimal,
+    dice_table,
     evaluations,
     label_of,
     models_in,
     moment,
     ordered,
     points_of,
-    reply,
     rounds_of,
     site_means,
     site_spread,
-    sites_of,
     study_mean,
     worst_site,
 )
@@ -42,7 +41,6 @@ TOGETHER = (
     "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
     "best at the site. "
 )
-TEST = "evaluation"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -102,16 +100,6 @@ def legend(record: Record, models: Sequence[str]) -> str:
     return chosen + sentence[:1].upper() + sentence[1:] + ("." if said else "")
 
 
-def withholding(record: Record) -> list[str]:
-    """Sites whose reply to the test was accepted and told no figure: too few cases, or their own people's word."""
-    told = evaluations(record)
-    return [
-        site
-        for site in sites_of(record)
-        if site not in told and any(reply(one, site).get("accepted") for one in rounds_of(record, TEST))
-    ]
-
-
 def hidden_failures(record: Record) -> list[str]:
     """Sites that told a Dice without how many volumes failed: a count below their threshold, which need not be 0."""
     return [
@@ -139,7 +127,19 @@ def point_section(record: Record) -> dict[str, Any] | None:
 def pair_section(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
     """Model against model, site by site; None where no site tested two models that are asked about."""
     found = pairs(rows)
-    return _compared(found, [f"{label_of(one.first)} less {label_of(one.second)}" for one in found]) if found else None
+    if not found:
+        return None
+    table = _compared(found, [f"{label_of(one.first)} less {label_of(one.second)}" for one in found])
+    return table | {"title": _title(found)}
+
+
+def _title(found: Sequence[Against]) -> str:
+    """What is compared with what: ``Personal against shared and local, shared against local model``."""
+    beside: dict[str, list[str]] = {}
+    for one in found:
+        beside.setdefault(label_of(one.first), []).append(label_of(one.second))
+    said = ", ".join(f"{first} against {' and '.join(others)}" for first, others in beside.items()) + " model"
+    return said[:1].upper() + said[1:]
 
 
 def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
@@ -154,6 +154,20 @@ def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] 
         "changed": changed(record, earlier),
         "table": _compared(found, [label_of(one.first) for one in found]) if found else None,
     }
+
+
+def previous_lines(record: Record, earlier: Record) -> list[str]:
+    """The comparison with an earlier run for a terminal: by model, mean Dice of this run less that of the other."""
+    same = record.get("started") is not None and all(
+        record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
+    )
+    if same:
+        return ["both records are of the same run: there is nothing to compare"]
+    found = since(dice_table(record), dice_table(earlier))
+    if not found:
+        return ["against the previous run: no site, structure and model in common"]
+    means = [f"{label_of(one.first)} {signed(one.difference or 0.0)}" for one in found]
+    return [f"against the previous run, mean Dice: {', '.join(means)}"]
 
 
 def _compared(found: Sequence[Against], columns: Sequence[str]) -> dict[str, Any]:

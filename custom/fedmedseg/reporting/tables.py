@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ MODELS = {
     "untrained": "untrained",
 }
 """Models in reporting order: their name in the record -> the name people read."""
+TEST = "evaluation"
 _WIDTH = 96
 _MOST_LINES = 30
 
@@ -207,12 +209,15 @@ def plain_text_summary(record: Record) -> str:
     rows, points = dice_table(record), points_of(record)
     measured = point_lines(points, ordered(row.model for row in points), MODELS)
     if not rows:
-        return "\n".join([*head, *(measured or ["no evaluation was recorded"])])
+        return "\n".join([*head, *(measured or withheld_whole(record) or ["no evaluation was recorded"])])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
     run = judged(evaluations(record))
     if run is not None:
-        tail.append(verdict(run))
+        tail += textwrap.wrap(verdict(run), _WIDTH)
+    silent = withholding(record)
+    if silent:
+        tail.append(short(f"tested, and figures withheld by the site: {', '.join(silent)}", _WIDTH))
     tail += [short(line, _WIDTH) for line in measured]
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
@@ -276,9 +281,11 @@ def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int) -> list[st
     tested = len({row.site for row in rows})
     title = "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
     lines = [f"{title:<40}{means}"]
-    lines.append(f"{'worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest))
+    lines.append(
+        f"{'mean of the worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest)
+    )
     names = "".join(f"{short(one[0], 11) if one else '-':>12}" for one in lowest)
-    return [*lines, f"{'':<40}{names}"]
+    return [*lines, f"{'worst site is':<40}{names}"]
 
 
 def duration(seconds: float) -> str:
@@ -334,6 +341,33 @@ def evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
             if answer.get("accepted") and any(key.startswith(("dice/", "points/")) for key in metrics):
                 found[site] = metrics
     return {site: found[site] for site in sites_of(record) if site in found}
+
+
+def withholding(record: Record) -> list[str]:
+    """Sites whose reply to the test was accepted and told no figure: too few cases, or their own people's word."""
+    told = evaluations(record)
+    return [
+        site
+        for site in sites_of(record)
+        if site not in told and any(reply(one, site).get("accepted") for one in rounds_of(record, TEST))
+    ]
+
+
+def withheld_whole(record: Record) -> list[str]:
+    """What to say, a sentence a line, where every site that was tested withheld its figures; empty where one told."""
+    silent, sites = withholding(record), len(sites_of(record))
+    if not silent or evaluations(record):
+        return []
+    tested = f"all {sites} sites were" if len(silent) == sites else f"{len(silent)} of {sites} sites were"
+    if len(silent) == 1:
+        tested = f"{silent[0]} was" if sites > 1 else "the site was"
+    return [
+        f"No test score came here: {tested} tested, and {'each ' if len(silent) > 1 else ''}withheld its figures.",
+        "Fewer test patients stand behind them than the site's privacy.min_count, or its site file",
+        "lets no figure out (privacy.metrics).",
+        "To see scores here: list at least min_count test patients at a site, or let its own people",
+        "decide on a lower min_count. Each site has its own scores in its models_dir.",
+    ]
 
 
 def _order(record: Record) -> Any:

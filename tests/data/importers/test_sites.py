@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.importers import create
 from fedmedseg.data.importers.assignment import (
     assign_by_group,
@@ -226,6 +227,53 @@ def test_links_across_file_systems_are_refused_with_the_remedy(
     with pytest.raises(ConfigurationError, match="without --link"):
         write(task(labelled=3, unlabelled=0), tmp_path / "out", sites=1, link=True)
     assert not (tmp_path / "out" / "site-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(errno.ENOSPC, "full"), (errno.EDQUOT, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "not to be written")],
+)
+@pytest.mark.parametrize("link", [False, True])
+def test_a_disk_that_takes_no_more_is_told_as_the_target_and_the_source_is_left_alone(
+    task: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, word: str, link: bool
+) -> None:
+    def no_more(source: Path, target: Path) -> None:
+        # as shutil.copyfile and os.link name both ends
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", no_more)
+    monkeypatch.setattr(os, "link", no_more)
+    root, out = task(labelled=3, unlabelled=0), tmp_path / "out"
+    with pytest.raises(ConfigurationError) as caught:
+        write(root, out, sites=1, link=link)
+    if link and number == errno.EACCES:
+        # whether the source's disk or the target's refuses a second name, nobody can tell
+        assert caught.value.field == "--link"
+        return
+    assert caught.value.reason is Reason.DISK
+    assert f"--out: got {out}, which is {word} (" in str(caught.value)
+    assert str(root) not in str(caught.value)
+    assert "source folder" not in str(caught.value)
+    assert not (out / "site-1").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_target_that_this_account_may_not_write_is_told(task: Callable[..., Path], tmp_path: Path) -> None:
+    root, closed = task(labelled=3, unlabelled=0), tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(ConfigurationError, match=r"--out: got .*not to be written"):
+        write(root, closed / "out", sites=1)
+
+
+def test_a_source_that_cannot_be_read_is_still_the_sources_error(
+    task: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", broken)
+    with pytest.raises(DataError, match="download it again"):
+        write(task(labelled=3, unlabelled=0), tmp_path / "out", sites=1)
 
 
 def test_a_folder_with_files_needs_force_which_replaces_earlier_sites_alone(

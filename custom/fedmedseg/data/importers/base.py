@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,10 @@ Tick = Callable[[int, int], None]
 """Told (done, of) while something long is read or written."""
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What only a disk that is written to says of its room."""
+READ_ONLY = frozenset({errno.EROFS})
 
 
 class Content(Protocol):
@@ -170,6 +176,38 @@ class reading:
             ) from error
 
 
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turns what the disk below ``out`` says to being written into an error of ``out``, whatever file was read then.
+
+    Raises:
+        ConfigurationError: the disk is full or read-only, or this account may not write there (reason DISK).
+    """
+    try:
+        yield
+    except (OSError, DataError) as error:
+        # a copy that fails was being read as well: `reading` cannot tell which end of it failed
+        told = error.__cause__ if isinstance(error, DataError) else error
+        if not isinstance(told, OSError) or not _of_writing(told, out):
+            raise
+        what = "full" if told.errno in FULL else "read-only" if told.errno in READ_ONLY else "not to be written"
+        remedy = "free room on that disk" if told.errno in FULL else "let this account write there"
+        raise ConfigurationError(
+            "--out",
+            got=f"{out}, which is {what} ({os.strerror(told.errno or 0)})",
+            expected="a folder with room that can be written",
+            remedy=f"{remedy}, or name another folder; nothing is wrong with the files that were read",
+            reason=Reason.DISK,
+        ) from None
+
+
+def _of_writing(error: OSError, out: Path) -> bool:
+    """Whether ``error`` came of writing below ``out``: by its number, or by the file that it names."""
+    named = error.filename2 or error.filename
+    inside = isinstance(named, str | os.PathLike) and Path(named).absolute().is_relative_to(out.absolute())
+    return error.errno in FULL | READ_ONLY or (error.errno in (errno.EACCES, errno.EPERM) and inside)
+
+
 def nifti(path: Path) -> Any:
     """The NIfTI file at ``path``, voxels still on the disk."""
     import nibabel as nib
@@ -193,6 +231,8 @@ def place(source: Path, target: Path, *, link: bool) -> None:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if error.errno in FULL | READ_ONLY:
+                raise
             raise ConfigurationError(
                 "--link",
                 got=type(error).__name__ + f" for {target.parent}",

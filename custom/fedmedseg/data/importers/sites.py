@@ -16,7 +16,7 @@ import yaml
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.importers.assignment import SECTIONS, SITE_NAME, check_site_name, sections_of
-from fedmedseg.data.importers.base import SourceCase, Tick, place
+from fedmedseg.data.importers.base import SourceCase, Tick, place, writing
 from fedmedseg.data.importers.counting import label_voxels
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def write_sites(
     written, so that a plan which cannot work leaves nothing behind.
 
     Raises:
-        ConfigurationError: ``out`` holds files and ``force`` is not set, or a name is not usable.
+        ConfigurationError: ``out`` holds files and ``force`` is not set, it cannot be written (its disk is full, say),
+            or a name is not usable.
         DataError: a site has too few patients, or a source file cannot be read.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", role):
@@ -63,28 +64,29 @@ def write_sites(
     for site in plan:
         check_site_name(site)
     splits = {site: sections_of(cases, shares, seed=seed, site=site) for site, cases in plan.items()}
-    claim(out, force=force)
-    summaries = []
-    for site, (sections, withheld) in splits.items():
+    with writing(out):
+        claim(out, force=force)
+        summaries = []
+        for site, (sections, withheld) in splits.items():
 
-        def step(done: int, of: int, site: str = site) -> None:
-            if tick:
-                tick(site, done, of)
+            def step(done: int, of: int, site: str = site) -> None:
+                if tick:
+                    tick(site, done, of)
 
-        voxels = _write_site(out, site, sections, name=name, labels=labels, link=link, tick=step)
-        write_site_file(out, site, {role: out / site / "datalist.json"})
-        cases = [case for section in sections.values() for case in section]
-        summaries.append(
-            SiteSummary(
-                site=site,
-                patients=len({case.patient for case in cases}),
-                volumes={section: len(sections[section]) for section in SECTIONS},
-                voxels=voxels,
-                withheld=withheld,
+            voxels = _write_site(out, site, sections, name=name, labels=labels, link=link, tick=step)
+            write_site_file(out, site, {role: out / site / "datalist.json"})
+            cases = [case for section in sections.values() for case in section]
+            summaries.append(
+                SiteSummary(
+                    site=site,
+                    patients=len({case.patient for case in cases}),
+                    volumes={section: len(sections[section]) for section in SECTIONS},
+                    voxels=voxels,
+                    withheld=withheld,
+                )
             )
-        )
-        logger.info("site %s: %d volumes written", site, len(cases))
-    write_manifest(out, {"data set": name, "role": role, "seed": seed, "split": list(shares), "sites": list(plan)})
+            logger.info("site %s: %d volumes written", site, len(cases))
+        write_manifest(out, {"data set": name, "role": role, "seed": seed, "split": list(shares), "sites": list(plan)})
     return summaries
 
 
