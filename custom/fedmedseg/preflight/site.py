@@ -86,7 +86,7 @@ def check_site(
             data=None if experiment is None else experiment.data,
             salt=site.salt,
             min_cases=site.settings.min_cases,
-            min_count=site.settings.least_told,
+            min_count=0 if site.settings.privacy is None else site.settings.privacy.min_count,
             budget_mb=site.settings.volume_budget_mb,
             tick=lambda done, of, role=role: tick(role, done, of),  # type: ignore[misc]
         )
