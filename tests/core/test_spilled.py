@@ -91,6 +91,15 @@ def test_derived_tensors_are_a_part_and_made_when_asked_for() -> None:
     assert made == [2.0]
 
 
+def test_to_ask_for_a_name_reads_and_makes_nothing(tmp_path: Path) -> None:
+    spilled = SpilledTensors({"a": torch.ones(4)}, tmp_path)
+    spilled._file.truncate(0)
+    derived = DerivedTensors(spilled, ["a"])
+    for tensors in (spilled, derived):
+        assert "a" in tensors
+        assert "b" not in tensors
+
+
 def replies(sites: int) -> dict[str, dict[str, torch.Tensor]]:
     draws = torch.Generator().manual_seed(1)
     return {f"s{n}": {name: torch.randn(9, 5, generator=draws) for name in "ab"} for n in range(sites)}

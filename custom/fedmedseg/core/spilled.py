@@ -52,6 +52,10 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
             left, begin = left[count:], begin + count
         return torch.from_numpy(raw).view(dtype).reshape(shape)
 
+    def __contains__(self, name: object) -> bool:
+        # a mapping's own would read the tensor to find out
+        return name in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -81,6 +85,9 @@ class DerivedTensors(Mapping[str, torch.Tensor]):
         if name not in self._names:
             raise KeyError(name)
         return self._change(self._tensors[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
