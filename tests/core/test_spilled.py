@@ -203,7 +203,7 @@ def test_a_full_disk_costs_that_reply_alone(
     monkeypatch.setattr(aggregation, "SpilledTensors", _full)
     data = {"a": torch.zeros(2), "b": torch.zeros(2, 2)}
     assert not made.accept(reply_to(made.round, data, examples=4), context("server", peer="site-3"))
-    assert made.rejections == {"site-3": "UNREADABLE: OSError"}
+    assert made.rejections == {"site-3": "DISK: the server could not keep it (OSError)"}
     assert sorted(made.contributions) == ["site-1", "site-2"]
 
 

@@ -530,7 +530,11 @@ def _spilled(contribution: Contribution, fl_ctx: FLContext) -> Contribution:
     large = tensor_bytes(contribution.differences) >= FROM_BYTES
     if not large or fl_ctx.get_job_id() is None:
         return contribution
-    on_disk = SpilledTensors(contribution.differences, place_of(fl_ctx).run)
+    try:
+        on_disk = SpilledTensors(contribution.differences, place_of(fl_ctx).run)
+    except OSError as error:
+        # the reply is good: whoever reads the reason must look at the server
+        raise _rejected(Reason.DISK, f"the server could not keep it ({type(error).__name__})") from None
     # the messages of other sites, sent and received, which would wait for Python's collector
     free_messages()
     own = contribution.nbytes - tensor_bytes(contribution.features)
