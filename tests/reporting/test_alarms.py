@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import records
 
-from fedmedseg.reporting.alarms import collapses, missed_floor, outliers, spans, standstills
+from fedmedseg.reporting.alarms import blind, collapses, missed_floor, outliers, spans, standstills
+from fedmedseg.reporting.tables import dice_table
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,16 @@ def test_models_without_a_structure_in_common_have_no_floor() -> None:
     metrics = {"dice/personal/a": 0.5, "dice/untrained/b": 0.1, "dice/scratch/b": 0.2}
     record = {"rounds": [records.one_round("evaluation", 0, 1, {"s": records.answer(metrics=metrics)})]}
     assert missed_floor(record) is None
+
+
+def test_a_structure_found_nowhere_is_told_of_trained_models_alone() -> None:
+    rows = dice_table(records.finished())
+    assert blind(rows) == [], "untrained networks find nothing, and nobody expects it of them"
+    record = records.finished()
+    for site in ("site-1", "site-2"):
+        record["rounds"][-1]["sites"][site]["metrics"] |= {
+            "dice/scratch/left_ventricle": 0.0,
+            "dice/untrained/left_ventricle": 0.0,
+            "dice/shared/left_ventricle": 0.001,
+        }
+    assert blind(dice_table(record)) == ["local model, left_ventricle, at site-1, site-2"]

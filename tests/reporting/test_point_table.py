@@ -6,7 +6,8 @@ from typing import Any
 
 from fedmedseg.reporting.point_table import point_lines, point_table
 from fedmedseg.reporting.report import render
-from fedmedseg.reporting.tables import MODELS, plain_text_summary
+from fedmedseg.reporting.summary import plain_text_summary
+from fedmedseg.reporting.tables import MODELS
 
 FIGURES = {
     "distance/median/student/RCC": 2.0,

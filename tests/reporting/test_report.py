@@ -18,7 +18,7 @@ from html_page import Page
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.figures import draw_dice, draw_hd95, figures
 from fedmedseg.reporting.report import HTMLReporter, render, write_report
-from fedmedseg.reporting.tables import plain_text_summary
+from fedmedseg.reporting.summary import plain_text_summary
 
 EVERY_FIGURE = {"dice", "hd95", "curves", "teacher", "participation", "weights", "attention", "seconds", "bytes"}
 
@@ -162,8 +162,12 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     for one in record["rounds"]:
         one["unchanged"] = 0
     assert "No alarm: no collapse, no standstill" in said(record)
+    pair = records.finished(("site-1", "site-2"), rounds=1)
+    pair["rounds"][0]["sites"]["site-2"]["metrics"].pop("collapse_alarm")
+    assert "No alarm: no collapse, no standstill. Whether an update is unlike the others shows from" in said(pair)
     for answer in record["rounds"][-1]["sites"].values():
         answer["metrics"] |= {"dice/personal/myocardium": 0.0}
+    assert "Found nothing: personal model, myocardium, at site-1, site-2, site-3" in said(record)
     assert "Worse than it should be: floor MISSED: the personal models reach a mean Dice of 0.493" in said(record)
 
 

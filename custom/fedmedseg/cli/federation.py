@@ -57,7 +57,7 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
     from fedmedseg.core import simulation
     from fedmedseg.core.records import RECORD_FILE
     from fedmedseg.provisioning import rehearsal
-    from fedmedseg.reporting.tables import plain_text_summary
+    from fedmedseg.reporting.summary import plain_text_summary
 
     experiment = study.experiment
     with simulation.claimed(out, home=out, option="--out"):

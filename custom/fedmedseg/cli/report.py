@@ -29,7 +29,7 @@ def report(
         # matplotlib is loaded only once there is something to draw
         from fedmedseg.reporting.report import read_record, write_report
         from fedmedseg.reporting.scores import previous_lines
-        from fedmedseg.reporting.tables import plain_text_summary
+        from fedmedseg.reporting.summary import plain_text_summary
 
         whole = read_record(record, option="RECORD")
         earlier = None if previous is None else read_record(previous, option="--previous")

@@ -100,7 +100,7 @@ def _run(
     # FLARE is imported only once there is something to run
     from fedmedseg.core import simulation
     from fedmedseg.core.state import HOME_SUFFIX
-    from fedmedseg.reporting.tables import plain_text_summary
+    from fedmedseg.reporting.summary import plain_text_summary
 
     home = workspace.with_name(workspace.name + HOME_SUFFIX)
     tracks = study.mlflow is not None or wants_mlflow(folder)

@@ -1,4 +1,5 @@
-"""What in a run record should worry somebody: collapse, standstill, updates unlike the others, a floor missed."""
+"""What in a run record should worry somebody: collapse, standstill, updates unlike the others, models that find
+nothing, a floor missed."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedmedseg.reporting.floor import judged, verdict
-from fedmedseg.reporting.tables import Record, evaluations, number, reply, rounds_of, sites_of
+from fedmedseg.reporting.tables import DiceRow, Record, evaluations, label_of, number, reply, rounds_of, sites_of
 
 STANDSTILL = 2
 """Rounds in a row without any change of the shared model from which it is told."""
+FEWEST_TO_COMPARE = 3
+"""Sites from which on one update can be unlike the others: of two, either is."""
 
 
 def stage_of(one: Mapping[str, Any]) -> str:
@@ -77,6 +80,15 @@ def mismatches(record: Record) -> list[str]:
     """What was said of sites whose parts cannot correspond, each sentence once."""
     said = [line for one in rounds_of(record) for line in (one.get("notes") or {}).get("correspondence") or ()]
     return list(dict.fromkeys(map(str, said)))
+
+
+def blind(rows: Sequence[DiceRow]) -> list[str]:
+    """Which trained models found a structure in no test volume at all (Dice 0 everywhere, not one overlap)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.model != "untrained" and row.dice == 0.0:
+            found.setdefault((label_of(row.model), row.structure), []).append(row.site)
+    return [f"{model} model, {structure}, at {', '.join(sites)}" for (model, structure), sites in found.items()]
 
 
 def missed_floor(record: Record) -> str | None:

@@ -21,6 +21,7 @@ from fedmedseg.reporting.figures import figures
 from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
 from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles
+from fedmedseg.reporting.summary import plain_text_summary
 from fedmedseg.reporting.tables import (
     Record,
     dice_table,
@@ -30,7 +31,6 @@ from fedmedseg.reporting.tables import (
     moment,
     number,
     outcome_of,
-    plain_text_summary,
     reply,
     rounds_of,
     sites_of,
@@ -130,6 +130,8 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "standstills": alarms.standstills(record),
         "mismatches": alarms.mismatches(record),
         "outliers": alarms.outliers(record),
+        "blind": alarms.blind(rows),
+        "comparable": len(sites_of(record)) >= alarms.FEWEST_TO_COMPARE,
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
         "words": in_words(record),

@@ -1,17 +1,15 @@
-"""What a run record says about models, as rows and as plain text."""
+"""What a run record says about models, as rows."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedmedseg.reporting.floor import judged, verdict
-from fedmedseg.reporting.point_table import PointRow, point_lines, point_table
+from fedmedseg.reporting.point_table import PointRow, point_table
 
 Record = Mapping[str, Any]
 
@@ -25,8 +23,6 @@ MODELS = {
 }
 """Models in reporting order: their name in the record -> the name people read."""
 TEST = "evaluation"
-_WIDTH = 96
-_MOST_LINES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,103 +187,6 @@ def label_of(model: str) -> str:
     return MODELS.get(model, model)
 
 
-def plain_text_summary(record: Record) -> str:
-    """At most 30 lines for the end of a run: outcome, Dice per site and structure, mean, worst site, floor."""
-    head = [_headline(record)]
-    if record.get("reason"):
-        head.append(f"reason: {short(str(record['reason']), _WIDTH - 8)}")
-    sealed = encryption_of(record)
-    if sealed is not None and record["rounds"]:
-        off = len(sealed["guards_off"])
-        head.append(f"replies were encrypted ({sealed['scheme']}): {off} guards of the server were off, see the report")
-    lost = _refused(record)
-    if lost:
-        head.append(
-            short(f"replies not accepted: {', '.join(f'{site} {count}' for site, count in lost.items())}", _WIDTH)
-        )
-    head += _absent(record)
-    rows, points = dice_table(record), points_of(record)
-    measured = point_lines(points, ordered(row.model for row in points), MODELS)
-    if not rows:
-        return "\n".join([*head, *(measured or withheld_whole(record) or ["no evaluation was recorded"])])
-    models = models_in(rows)
-    body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
-    run = judged(evaluations(record))
-    if run is not None:
-        tail += textwrap.wrap(verdict(run), _WIDTH)
-    silent = withholding(record)
-    if silent:
-        tail.append(short(f"tested, and figures withheld by the site: {', '.join(silent)}", _WIDTH))
-    tail += [short(line, _WIDTH) for line in measured]
-    room = _MOST_LINES - len(head) - len(tail) - 2
-    if len(body) > room:
-        body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]
-    if len(body) > room:
-        left = len(body) - (room - 1)
-        body = [*body[: room - 1], f"... {left} more sites in the report"]
-    title = f"{'Dice':<40}" + "".join(f"{label_of(model):>12}" for model in models)
-    return "\n".join([*head, "", title.rstrip(), *body, *tail])
-
-
-def _absent(record: Record) -> list[str]:
-    """Who took no part in which stage, and how many cases were set aside: a mean hides both."""
-    lines = []
-    declined: dict[str, str] = {}
-    aside: dict[str, int] = {}
-    for one in rounds_of(record):
-        for site, answer in (one.get("sites") or {}).items():
-            if answer.get("declined"):
-                declined[f"{site} ({one.get('stage')})"] = str(answer.get("reason") or "no reason given")
-            found = number((answer.get("metrics") or {}).get("set_aside"))
-            if found:
-                aside[f"{site} ({one.get('stage')})"] = int(found)
-    if declined:
-        lines.append(short("took no part: " + "; ".join(f"{who}: {why}" for who, why in declined.items()), _WIDTH))
-    if aside:
-        lines.append(short("cases set aside: " + ", ".join(f"{who} {count}" for who, count in aside.items()), _WIDTH))
-    return lines
-
-
-def _headline(record: Record) -> str:
-    seconds = number(record.get("seconds"))
-    parts = [f"{record.get('study', '?')} ({record.get('system', '?')}): {outcome_of(record)}"]
-    if seconds is not None:
-        parts.append(f"after {duration(seconds)}")
-    parts.append(f"{len(rounds_of(record))} rounds, {len(sites_of(record))} sites")
-    return ", ".join(parts)
-
-
-def _body(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
-    score = {(row.site, row.structure, row.model): row.dice for row in rows}
-    lines = []
-    for site in dict.fromkeys(row.site for row in rows):
-        for structure in dict.fromkeys(row.structure for row in rows if row.site == site):
-            name = f"{short(site, 18):<19}{short(structure, 20):<21}"
-            lines.append(name + "".join(f"{decimal(score.get((site, structure, model))):>12}" for model in models))
-    return lines
-
-
-def _per_site(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
-    means = {model: site_means(rows, model) for model in models}
-    return [
-        f"{short(site, 39):<40}" + "".join(f"{decimal(means[model].get(site)):>12}" for model in models)
-        for site in dict.fromkeys(row.site for row in rows)
-    ]
-
-
-def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int) -> list[str]:
-    means = "".join(f"{decimal(study_mean(rows, model)):>12}" for model in models)
-    lowest = [worst_site(rows, model) for model in models]
-    tested = len({row.site for row in rows})
-    title = "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
-    lines = [f"{title:<40}{means}"]
-    lines.append(
-        f"{'mean of the worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest)
-    )
-    names = "".join(f"{short(one[0], 11) if one else '-':>12}" for one in lowest)
-    return [*lines, f"{'worst site is':<40}{names}"]
-
-
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
     if seconds < 60:
@@ -319,16 +218,6 @@ def size(count: float) -> str:
 def decimal(value: float | None, places: int = 3) -> str:
     """A number with fixed places, or a dash."""
     return "-" if value is None else f"{value:.{places}f}"
-
-
-def _refused(record: Record) -> dict[str, int]:
-    """Site -> replies that were asked for and not accepted; a site that declined took no part."""
-    counts: dict[str, int] = {}
-    for one in rounds_of(record):
-        for site, answer in (one.get("sites") or {}).items():
-            if not answer.get("accepted") and not answer.get("declined"):
-                counts[site] = counts.get(site, 0) + 1
-    return counts
 
 
 def evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
