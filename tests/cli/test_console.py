@@ -109,6 +109,18 @@ def test_rounds_of_a_moment_do_not_get_a_line_each(clock: Clock, capsys: pytest.
     assert len(capsys.readouterr().out.splitlines()) <= 12
 
 
+def test_a_run_that_goes_on_is_never_shown_as_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    _, experiment = read_settings(find_job("fedata"), [])
+    with Display(experiment, sites=1, threads=1) as shown:
+        for stage, section in experiment.stages.items():
+            for round in range(section.rounds):
+                for event in events(stage, round, 500)[-2:]:
+                    clock.now += 0.1
+                    shown.show(event | {"time": clock.now})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("(99%, nearly done)"), last
+
+
 def test_the_next_command_is_printed_as_a_shell_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
     next_step("fedmedseg", "data", "check", Path("a folder") / "[bold]x.yaml")
     line = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,19 @@ def test_turned_and_sheared_grids_count_by_their_determinant() -> None:
     assert found["x"].ml == pytest.approx(50 * 20 / 1000)
     with pytest.raises(DataError, match="volume"):
         structure_volumes(np.ones((1, 1, 1), np.uint8), {1: "x"}, np.diag([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_a_structure_that_is_missing_or_in_pieces_is_doubtful() -> None:
+    """By hand: 12 voxels and 3 that touch them by an edge alone are 2 pieces, the larger 80 % of all; 1 crumb beside
+    12 leaves 92 %, which is one organ."""
+    labels = np.zeros((8, 8, 1), np.uint8)
+    labels[:3, :4], labels[3, 4:7] = 1, 1
+    labels[5:, :4], labels[7, 7] = 2, 2
+    found = structure_volumes(labels, {1: "cavity", 2: "wall", 4: "valve"}, np.eye(4))
+    assert [(one.pieces, one.voxels) for one in found.values()] == [(2, 15), (2, 13), (0, 0)]
+    assert [one.doubt for one in found.values()] == ["in 2 pieces, the largest 80% of it", None, "not found"]
+    assert replace(found["cavity"], scattered=True).doubt is None
+    assert replace(found["valve"], scattered=True).doubt == "not found"
 
 
 def test_ejection_fraction_is_the_stroke_volume_in_the_end_diastolic() -> None:

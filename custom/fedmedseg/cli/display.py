@@ -16,6 +16,8 @@ SECONDS_BETWEEN_ROUNDS = 1.0
 """A new round is told at once, but rounds of a fraction of a second do not get a line each."""
 FIRST_SILENCE, LONGEST_SILENCE = 10.0, 60.0
 """Seconds without a line after which one says that the run goes on; twice as long each time, up to the longest."""
+MOST_BEFORE_THE_END = 0.99
+"""The largest share shown while a run goes on: how many volumes a site tests is known to that site alone."""
 
 
 class Display:
@@ -42,7 +44,7 @@ class Display:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("starting", total=self._estimate.total, left="")
+        self._task = self._bar.add_task("starting", total=1.0, left="")
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -62,21 +64,21 @@ class Display:
     def show(self, event: dict[str, Any]) -> None:
         """Take one progress record into account."""
         self._estimate.add(event)
-        done, total, seconds = self._estimate.done, self._estimate.total, self._estimate.left()
-        left = "time left not known yet" if seconds is None else f"{clock(seconds)} left"
+        share = min(self._estimate.done / self._estimate.total, MOST_BEFORE_THE_END)
+        left = _left(self._estimate.left())
         what = "" if event["work"] == event["stage"] else f" {event['work']}"
         loss = "" if event["loss"] is None else f" loss {event['loss']:.4f}"
         text = (
             f"{event['site']} {event['stage']} round {event['round'] + 1}/{event['rounds']}{what} "
             f"step {event['step']}/{event['steps']}{loss}"
         )
-        self._bar.update(self._task, completed=done, description=text, left=left)
+        self._bar.update(self._task, completed=share, description=text, left=left)
         here = (event["stage"], event["round"])
         gap = SECONDS_BETWEEN_LINES if here == self._last_round else SECONDS_BETWEEN_ROUNDS
         first = self._last_round is None or here[0] != self._last_round[0]
         if first or time.monotonic() - self._last_line >= gap:
             self._last_round, self._silence = here, FIRST_SILENCE
-            self._say(f"{text}  ({done / total:.0%}, {left})")
+            self._say(f"{text}  ({share:.0%}, {left})")
 
     def _say(self, text: str) -> None:
         """A line with the time since the start, where there is no terminal for the bar."""
@@ -84,3 +86,9 @@ class Display:
             self._last_line = time.monotonic()
             elapsed = clock(self._last_line - self._began)
             console.print(f"{elapsed}  {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left not known yet"
+    return f"{clock(seconds)} left" if seconds >= 1.0 else "nearly done"

@@ -247,9 +247,10 @@ def _tell(
     if 0 < len(batch.done) <= SHOWN:
         table = Table("image", "structure", box=box.SIMPLE_HEAD)
         table.add_column("ml", justify="right")
+        table.add_column("")
         for one in batch.done:
             for name, volume in one.volumes.items():
-                table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f}")
+                table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f}", escape(volume.doubt or ""))
             for name, place in one.points.items():
                 at = "not found" if place is None else "({:.1f}, {:.1f}, {:.1f}) mm".format(*place)
                 table.add_row(escape(one.name), escape(name), at)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fedmedseg.core.errors import DataError
 
 MM3_PER_ML = 1000.0
+ONE_PIECE = 0.9
+"""Share of a structure's voxels from which on its largest piece is the structure, and the rest crumbs."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,21 @@ class StructureVolume:
 
     voxels: int
     ml: float
+    pieces: int
+    """Parts that touch each other by no face."""
+    largest: float
+    """Share of the voxels in the largest piece; nan where nothing was found."""
+    scattered: bool = False
+    """Whether it lies in many places by nature, as calcifications do."""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the figure should be looked at, or None: not found, or in pieces, which an organ is not."""
+        if self.voxels == 0:
+            return "not found"
+        if self.scattered or self.largest >= ONE_PIECE:
+            return None
+        return f"in {self.pieces} pieces, the largest {self.largest:.0%} of it"
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class Ventricle:
 def structure_volumes(
     labels: NDArray[np.integer], names: Mapping[int, str], affine: NDArray[np.floating]
 ) -> dict[str, StructureVolume]:
-    """Voxels and ml of every structure of ``names`` (label number -> name) in ``labels`` (X, Y, Z), found or not.
+    """Voxels, ml and pieces of every structure of ``names`` (number from 1 -> name) in ``labels`` (X, Y, Z), found or not.
 
     A voxel's volume is the determinant of ``affine`` (mm), which is right for tilted and sheared grids too.
 
@@ -62,8 +80,17 @@ def structure_volumes(
     each = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
     if not math.isfinite(each) or each == 0.0:
         raise DataError("affine", got=f"voxels of {each} mm3", expected="voxels that have a volume")
-    counts = np.bincount(labels.ravel(), minlength=max(names, default=0) + 1)
-    return {
-        name: StructureVolume(voxels=int(counts[number]), ml=float(counts[number]) * each / MM3_PER_ML)
-        for number, name in names.items()
-    }
+    # numbers between that no structure has leave None among the boxes
+    boxes = ndimage.find_objects(labels, max_label=max(names, default=0))
+    return {name: _measured(labels, number, boxes[number - 1], each) for number, name in names.items()}
+
+
+def _measured(labels: NDArray[np.integer], number: int, box: tuple[slice, ...] | None, each: float) -> StructureVolume:
+    if box is None:
+        return StructureVolume(voxels=0, ml=0.0, pieces=0, largest=math.nan)
+    parts, pieces = ndimage.label(labels[box] == number)
+    sizes = np.bincount(parts.ravel())[1:]
+    voxels = int(sizes.sum())
+    return StructureVolume(
+        voxels=voxels, ml=voxels * each / MM3_PER_ML, pieces=int(pieces), largest=float(sizes.max()) / voxels
+    )

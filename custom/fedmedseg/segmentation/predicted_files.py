@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin, Predicto
 NOTICE = "Research, not for diagnosis."
 CALCIFICATION = TASKS["calc"].names[0]
 """The structure whose Agatston score is told, wherever a model of CT has it."""
+SCATTERED = frozenset(name for task in TASKS.values() if task.kind == "mask" for name in task.names)
+"""Structures that no organ holds together."""
 VOLUMES, POINTS, CALCIUM, FUNCTION = "volumes.csv", "points.csv", "calcium.csv", "function.csv"
 FAILED = "failed.csv"
 TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION, FAILED)
@@ -88,7 +90,8 @@ def measured(name: str, answer: Answer, image: Path, *, modality: str) -> Measur
     solid = [one for one in answer.maps.values() if one.solid]
     volumes: dict[str, StructureVolume] = {}
     for one in solid:
-        volumes |= structure_volumes(one.labels, one.names, grid.affine)
+        for structure, volume in structure_volumes(one.labels, one.names, grid.affine).items():
+            volumes[structure] = replace(volume, scattered=structure in SCATTERED)
     calcium = None
     for one in solid if modality == "ct" else ():
         for number, structure in one.names.items():
@@ -123,13 +126,17 @@ def write_prediction(
             path.name: {str(number): structure for number, structure in maps[name].names.items()}
             for name, path in outputs.maps.items()
         },
-        "volumes": {name: asdict(one) for name, one in found.volumes.items()},
+        "volumes": {name: _volume(one) for name, one in found.volumes.items()},
     }
     if found.points:
         content["points_mm"] = {name: place and list(place) for name, place in found.points.items()}
     if found.calcium is not None:
         content["calcium"] = asdict(found.calcium)
     _write(outputs.figures, _json(content))
+
+
+def _volume(found: StructureVolume) -> dict[str, Any]:
+    return {"voxels": found.voxels, "ml": found.ml, "pieces": found.pieces, "doubt": found.doubt}
 
 
 def write_tables(
@@ -143,8 +150,12 @@ def write_tables(
     """
     tables: dict[str, tuple[Sequence[str], list[Sequence[Any]]]] = {
         VOLUMES: (
-            ("image", "structure", "voxels", "ml"),
-            [(one.name, name, v.voxels, _figure(v.ml)) for one in every for name, v in one.volumes.items()],
+            ("image", "structure", "voxels", "ml", "pieces", "doubt"),
+            [
+                (one.name, name, v.voxels, _figure(v.ml), v.pieces, v.doubt or "")
+                for one in every
+                for name, v in one.volumes.items()
+            ],
         ),
         POINTS: (
             ("image", "point", "x_mm", "y_mm", "z_mm"),
