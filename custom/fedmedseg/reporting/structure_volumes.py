@@ -70,7 +70,7 @@ class Ventricle:
 def structure_volumes(
     labels: NDArray[np.integer], names: Mapping[int, str], affine: NDArray[np.floating]
 ) -> dict[str, StructureVolume]:
-    """Voxels, ml and pieces of every structure of ``names`` (number from 1 -> name) in ``labels`` (X, Y, Z), found or not.
+    """Voxels, ml and pieces of every structure of ``names`` (number from 1 -> name) in ``labels`` (X, Y, Z).
 
     A voxel's volume is the determinant of ``affine`` (mm), which is right for tilted and sheared grids too.
 
