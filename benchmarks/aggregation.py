@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.aggregator import weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.ordering import median, trimmed_mean
 from fedmedseg.core.records import installed_versions

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.aggregator import single_threaded, weighted_mean
+from fedmedseg.core.averaging import single_threaded, weighted_mean
 from fedmedseg.core.ckks import SHARES, Cipher, make_contexts, whole_shares
 from fedmedseg.core.records import installed_versions
 from fedmedseg.core.sealing import seal, sealed_name, unseal

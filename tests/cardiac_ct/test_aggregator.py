@@ -10,8 +10,9 @@ import torch
 
 from fedmedseg.cardiac_ct.aggregator import TrainedHeadsAggregator, mean_by_head, trained_heads
 from fedmedseg.cardiac_ct.plan import stages
-from fedmedseg.core.aggregator import Contribution, weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.jobs import find_job, read_settings, write_job
 from fedmedseg.core.sealing import Sealing, layouts, seal, split, unseal
 from fedmedseg.core.wire import Part, Schema

@@ -20,10 +20,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core import config, executor, in_process, persistor, workflow
-from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
+from fedmedseg.core.question import Round
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.scopes import ORDER
 from fedmedseg.core.state import SiteState

@@ -16,14 +16,16 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from fedmedseg.core import executor
-from fedmedseg.core.aggregator import Contribution, Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.personal import Payload, extended, personalise
 from fedmedseg.core.place import Place
+from fedmedseg.core.question import Round
 from fedmedseg.core.replies import encode
 from fedmedseg.core.sealing import check_encryption
 from fedmedseg.core.versions import own_versions

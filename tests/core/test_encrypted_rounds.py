@@ -21,7 +21,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core import checkpoint, persistor, workflow
-from fedmedseg.core.aggregator import GuardedAggregator, Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import GuardedAggregator, SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError
@@ -29,6 +29,7 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.learner import Learner, Reply, Task
 from fedmedseg.core.persistor import SEALED_FILE, SHARED_FILE, SharedModelPersistor
 from fedmedseg.core.place import Place
+from fedmedseg.core.question import Round
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import round_record
 from fedmedseg.core.scopes import ORDER

@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import make_model_learnable
 
 from fedmedseg.cli.approval import _leaving
-from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import FEATURES, PARTS, Exchange, Features, canonical, of_others, split
@@ -25,6 +25,7 @@ from fedmedseg.core.executor import TrainingExecutor
 from fedmedseg.core.intake import SPARE, most_bytes
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.persistor import SharedModelPersistor
+from fedmedseg.core.question import Round
 from fedmedseg.core.replies import encode
 from fedmedseg.core.rounds import round_record
 from fedmedseg.core.versions import own_versions

@@ -23,8 +23,9 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from nvflare.app_common.app_constant import AppConstants
 
 from fedmedseg.core import workflow as module
-from fedmedseg.core.aggregator import Contribution, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import Personal, payloads, personalise

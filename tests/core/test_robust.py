@@ -12,11 +12,13 @@ import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import GuardedAggregator, SharedKeysAggregator
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.jobs import check_quorum
+from fedmedseg.core.question import Round
 from fedmedseg.core.robust import clipped, combined, earlier_medians, nearest_site, running_median, survey
 from fedmedseg.core.wire import Schema, StageContract
 

@@ -13,10 +13,11 @@ from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core.aggregator import GuardedAggregator, Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import GuardedAggregator, SharedKeysAggregator
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.in_process import InProcessFederation
+from fedmedseg.core.question import Round
 from fedmedseg.core.sealing import (
     Sealing,
     check_encryption,

@@ -13,7 +13,8 @@ import torch
 from nvflare.apis.dxo import from_shareable
 
 from fedmedseg.core import aggregator as aggregation
-from fedmedseg.core.aggregator import SharedKeysAggregator, weighted_mean
+from fedmedseg.core.aggregator import SharedKeysAggregator
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.robust import clipped, combined, survey
 from fedmedseg.core.spilled import DerivedTensors, SpilledTensors

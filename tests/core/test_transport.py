@@ -12,11 +12,12 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.fuel.utils import fobs
 
-from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.learner import Task
+from fedmedseg.core.question import Round
 from fedmedseg.core.replies import thin
 from fedmedseg.core.traffic import encoded_bytes
 from fedmedseg.core.transport import BLOCK, PLACES, PLAIN, SCALES, VALUES, Codec, codec_of, down_codec_of

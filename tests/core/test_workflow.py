@@ -26,11 +26,12 @@ from nvflare.app_common.workflows import scatter_and_gather
 from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedmedseg.core import workflow as module
-from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
+from fedmedseg.core.question import Round
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.rounds import clean
 from fedmedseg.core.transport import Codec

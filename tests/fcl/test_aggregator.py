@@ -9,7 +9,8 @@ import yaml
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, Round
+from fedmedseg.core.contribution import Contribution
+from fedmedseg.core.question import Round
 from fedmedseg.core.wire import Schema
 from fedmedseg.fcl.aggregator import ContrastiveAggregator
 from fedmedseg.fcl.plan import exchange_of, initial_shared, stages

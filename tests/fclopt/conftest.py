@@ -18,11 +18,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedmedseg.core.aggregator import Round
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.progress import Progress
+from fedmedseg.core.question import Round
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Schema

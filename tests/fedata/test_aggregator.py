@@ -12,11 +12,13 @@ import yaml
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, Round, weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.personal import payloads
+from fedmedseg.core.question import Round
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.wire import WHOLE, Schema
 from fedmedseg.fedata.aggregator import AttentionAggregator

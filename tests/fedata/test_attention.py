@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedmedseg.core.aggregator import weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.fedata.attention import (
     attention_weights,
     layer_attention,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmedseg.core.aggregator import weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.training import Aborted
 from fedmedseg.fedata.objective import MaskedDistillationObjective
 from fedmedseg.fedata.personal_models import moved, pair_weights, personal_models, proximal_term, update_cosines

@@ -12,8 +12,10 @@ import yaml
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, Round, weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.contribution import Contribution
+from fedmedseg.core.question import Round
 from fedmedseg.core.wire import Schema
 from fedmedseg.fedavg.aggregator import StrategyAggregator
 from fedmedseg.fedavg.plan import initial_shared, stages

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.aggregator import weighted_mean
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.learner import Reply, Task

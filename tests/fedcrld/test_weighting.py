@@ -10,7 +10,9 @@ import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.aggregator import Contribution, Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
+from fedmedseg.core.contribution import Contribution
+from fedmedseg.core.question import Round
 from fedmedseg.core.wire import WHOLE, Schema
 from fedmedseg.fedcrld.config import STAGE
 from fedmedseg.fedcrld.plan import stages

@@ -28,9 +28,9 @@ from nvflare.private.fed.utils.fed_utils import create_job_processing_context_pr
 from nvflare.private.privacy_manager import PrivacyService
 
 from fedmedseg.core import config
-from fedmedseg.core.aggregator import Round
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.exchange import Exchange
+from fedmedseg.core.question import Round
 from fedmedseg.core.schema import Strict
 from fedmedseg.core.scopes import privacy_policy
 from fedmedseg.core.wire import Header, Meta, Schema, StageContract

@@ -18,8 +18,9 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from fedmedseg.core import audit
-from fedmedseg.core.aggregator import Round, SharedKeysAggregator
+from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.question import Round
 from fedmedseg.core.scopes import SCOPES, privacy_policy
 from fedmedseg.core.wire import Header, Meta
 from fedmedseg.privacy import filters

@@ -14,8 +14,9 @@ from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.aggregator import Contribution, Round
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.contribution import Contribution
+from fedmedseg.core.question import Round
 from fedmedseg.core.wire import Schema
 from fedmedseg.segviz import aggregator as module
 from fedmedseg.segviz.aggregator import PublishedModels

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from fedmedseg.cardiac_ct.plan import HEADS
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator, weighted_mean
+from fedmedseg.core.aggregator import GuardedAggregator
+from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 
 Differences = Mapping[str, Mapping[str, torch.Tensor]]
 Mean = Callable[[Differences, Mapping[str, float]], dict[str, torch.Tensor]]

@@ -22,7 +22,7 @@ from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core.aggregator import GuardedAggregator, Round
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
@@ -32,6 +32,7 @@ from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.place import Place
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
+from fedmedseg.core.question import Round
 from fedmedseg.core.replies import ECHOED, encode, thin
 from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.sealing import refuse_simulation

@@ -26,7 +26,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.widgets.info_collector import InfoCollector
 
 from fedmedseg.core import live
-from fedmedseg.core.aggregator import GuardedAggregator, Round
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
@@ -40,6 +40,7 @@ from fedmedseg.core.memory import set_lasting_objects_aside
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
+from fedmedseg.core.question import Round
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall

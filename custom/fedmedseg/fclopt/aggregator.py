@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.spilled import DerivedTensors
 from fedmedseg.fclopt.distance_prediction import corrected, gaps, noted, ratios
 from fedmedseg.fclopt.network import TARGET, from_wire, to_wire

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.personal import Personal
 from fedmedseg.core.seeding import derive_seed

@@ -10,8 +10,9 @@ import torch
 from nvflare.app_opt.pt.fedopt import PTFedOptModelShareableGenerator
 from torch import nn
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.fedavg.config import ServerSection
 from fedmedseg.fedavg.sharing import CONTROL, SERVER, STEP, moments
 from fedmedseg.segmentation.starts import initial_network

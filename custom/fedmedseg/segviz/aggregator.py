@@ -8,8 +8,9 @@ import torch
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core.aggregator import Contribution, GuardedAggregator
+from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.config import load_experiment
+from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.place import place_of
 from fedmedseg.segviz.publication import KIND, save_published
 
