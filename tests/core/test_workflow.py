@@ -448,7 +448,7 @@ def test_a_failed_reply_after_an_accepted_one_does_not_take_its_place(
     assert stage.flow._accept_train_result("site-1", error("DISK: x")(Shareable()), sender) is False
     assert stage.flow.aggregator.contributions == before
     assert stage.flow.aggregator.rejections == {}
-    assert stage.flow._replies["site-1"]["reason"] is None
+    assert stage.flow._sites.replies["site-1"]["reason"] is None
 
 
 def finish(stage: Federation, fl_ctx: FLContext, *, moved: bool = True) -> None:
@@ -588,7 +588,7 @@ def test_fewer_sites_than_a_count_quorum_stop_the_stage_before_anything_is_sent(
 ) -> None:
     """Fault row 23: FLARE itself would raise, and name no site."""
     stage = federation(quorum=3)
-    stage.flow._declined["site-3"] = "NO_CASES: training"
+    stage.flow._sites.declined["site-3"] = "NO_CASES: training"
     stage.round(monkeypatch)
     assert stage.asked == []
     assert stage.panics == [
@@ -616,7 +616,7 @@ def test_a_stage_that_every_site_declined_stops_with_their_reasons(
 ) -> None:
     stage = federation()
     for site in SITES:
-        stage.flow._declined[site] = "NO_CASES: unlabeled"
+        stage.flow._sites.declined[site] = "NO_CASES: unlabeled"
     stage.round(monkeypatch)
     assert "site-1: NO_CASES: unlabeled; site-2: NO_CASES: unlabeled" in stage.panics[0]
 
@@ -648,8 +648,8 @@ def test_a_site_cannot_answer_in_another_sites_name(
     for peer in ("site-1", None):
         assert stage.flow._accept_train_result("site-2", stage.honest("site-1"), context("server", peer=peer)) is False
     assert sorted(stage.flow.aggregator.contributions) == ["site-3"]
-    assert stage.flow._replies["site-2"]["reason"] == "SCHEMA: a reply in another site's name"
-    assert "site-1" not in stage.flow._replies
+    assert stage.flow._sites.replies["site-2"]["reason"] == "SCHEMA: a reply in another site's name"
+    assert "site-1" not in stage.flow._sites.replies
     assert stage.flow._accept_train_result("site-1", stage.honest("site-1"), context("server", peer="site-1"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from nvflare.widgets.info_collector import InfoCollector
 
 from fedmedseg.core import live
 from fedmedseg.core.aggregator import GuardedAggregator
+from fedmedseg.core.attendance import Attendance
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
 from fedmedseg.core.checkpoint import content_sha256
@@ -43,7 +43,7 @@ from fedmedseg.core.place import place_of
 from fedmedseg.core.question import Round
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.robust import earlier_medians
-from fedmedseg.core.rounds import LOST, clean, disk_problem, round_record, shortfall
+from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.transport import codec_of, down_codec_of
@@ -119,15 +119,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             memory_gc_rounds=1,
         )
         fobs.register(TensorDecomposer)
-        self._declined: dict[str, str] = {}
-        self._unfit: dict[str, str] = {}
-        """Sites that cannot take part as they are installed (``LASTING``): not asked again, and still needed."""
-        self._lost: set[str] = set()
-        """Sites whose process is gone: still needed, and not waited for until they are back."""
-        self._replies: dict[str, dict[str, Any]] = {}
-        self._replies_lock = threading.Lock()
-        self._unread: set[str] = set()
-        """Sites of which a message was refused unread in this round."""
+        self._sites = Attendance()
         self._unchanged = 0
         self._known: str | None = None
         """Digest of the shared tensors as the round before left them."""
@@ -272,9 +264,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             ),
         )
         self._folder = place_of(fl_ctx).run / "report"
-        self._replies = {site: {"reason": reason, "seconds": None} for site, reason in self._unfit.items()}
-        self._replies |= {site: {"reason": LOST, "seconds": None} for site in tuple(self._lost)}
-        self._unread = set()
+        self._sites.open_round()
         self._traffic = Traffic()
         self._round_facts = {
             # what is sent may be a part of what is kept, or rounded
@@ -284,19 +274,19 @@ class QuorumScatterAndGather(ScatterAndGather):
             "refusals": [],
         }
         self.aggregator.open_round(current)
-        counted = [site for site in self._connected() if site not in self._declined]
-        asked = [site for site in counted if site not in self._unfit and site not in self._lost]
+        counted = self._sites.counted(self._connected())
+        asked = self._sites.asked(counted)
         needed = self._needed(counted)
         if needed > len(asked):
             # FLARE would refuse to wait for more replies than it asks for, and name no site
-            self._round_facts.update(needed=needed, asked=sorted({*counted, *self._declined}))
-            self._replies |= {site: {"reason": reason, "seconds": None} for site, reason in self._declined.items()}
+            self._round_facts.update(needed=needed, asked=sorted({*counted, *self._sites.declined}))
+            self._sites.note_declined()
             self._stop_below_quorum(fl_ctx)
             return
         self._send(task, current, fl_ctx, asked, needed, self._wait_time_after_min_received, abort_signal)
-        failed = self._failed(asked)
+        failed = self._sites.failed(asked, self.aggregator.contributions)
         needed = self._needed(counted)
-        alive = len(self._answered()) >= needed
+        alive = len(self._sites.answered()) >= needed
         if self._accepted() < needed and failed and alive and not self._aborted(abort_signal):
             self.log_warning(fl_ctx, f"round {self._current_round}: asking again: {', '.join(failed)}")
             self._round_facts["attempts"] = 2
@@ -341,7 +331,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             asked=facts["asked"],
             accepted=self.aggregator.contributions,
             needed=facts["needed"],
-            replies=self._replies,
+            replies=self._sites.replies,
         )
         self.system_panic(why, fl_ctx)
 
@@ -360,11 +350,11 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._tell_status(fl_ctx)
             return
         if event_type == EventType.CLIENT_DISCONNECTED:
-            self._lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+            self._sites.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
             return
         if event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
             # FLARE tells of a return only to the stage that saw the loss; whoever asks for work is back
-            self._lost.discard(fl_ctx.get_peer_context().get_identity_name())
+            self._sites.back(fl_ctx.get_peer_context().get_identity_name())
             return
         if fl_ctx.get_prop(AppConstants.PHASE) is None or self._phase != AppConstants.PHASE_TRAIN:
             return
@@ -381,8 +371,6 @@ class QuorumScatterAndGather(ScatterAndGather):
         if self._phase != AppConstants.PHASE_TRAIN or "began" not in self._round_facts or collector is None:
             return
         plan = system_module(self.experiment.system, "plan")
-        with self._replies_lock:
-            replies = {site: dict(reply) for site, reply in self._replies.items()}
         collector.add_info(
             live.GROUP,
             live.status(
@@ -392,31 +380,21 @@ class QuorumScatterAndGather(ScatterAndGather):
                 rounds={name: self.experiment.stages[name].rounds for name in self._contracts},
                 steps=plan.work(self.experiment),
                 seconds=time.monotonic() - self._round_facts["began"],
-                asked=[site for site in self._connected() if site not in self._declined],
-                replies={site: {"reason": reason} for site, reason in self._declined.items()} | replies,
+                asked=self._sites.counted(self._connected()),
+                replies={site: {"reason": reason} for site, reason in self._sites.declined.items()}
+                | dict(self._sites.replies),
                 history=self.record.rounds(),
             ),
         )
 
-    def _lose(self, site: str) -> None:
-        """Note that a site's process is gone; a reply it has already given in this round stays."""
-        self._lost.add(site)
-        with self._replies_lock:
-            self._replies.setdefault(site, {"reason": LOST, "seconds": None})
-
     def _refuse_unread(self, sender: str, reason: str) -> None:
         """Note that a message was too large to be read, or could not be; ``core.intake`` says by whom this is called.
 
-        The sender's name is its own word, so nothing but the record follows from it, and a reply that comes after all
-        takes its place there. FLARE's client sends again until its task is taken back: one note a round is enough.
+        Nothing but the record follows from it: the sender's name is its own word.
         """
-        site = sender if sender in self._connected() else "somebody"
-        if site in self._unread:
+        site = self._sites.unread(sender, self._connected(), reason)
+        if site is None:
             return
-        self._unread.add(site)
-        if site == sender:
-            with self._replies_lock:
-                self._replies.setdefault(site, {"reason": reason, "seconds": None})
         self._round_facts.setdefault("refusals", []).append({"site": site, "reason": reason})
         with self._engine.new_context() as fl_ctx:
             self.log_warning(fl_ctx, f"round {self._current_round}: {site}: {reason}")
@@ -481,8 +459,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             number=self._current_round,
             rounds=self._num_rounds,
             facts=self._round_facts,
-            replies=self._replies,
-            declined=self._declined,
+            replies=self._sites.replies,
+            declined=self._sites.declined,
             aggregator=self.aggregator,
             bytes_down=tensor_bytes(self.aggregator.round.message) if self.contract.sends == "shared" else 0,
             shared_sha256=digest,
@@ -539,7 +517,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         accepted, outcome = False, Outcome.REFUSED
         declined = result.get_header(Header.DECLINED)
         if declined:
-            self._declined[client_name] = reason = clean(declined)
+            self._sites.declined[client_name] = reason = clean(declined)
             outcome = Outcome.DECLINED
             self.log_warning(fl_ctx, f"{client_name} takes no part in {self.stage}: {reason}")
         elif code and code != ReturnCode.OK:
@@ -548,7 +526,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             if client_name not in self.aggregator.contributions:
                 self.aggregator.rejections[client_name] = reason
             if reason.partition(":")[0] in LASTING:
-                self._unfit[client_name] = reason
+                self._sites.unfit[client_name] = reason
                 self.log_warning(fl_ctx, f"{client_name} can take no part in {self.stage}: {reason}")
             else:
                 self.log_warning(fl_ctx, f"round {self._current_round}: {client_name} failed: {reason}")
@@ -564,9 +542,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         if reason is not None:
             self._round_facts.setdefault("refusals", []).append({"site": client_name, "reason": reason})
             note_in(fl_ctx, action=f"reply {self.stage}", outcome=outcome, who=client_name, reason=reason)
-        with self._replies_lock:
-            if accepted or client_name not in self.aggregator.contributions:
-                self._replies[client_name] = {"reason": reason, "seconds": time.monotonic() - self._sent}
+        stands = client_name in self.aggregator.contributions and not accepted
+        self._sites.note(client_name, reason, time.monotonic() - self._sent, keep=stands)
         return accepted
 
     def _digest(self) -> str:
@@ -578,16 +555,8 @@ class QuorumScatterAndGather(ScatterAndGather):
     def _accepted(self) -> int:
         return len(self.aggregator.contributions)
 
-    def _answered(self) -> set[str]:
-        return {site for site in self._replies if site not in self._declined.keys() | self._unfit.keys() | self._lost}
-
-    def _failed(self, asked: list[str]) -> list[str]:
-        # who is gone cannot be asked again either
-        settled = {*self.aggregator.contributions, *self._declined, *self._unfit, *self._lost}
-        return [site for site in asked if site not in settled]
-
     def _needed(self, counted: list[str]) -> int:
-        taking_part = sum(site not in self._declined for site in counted)
+        taking_part = len(self._sites.counted(counted))
         if self.contract.collects and counted and not taking_part:
             return 0
         return max(1, self.experiment.federation.needed(taking_part), self._least)
