@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import stat
 import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.checkpoint import CheckpointError, content_crc32, content_sha256
 
 OLD, NEW = {"step": 1, "w": torch.tensor([1.0, 2.0])}, {"step": 2, "w": torch.tensor([3.0, 4.0])}
 
@@ -218,21 +222,9 @@ def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
     def full(*args: Any, **kwargs: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    class Stream:
-        def __init__(self, path: Path, mode: str) -> None:
-            self.inner = open_(path, mode)
-
-        def __enter__(self) -> Stream:
-            return self
-
-        def __exit__(self, *exc: object) -> None:
-            self.inner.close()
-
-        def write(self, content: bytes) -> None:
-            self.inner.write(content[:10])
-            full()
-
-    open_ = open
+    def partly(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"0123456789")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     def on_disk() -> dict[str, bytes]:
         return {path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()}
@@ -241,13 +233,33 @@ def test_a_full_disk_leaves_the_old_files_whole_and_no_litter(
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr(checkpoint, "open", full if where == "open" else Stream, raising=False)
+        name, fault = ("open", full) if where == "open" else ("save_file", partly)
+        monkeypatch.setattr(checkpoint, name, fault, raising=False)
     with pytest.raises(OSError, match="No space") as caught:
         checkpoint.save(two_generations, {"step": 3})
     assert caught.value.errno == errno.ENOSPC
     assert before == {
         path.name: hashlib.sha256(path.read_bytes()).digest() for path in two_generations.parent.iterdir()
     }
+
+
+def test_what_the_system_refuses_is_told_as_its_own_error(two_generations: Path) -> None:
+    """Here a real refusal: no file of this process may grow beyond 4096 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is compared
+            checkpoint.save(two_generations, {"w": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert same(NEW, checkpoint.load(two_generations))
+
+
+def test_a_checkpoint_has_the_mode_of_any_other_file_of_its_process(two_generations: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    checkpoint.save(two_generations, {"w": torch.zeros(2)})
+    assert two_generations.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def folders_flushed(monkeypatch: pytest.MonkeyPatch, answer: int = 0) -> list[str]:
@@ -308,10 +320,11 @@ def test_a_folder_that_may_be_written_and_not_listed_is_no_error(file: Path, mon
     assert same(NEW, checkpoint.load(file))
 
 
-def test_equal_models_have_equal_digests_and_others_do_not() -> None:
+@pytest.mark.parametrize("digest_of", [content_sha256, content_crc32])
+def test_equal_models_have_equal_digests_and_others_do_not(digest_of: Callable[[Any], str]) -> None:
     model = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2, 3)}
-    digest = content_sha256(model)
-    assert digest == content_sha256({"b": torch.zeros(3, 2).T, "a": torch.arange(1.0, 3.0)})
+    digest = digest_of(model)
+    assert digest == digest_of({"b": torch.zeros(3, 2).T, "a": torch.arange(1.0, 3.0)})
     for other in (
         {**model, "a": torch.tensor([1.0, 2.0000002])},
         {**model, "b": torch.zeros(3, 2)},
@@ -320,7 +333,14 @@ def test_equal_models_have_equal_digests_and_others_do_not() -> None:
         {"a": model["a"]},
         {**model, "b": -torch.zeros(2, 3)},
     ):
-        assert content_sha256(other) != digest
+        assert digest_of(other) != digest
+
+
+def test_the_checksum_is_that_of_names_shapes_types_and_bytes() -> None:
+    assert (
+        content_crc32({"a": torch.tensor([1], dtype=torch.uint8)})
+        == f"{zlib.crc32(b'a|(1,)|torch.uint8|' + bytes([1])):08x}"
+    )
 
 
 def test_tensors_are_written_from_their_own_memory_and_copied_only_where_they_share_it(
@@ -329,8 +349,10 @@ def test_tensors_are_written_from_their_own_memory_and_copied_only_where_they_sh
     whole = torch.arange(6.0)
     tree = {"whole": whole, "part": whole[2:4], "again": whole, "turned": torch.arange(4.0).reshape(2, 2).T}
     given: dict[str, torch.Tensor] = {}
-    real = checkpoint.to_bytes
-    monkeypatch.setattr(checkpoint, "to_bytes", lambda tensors, **more: given.update(tensors) or real(tensors, **more))
+    real = checkpoint.save_file
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda tensors, path, **more: given.update(tensors) or real(tensors, path, **more)
+    )
     checkpoint.save(tmp_path / "x", tree)
     assert given["/whole"].data_ptr() == whole.data_ptr()
     assert given["/again"].data_ptr() != whole.data_ptr()

@@ -18,7 +18,7 @@ from nvflare.app_common.abstract.model import make_model_learnable
 
 from fedmedseg.cli.approval import _leaving
 from fedmedseg.core.aggregator import SharedKeysAggregator
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32, content_sha256
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.exchange import FEATURES, PARTS, Exchange, Features, canonical, of_others, split
 from fedmedseg.core.executor import TrainingExecutor
@@ -170,7 +170,7 @@ def test_features_extra_tensors_and_a_sites_own_come_in_one_payload(
     assert [current.personal[f"site-{number}"].extra for number in (1, 2, 3)] == [True, False, True]
     assert torch.equal(current.start_of("site-1")["a"], shared["a"] + 5)
     for site, payload in current.personal.items():
-        assert payload.base == content_sha256(dict(current.given_to(site)))
+        assert payload.base == content_crc32(dict(current.given_to(site)))
         assert EXCHANGE.problem(split(payload.tensors)[1], received=True) is None
 
 
@@ -274,7 +274,7 @@ def ask(experiment_file: Path, contract: StageContract, shared: Tensors, context
         request = DXO(data_kind=DataKind.WEIGHTS, data=sent).to_shareable()
         for header, value in {
             Header.RUN: "a1b2", Header.STAGE: "training", Header.ROUND: 1, Header.ROUNDS: 2, Header.NONCE: "c3d4",
-            Header.BASE: content_sha256(sent), Header.SCHEMA: Schema(shared).digest,
+            Header.BASE: content_crc32(sent), Header.SCHEMA: Schema(shared).digest,
             Header.EXPERIMENT: load_experiment(experiment_file).digest, Header.VERSIONS: own_versions(),
         }.items():  # fmt: skip
             request.set_header(header, value)

@@ -29,7 +29,7 @@ from fedmedseg.core import executor as module
 from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.approval import decide, matters
 from fedmedseg.core.audit import Outcome
-from fedmedseg.core.checkpoint import CheckpointError, content_sha256
+from fedmedseg.core.checkpoint import CheckpointError, content_crc32
 from fedmedseg.core.config import Experiment, load_experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
 from fedmedseg.core.executor import TrainingExecutor
@@ -106,7 +106,7 @@ def request_for(experiment_file: Path, shared: Tensors) -> Callable[..., Shareab
             Header.STAGE: stage,
             Header.ROUND: number,
             Header.ROUNDS: 2,
-            Header.BASE: content_sha256(shared),
+            Header.BASE: content_crc32(shared),
             Header.NONCE: "c3d4",
             Header.SCHEMA: Schema(shared).digest,
             Header.EXPERIMENT: load_experiment(experiment_file).digest,
@@ -165,7 +165,7 @@ def test_a_training_reply_carries_differences_counts_and_the_tasks_own_headers(
         0,
         "c3d4",
     ]
-    assert reply.get_header(Header.BASE) == content_sha256(shared)
+    assert reply.get_header(Header.BASE) == content_crc32(shared)
     assert reply.get_header(Header.SCHEMA) == Schema(shared).digest
 
 
@@ -181,7 +181,7 @@ def test_the_learner_is_told_where_it_stands(do: Callable[..., Any], shared: Ten
     _, executor = do(number=1, signal=signal)
     (task,) = executor.learner.tasks
     assert (task.site, task.stage, task.round, task.rounds, task.seed) == ("site-1", "training", 1, 2, 7)
-    assert task.base == content_sha256(shared)
+    assert task.base == content_crc32(shared)
     # under the folder of whoever submitted the job
     assert task.state.folder.relative_to(tmp_path / "state").parts[1] == "toy-study"
     assert task.aborted() is False
@@ -260,14 +260,14 @@ def test_a_learner_gets_what_is_decoded_and_its_differences_are_to_that(
         seen.append(dict(given))
         return add_one(task, given)
 
-    reply, _ = do(noting, tensors=dict(entries), headers={Header.BASE: content_sha256(decoded)})
+    reply, _ = do(noting, tensors=dict(entries), headers={Header.BASE: content_crc32(decoded)})
     assert reply.get_return_code() == ReturnCode.OK
     (given,) = seen
     assert all(torch.equal(given[name], decoded[name]) for name in shared)
     assert not torch.equal(given["b"], shared["b"])
     back = from_shareable(reply).data
     assert all(torch.equal(back[name], (decoded[name] + 1) - decoded[name]) for name in shared)
-    assert reply.get_header(Header.BASE) == content_sha256(decoded)
+    assert reply.get_header(Header.BASE) == content_crc32(decoded)
 
 
 @pytest.mark.parametrize("what", ["dense", "cut", "changed", "infinite"])
@@ -277,7 +277,7 @@ def test_a_crafted_encoded_model_is_refused_before_any_training(
     codec = Codec(transport="int8", schema=Schema(shared))
     shared = {**shared, "b": torch.ones(2, 2)}
     entries, _ = codec.encode(shared)
-    base = content_sha256(codec.decode(entries))
+    base = content_crc32(codec.decode(entries))
     spoilt, reason = {
         "dense": (shared, "UNKNOWN_TENSORS"),
         "cut": ({**entries, "wire.values": entries["wire.values"][1:]}, "TENSOR_SHAPE"),
@@ -658,7 +658,7 @@ def test_a_round_that_sends_no_tensor_any_more_is_trained_and_tensors_in_it_are_
         received.append(shared)
         return Reply(metrics={"loss": 0.5}, examples=3, steps=7)
 
-    reply, _ = do(act, number=1, tensors={}, headers={Header.BASE: content_sha256({})})
+    reply, _ = do(act, number=1, tensors={}, headers={Header.BASE: content_crc32({})})
     assert reply.get_return_code() == ReturnCode.OK
     assert from_shareable(reply).data == {}
     assert from_shareable(reply).meta[Meta.METRICS] == {"loss": 0.5}

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fedmedseg.core import in_process
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.in_process import InProcessFederation
@@ -33,7 +33,7 @@ class Listener:
         self.needs_approval = False
 
     def run(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
-        assert task.base == content_sha256(shared)
+        assert task.base == content_crc32(shared)
         self.given.append((task.site, task.round, task.stage, sorted(shared)))
         self.threads.append(torch.get_num_threads())
         return Reply(tensors={name: tensor + 1 for name, tensor in shared.items()}, metrics={"loss": 0.5}, examples=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
+from safetensors import SafetensorError
 
 from fedmedseg.core import checkpoint, persistor, state
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
@@ -66,6 +67,32 @@ def test_a_resumed_study_continues_with_the_same_bytes_rounds_and_token(
     assert resumed.rounds_done == {"training": 2}
     assert resumed.history == [{"round": 0}, {"round": 1}]
     assert resumed.run == first.run
+
+
+def test_the_results_model_is_renewed_once_a_minute_and_when_the_run_ends(
+    opened: Callable[..., Any], context: Callable[..., FLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each copy of a large model costs seconds of a round; the checkpoint is written after every one."""
+    now = 1000.0
+    monkeypatch.setattr(persistor.time, "monotonic", lambda: now)
+    running, _ = opened()
+
+    def exported() -> str:
+        (file,) = tmp_path.rglob(f"models/{persistor.SHARED_FILE}")
+        return content_sha256(checkpoint.load_file(file)["tensors"])
+
+    first = finish(running, 0, 0.1, context)
+    assert exported() == content_sha256(first)
+    now += 59.0
+    finish(running, 1, 0.2, context)
+    assert exported() == content_sha256(first)
+    now += 1.0
+    third = finish(running, 2, 0.3, context)
+    assert exported() == content_sha256(third)
+    last = finish(running, 3, 0.4, context)
+    assert exported() == content_sha256(third)
+    running.handle_event(EventType.END_RUN, context("server"))
+    assert exported() == content_sha256(last)
 
 
 def submitted_by(name: str, tmp_path: Path) -> None:
@@ -187,11 +214,11 @@ def test_a_full_disk_is_raised_and_leaves_the_round_before_whole(
     first, _ = opened()
     before = finish(first, 0, 0.1, context)
 
-    def full(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomic", full)
+        patch.setattr(checkpoint, "save_file", full)
         with pytest.raises(OSError, match="No space"):
             finish(first, 1, 0.2, context)
     resumed, tensors = opened(resume=True)

@@ -24,7 +24,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import SharedKeysAggregator
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32, content_sha256
 from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.persistor import SharedModelPersistor
@@ -153,7 +153,7 @@ def test_a_payload_holds_what_is_sent_with_the_sites_own_tensors_in_place() -> N
     made = payloads(sent, {"site-2": own}, Part(without=("kept",)))
     assert list(made) == ["site-2"]
     assert made["site-2"].tensors == {"a": own["a"], "b": sent["b"]}
-    assert made["site-2"].base == content_sha256({"a": own["a"], "b": sent["b"]}) != content_sha256(sent)
+    assert made["site-2"].base == content_crc32({"a": own["a"], "b": sent["b"]}) != content_crc32(sent)
     assert payloads(sent, {}, WHOLE) == {}
 
 
@@ -182,7 +182,7 @@ def test_each_site_is_sent_its_own_tensors_and_judged_by_their_digest(
         got = tensors_of(second[site])
         torch.testing.assert_close(got["a"], shared["a"] + number)
         torch.testing.assert_close(got["b"], shared["b"] + 0.2)
-        assert second[site].get_header(Header.BASE) == content_sha256(got)
+        assert second[site].get_header(Header.BASE) == content_crc32(got)
     assert len({second[site].get_header(Header.BASE) for site in second}) == 3
     assert sorted(run.record["accepted"]) == ["site-1", "site-2", "site-3"]
     # the next models build on what each site started from: 1 + 10 * 0.1, 2 + 10 * 0.2, 3 + 10 * 0.3
@@ -216,9 +216,9 @@ def test_a_site_without_tensors_of_its_own_is_sent_the_shared_model(
     run = stage()
     run.round(monkeypatch)
     del run.flow.persistor.personal["site-2"]
-    shared = content_sha256(run.flow._global_weights[ModelLearnableKey.WEIGHTS])
+    shared = content_crc32(run.flow._global_weights[ModelLearnableKey.WEIGHTS])
     second = run.round(monkeypatch)
-    assert second["site-2"].get_header(Header.BASE) == content_sha256(tensors_of(second["site-2"])) == shared
+    assert second["site-2"].get_header(Header.BASE) == content_crc32(tensors_of(second["site-2"])) == shared
     assert second["site-1"].get_header(Header.BASE) != shared
     assert run.record["sites"]["site-2"]["personal_sha256"] is None
     assert run.record["accepted"] == ["site-1", "site-2", "site-3"]

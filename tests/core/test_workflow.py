@@ -28,7 +28,7 @@ from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 from fedmedseg.core import workflow as module
 from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.audit import Outcome
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.question import Round
@@ -230,7 +230,7 @@ def test_tensors_that_travel_down_encoded_are_counted_so_and_the_task_names_what
     stage.round(monkeypatch)
     sent = from_shareable(stage.sent).data
     decoded = Codec(transport="int8", schema=stage.flow.persistor.schema).opened(sent, sender="the server")
-    assert stage.sent.get_header(Header.BASE) == content_sha256(decoded)
+    assert stage.sent.get_header(Header.BASE) == content_crc32(decoded)
     assert sorted(stage.flow.aggregator.contributions) == SITES, "their replies name what they decoded"
     finish(stage, context("server"), moved=False)
     # two floats as they are, four numbers of a byte, a scale
@@ -666,7 +666,7 @@ def test_a_stage_that_sends_its_tensors_once_sends_an_empty_part_after_that(
         stage.round(monkeypatch)
         sent = from_shareable(stage.sent).data
         assert sorted(sent) == names
-        assert stage.sent.get_header(Header.BASE) == content_sha256(sent)
+        assert stage.sent.get_header(Header.BASE) == content_crc32(sent)
         assert sorted(stage.flow.aggregator.contributions) == SITES
         finish(stage, context("server"), moved=False)
         assert last_record(tmp_path)["sites"]["site-1"]["bytes_down"] == nbytes

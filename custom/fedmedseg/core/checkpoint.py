@@ -2,7 +2,7 @@
 
 A tree of dictionaries and lists whose leaves are tensors, numbers, strings, booleans or None. Tensors
 lie in the safetensors body; everything else, and the shape of the tree, in its JSON header together with
-a SHA-256 of the whole content. No pickle is involved.
+a CRC-32 of the whole content, which is what a torn or decayed file shows by. No pickle is involved.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 
 from fedmedseg.core.errors import FedMedSegError, Reason
 
@@ -37,12 +40,25 @@ class CheckpointError(FedMedSegError):
 def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes in sorted order: equal models, equal digest."""
     digest = hashlib.sha256()
+    for piece in _pieces(tensors):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def content_crc32(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 over the same, in hexadecimal: eight times as fast, against accidents and not against people."""
+    found = 0
+    for piece in _pieces(tensors):
+        found = zlib.crc32(piece, found)
+    return f"{found:08x}"
+
+
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        yield f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode()
         if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def save(path: Path, tree: Any) -> None:
@@ -53,8 +69,15 @@ def save(path: Path, tree: Any) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_flatten(tree, "", tensors, set()), sort_keys=True)
-    digest = _digest(skeleton, tensors)
-    write_atomic(path, to_bytes(tensors, metadata={"tree": skeleton, "sha256": digest}), keep_previous=True)
+    with _replaced(path, keep_previous=True) as temporary:
+        # its mode is what this process gives its files; safetensors would keep everybody else from it
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata={"tree": skeleton, "crc32": _checksum(skeleton, tensors)})
+        except SafetensorError as error:
+            raise _of_disk(error) from None
+        temporary.chmod(mode)
 
 
 def load(path: Path) -> Any | None:
@@ -111,12 +134,18 @@ def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> 
     """Write through a temporary file in the same folder; the content is on the disk before it takes the name, the name
     before this returns.
     """
+    with _replaced(path, keep_previous=keep_previous) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _replaced(path: Path, *, keep_previous: bool) -> Iterator[Path]:
+    """A temporary file in the folder of ``path`` to write to, which takes its name afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         if keep_previous and path.exists():
             os.replace(path, previous(path))
@@ -124,6 +153,12 @@ def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> 
         _flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _of_disk(error: SafetensorError) -> Exception:
+    """What the system said where it was the system that refused, as the error that Python has for it."""
+    found = re.search(r"os error (\d+)", str(error))
+    return error if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _flush_names(folder: Path) -> None:
@@ -150,13 +185,13 @@ def _read(path: Path) -> Any:
         header = stream.metadata() or {}
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     skeleton = header["tree"]
-    if header["sha256"] != _digest(skeleton, tensors):
+    if header["crc32"] != _checksum(skeleton, tensors):
         raise ValueError("checksum")
     return _unflatten(json.loads(skeleton), tensors)
 
 
-def _digest(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    return hashlib.sha256((skeleton + content_sha256(tensors)).encode()).hexdigest()
+def _checksum(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    return f"{zlib.crc32((skeleton + content_crc32(tensors)).encode()):08x}"
 
 
 def _flatten(node: Any, place: str, tensors: dict[str, torch.Tensor], held: set[int]) -> Any:

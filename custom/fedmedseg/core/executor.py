@@ -28,7 +28,7 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.approval import require_approval
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.config import Experiment, load_experiment, system_module
 from fedmedseg.core.encryption_keys import KitCipher, load_cipher
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
@@ -148,8 +148,10 @@ class TrainingExecutor(Executor):
                 # the same reasons may be this site's own fault elsewhere, and are no refusal there
                 note_in(fl_ctx, action=f"task {task_name}", outcome=Outcome.REFUSED, reason=error.public)
                 raise
-            if content_sha256({**plain, **sealed, **features}) != shareable.get_header(Header.BASE):
-                raise FedMedSegError("shared tensors", expected="the digest that came with them", reason=Reason.SCHEMA)
+            if content_crc32({**plain, **sealed, **features}) != shareable.get_header(Header.BASE):
+                raise FedMedSegError(
+                    "shared tensors", expected="the checksum that came with them", reason=Reason.SCHEMA
+                )
             shared = ready.unsealed(plain, sealed, shareable, stage=task_name) if ready.encrypted else plain
         task = ready.task(task_name, shareable, abort_signal, received=received)
         began = time.monotonic()

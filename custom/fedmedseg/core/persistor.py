@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
@@ -25,6 +28,8 @@ from fedmedseg.core.wire import Schema
 SHARED_FILE = "shared.safetensors"
 SEALED_FILE = "shared.sealed.safetensors"
 """In its place where replies are encrypted: plain start and encrypted sums, which only a site can put together."""
+SECONDS_BETWEEN_EXPORTS = 60.0
+"""The run folder's copy of the model is at most this much older than the checkpoint while a run goes on."""
 
 
 class SharedModelPersistor(ModelPersistor):
@@ -56,6 +61,8 @@ class SharedModelPersistor(ModelPersistor):
         self.history: list[dict[str, Any]] = []
         self.resumed_sha256: str | None = None
         """Digest of the tensors a resumed run starts from."""
+        self._exported = -math.inf
+        self._to_export = False
 
     def open(self, fl_ctx: FLContext) -> None:
         """Claim this study's state: a resumed study continues the earlier run, any other sets it aside.
@@ -119,12 +126,24 @@ class SharedModelPersistor(ModelPersistor):
             "history": self.history,
         }
         self._state.save("shared", tree)
-        self._export()
+        self._to_export = True
+        if time.monotonic() - self._exported >= SECONDS_BETWEEN_EXPORTS:
+            self._export()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """However the run ends, the model as it then is lies among the job's results."""
+        if event_type == EventType.END_RUN and self._to_export:
+            try:
+                self._export()
+            except OSError as error:
+                # nobody is left to stop: the checkpoint holds the same tensors
+                self.log_error(fl_ctx, f"the model could not be put among the results ({type(error).__name__})")
 
     def _export(self) -> None:
         """Put the shared model into the run folder, where the job's results are fetched from, with what it was made by:
         whoever has the file alone can build and feed its networks."""
         assert self._place is not None
+        self._exported, self._to_export = time.monotonic(), False
         name = SHARED_FILE if self.experiment.federation.encryption == "none" else SEALED_FILE
         checkpoint.save(
             self._place.run / "models" / name,

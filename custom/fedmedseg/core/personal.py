@@ -19,7 +19,7 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.shareable import Shareable
 
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.exchange import split
 from fedmedseg.core.transport import Codec
 from fedmedseg.core.wire import Header, Part
@@ -30,7 +30,7 @@ Personal = Mapping[str, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Payload:
-    """All tensors that one site is sent in a round, and their digest."""
+    """All tensors that one site is sent in a round, and their checksum."""
 
     base: str
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
@@ -52,13 +52,13 @@ class Payload:
         return self.tensors if self.exact is None else self.exact
 
 
-def payload_of(tensors: Mapping[str, torch.Tensor], codec: Codec | None, *, known: str | None = None) -> Payload:
-    """All ``tensors``, or what a site decodes of them; ``known`` is the digest of ``tensors``, where there is one."""
+def payload_of(tensors: Mapping[str, torch.Tensor], codec: Codec | None) -> Payload:
+    """All ``tensors``, or what a site decodes of them."""
     if codec is None:
-        return Payload(base=known or content_sha256(tensors), tensors=tensors)
+        return Payload(base=content_crc32(tensors), tensors=tensors)
     encoded, _ = codec.encode(tensors)
     decoded = codec.decode(encoded)
-    return Payload(base=content_sha256(decoded), tensors=decoded, encoded=encoded, exact=tensors)
+    return Payload(base=content_crc32(decoded), tensors=decoded, encoded=encoded, exact=tensors)
 
 
 def payloads(
@@ -82,7 +82,7 @@ def payloads(
         if features:
             tensors = {**given.tensors, **features}
             encoded = None if given.encoded is None else {**given.encoded, **features}
-            given = Payload(base=content_sha256(tensors), tensors=tensors, encoded=encoded, exact=given.exact)
+            given = Payload(base=content_crc32(tensors), tensors=tensors, encoded=encoded, exact=given.exact)
         found[site] = given
     return found
 
@@ -112,10 +112,10 @@ def extended(
     for site in sorted(sites):
         if site in given:
             tensors = {**given[site].tensors, **extra}
-            found[site] = Payload(base=content_sha256(tensors), tensors=tensors, extra=True)
+            found[site] = Payload(base=content_crc32(tensors), tensors=tensors, extra=True)
             continue
         if common is None:
             tensors = {**sent, **extra}
-            common = Payload(base=content_sha256(tensors), tensors=tensors, extra=True)
+            common = Payload(base=content_crc32(tensors), tensors=tensors, extra=True)
         found[site] = common
     return found

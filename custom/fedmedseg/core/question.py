@@ -63,17 +63,15 @@ class Round:
         medians: tuple[float, ...] = (),
         codec: Codec | None = None,
         down: Codec | None = None,
-        known: str | None = None,
     ) -> Round:
         """Round ``number`` of a stage from all shared tensors, their schema, and the sites' own tensors.
 
         ``exchanged`` is what each site gets of the others' features, where the stage exchanges any. Sites that are
-        ``behind`` are sent the contract's ``extra`` tensors besides. ``down`` encodes what is sent. ``known`` is the
-        digest of ``shared``, where it was taken before: that of a large model takes as long as the round's arithmetic.
+        ``behind`` are sent the contract's ``extra`` tensors besides. ``down`` encodes what is sent.
         """
         part, returned = contract.sent_in(number), contract.returned_in(number)
         sent = {**part.of(shared), **(sealing.sent if sealing is not None else {})}
-        common = payload_of(sent, down, known=known if sealing is None and len(sent) == len(shared) else None)
+        common = payload_of(sent, down)
         single = joined(personal if contract.personal else {}, exchanged or {})
         own = payloads(sent, single, part, codec=down, common=common)
         if contract.extra is not None and behind:
@@ -115,7 +113,7 @@ class Round:
         return self.sent if self.encoded is None else self.encoded
 
     def base_of(self, site: str) -> str:
-        """Digest of what ``site`` was sent."""
+        """Checksum of what ``site`` was sent."""
         return self.personal[site].base if site in self.personal else self.base
 
     def start_of(self, site: str) -> Mapping[str, torch.Tensor]:

@@ -50,8 +50,9 @@ class Header:
     ROUND = "fedmedseg.round"
     ROUNDS = "fedmedseg.rounds"
     BASE = "fedmedseg.base"
-    """SHA-256 of the shared tensors a task was sent with, decoded where they were encoded; a reply names the base it
-    was trained from."""
+    """CRC-32 of the shared tensors a task was sent with, decoded where they were encoded: against accidents, and as the
+    name of what a reply was trained from. It proves nothing that TLS and the nonce do not; SHA-256 of a large model
+    would take each site as long as the transport."""
     NONCE = "fedmedseg.nonce"
     """Drawn per task and echoed once: a reply that was seen before is refused."""
     SCHEMA = "fedmedseg.schema"

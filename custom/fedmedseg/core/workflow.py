@@ -238,7 +238,6 @@ class QuorumScatterAndGather(ScatterAndGather):
             contract=self.contract,
             schema=self.persistor.schema,
             shared=shared,
-            known=self._known,
             personal=self.persistor.personal,
             exchanged=features_of_others(
                 self.contract.exchange,
@@ -267,8 +266,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._sites.open_round()
         self._traffic = Traffic()
         self._round_facts = {
-            # what is sent may be a part of what is kept, or rounded
-            "shared": current.base if len(current.sent) == len(kept) and current.encoded is None else self._digest(),
+            "shared": self._known or self._digest(),
             "began": time.monotonic(),
             "attempts": 1,
             "refusals": [],
@@ -419,7 +417,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             personalise(data, payload)
 
     def _finish_round(self, fl_ctx: FLContext) -> None:
-        digest = self._round_facts["shared"]
+        digest = self._known = self._round_facts["shared"]
         if self.contract.returns == "shared":
             digest = self._known = self._digest()
             stands = (digest == self._round_facts["shared"] or self.aggregator.still) and not self.contract.collects
