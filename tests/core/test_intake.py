@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -14,6 +15,7 @@ from nvflare.fuel.f3.cellnet.cell import Adapter
 from nvflare.fuel.f3.cellnet.defs import CellChannel, Encoding, MessageHeaderKey
 from nvflare.fuel.f3.cellnet.registry import Callback, Registry
 from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
+from nvflare.fuel.f3.streaming.cacheable import ItemConsumer
 from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.fuel.f3.streaming.stream_types import BlobSizeError, Stream, StreamError, StreamFuture
 
@@ -52,6 +54,12 @@ class Receiver:
         callback.cb(future, stream, False, *callback.args, **callback.kwargs)
         assert self.heard.wait(10)
         return future
+
+
+@pytest.fixture(autouse=True)
+def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched in this process is as it was after a test."""
+    monkeypatch.setattr(ItemConsumer, "consume", ItemConsumer.consume)
 
 
 @pytest.fixture
@@ -153,3 +161,42 @@ def test_what_cannot_be_decoded_is_an_error_of_that_message_and_ends_no_process(
     assert (sender, reason.partition(" (")[0]) == ("site-1", "UNREADABLE: a message that cannot be read")
     assert exits == []
     assert not heard.is_set()
+
+
+class Kept(ItemConsumer):
+    """FLARE's consumer of what is fetched, as far as it counts here."""
+
+    def consume_items(self, items: list[bytes], result: Any) -> Any:
+        return (result or 0) + len(items)
+
+
+def test_what_is_fetched_for_a_message_is_held_to_the_same_bound(receiver: Receiver) -> None:
+    first, second = Kept(), Kept()
+    for _ in range(2):
+        assert first.consume("ref", {"n": 1}, [b"x" * 400, b"x" * 100]) == {"n": 1}
+    with pytest.raises(StreamError, match="OVERSIZE: tensors of more than 1000 bytes"):
+        first.consume("ref", {}, [b"x"])
+    assert first.result == 4
+    second.consume("ref", {}, [b"x" * 1000])
+    bound_messages(receiver, 2000, lambda sender, reason: None)
+    second.consume("ref", {}, [b"x" * 1000])
+    with pytest.raises(StreamError, match="more than 2000 bytes"):
+        second.consume("ref", {}, [b"x"])
+
+
+def test_why_nothing_more_was_fetched_is_told_of_its_sender(receiver: Receiver, told: list[Any]) -> None:
+    """FLARE gives up the message with an error of its own, which does not say why."""
+
+    def fetch(future: Any) -> None:
+        with suppress(StreamError):
+            Kept().consume("ref", {}, [b"x" * 1001])
+        raise RuntimeError("failed to download")
+
+    intake = receiver.byte_receiver.registry.find(*COMMANDS.split(":")).cb
+    for intake._pass_on in (fetch, MagicMock(side_effect=RuntimeError("another"))):
+        with pytest.raises(RuntimeError):
+            intake._read(SimpleNamespace(headers={MessageHeaderKey.ORIGIN: "site-1.job"}))
+    assert told == [
+        ("site-1", "OVERSIZE: tensors of more than 1000 bytes to be fetched"),
+        ("site-1", "UNREADABLE: a message that cannot be read (RuntimeError)"),
+    ]

@@ -19,7 +19,7 @@ from fedmedseg.core.audit import FOLDER, read
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROUNDS = 8
+ROUNDS = 9
 MALICE = [
     {"site": "site-1", "round": 1, "kind": "replay"},
     {"site": "site-2", "round": 2, "kind": "planted"},
@@ -28,6 +28,7 @@ MALICE = [
     {"site": "site-2", "round": 5, "kind": "300 000 keys"},
     {"site": "site-3", "round": 6, "kind": "a hundred models"},
     {"site": "site-1", "round": 7, "kind": "undecodable"},
+    {"site": "site-2", "round": 8, "kind": "a hundred to fetch"},
 ]
 PIECES = 16 * 2**20
 """Bytes that may have arrived before the first of them has been judged; FLARE frees them after some seconds."""
@@ -137,6 +138,7 @@ def logged(ended: Ended, number: int, site: str, reason: str) -> list[float]:
         (5, "OVERSIZE: a message of "),
         (6, "OVERSIZE: a message of 138672901 bytes"),
         (7, "UNREADABLE: a message that cannot be read"),
+        (8, "OVERSIZE: tensors of more than "),
     ],
     ids=[fault["kind"] for fault in MALICE],
 )

@@ -28,7 +28,7 @@ from nvflare.private.fed.utils.fed_utils import create_job_processing_context_pr
 from nvflare.private.privacy_manager import PrivacyService
 
 from fedmedseg.core import config
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.exchange import Exchange
 from fedmedseg.core.question import Round
 from fedmedseg.core.schema import Strict
@@ -186,7 +186,7 @@ def current() -> Callable[..., Round]:
             run=RUN,
             stage=stage,
             number=0,
-            base=content_sha256(sent),
+            base=content_crc32(sent),
             nonce=NONCE,
             contract=STAGES[stage],
             schema=Schema(SHARED),

@@ -20,11 +20,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.utils import fobs
 from nvflare.private.privacy_manager import Scope
 
-from fedmedseg.core import checkpoint
+from fedmedseg.core import checkpoint, large_tensors
 from fedmedseg.core.approval import require_approval
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import note_in
@@ -71,7 +69,7 @@ class TrainingExecutor(Executor):
 
     def __init__(self) -> None:
         super().__init__()
-        fobs.register(TensorDecomposer)
+        large_tensors.register()
         self._ready: _Ready | None = None
         self._unreported: str | None = None
         self._leaving: tuple[Codec, SiteState] | None = None

@@ -6,6 +6,11 @@ FLARE 2.9.0 receives and decodes a site's message whole before any component of 
 one that is longer than it said (`fuel/f3/streaming/blob_streamer.py`, ``BlobTask`` and ``_append_dynamic_chunk``); the
 limit is one for all jobs of a participant. Here every receiver of the job's own process gets the study's.
 
+Large tensors do not lie in a message: it names them, and whoever decodes it fetches them piece by piece from the
+sender, for as long as that has more to give (`fuel/f3/streaming/download_service.py`, ``_download_object``). What is
+fetched for one name is held to the same bound, for everybody whose message is decoded here: a sender may name its
+tensors whatever the study says of chunks.
+
 A reply that cannot be decoded, or an answer that its site calls too large, makes FLARE end the job's process
 (``Adapter.call``, ``_handle_reply_stream_done``: ``os._exit``): one site could end everybody's job at will. Here it is
 an error of that message alone.
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +32,7 @@ from nvflare.fuel.f3.cellnet.cell import Adapter
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.streaming.blob_streamer import BlobHandler
+from nvflare.fuel.f3.streaming.cacheable import ItemConsumer
 from nvflare.fuel.f3.streaming.stream_types import StreamError
 
 from fedmedseg.core.ckks import packed_shape
@@ -49,6 +56,11 @@ def most_bytes(schema: Schema, *, encrypted: bool, features: int = 0) -> int:
     """
     tensors = math.prod(packed_shape(numbers_in(schema))) if encrypted else schema.nbytes
     return 2 * (tensors + features) + SPARE
+
+
+_FETCHING = threading.local()
+"""``refused``: why what this thread last fetched was given up. FLARE decodes and fetches in one thread, and keeps the
+reason from whoever asked for it."""
 
 
 class Intake:
@@ -83,7 +95,8 @@ class Intake:
             # it never arrived: too large, which is noted, or the line broke
             raise
         except Exception as error:
-            self._note(future.headers, f"{Reason.UNREADABLE}: a message that cannot be read ({type(error).__name__})")
+            unread = f"{Reason.UNREADABLE}: a message that cannot be read ({type(error).__name__})"
+            self._note(future.headers, vars(_FETCHING).pop("refused", unread))
             raise
 
     def _note(self, headers: Any, reason: str) -> None:
@@ -96,12 +109,14 @@ class Intake:
 
 
 def bound_messages(cell: Any, most: int, tell: Tell) -> int:
-    """Bound every message that ``cell`` of a job's process takes; a later call sets another bound.
+    """Bound every message that ``cell`` of a job's process takes, and what is fetched for it; a later call sets another
+    bound.
 
     Returns:
         How many of FLARE's receivers are bound.
     """
     bound = 0
+    _bound_fetched(most)
     for callback in cell.byte_receiver.registry.reg.values():
         handler = getattr(callback.cb, "__self__", None)
         if isinstance(handler, BlobHandler):
@@ -110,3 +125,17 @@ def bound_messages(cell: Any, most: int, tell: Tell) -> int:
             callback.cb.limit(most, tell)
             bound += 1
     return bound
+
+
+def _bound_fetched(most: int) -> None:
+    taken = getattr(ItemConsumer.consume, "unbound", ItemConsumer.consume)
+
+    def consume(self: ItemConsumer, ref_id: str, state: dict[str, Any], data: Any) -> dict[str, Any]:
+        self.fetched = getattr(self, "fetched", 0) + sum(map(len, data))
+        if self.fetched > most:
+            _FETCHING.refused = f"{Reason.OVERSIZE}: tensors of more than {most} bytes to be fetched"
+            raise StreamError(_FETCHING.refused)
+        return taken(self, ref_id, state, data)
+
+    consume.unbound = taken  # type: ignore[attr-defined]
+    ItemConsumer.consume = consume

@@ -1,10 +1,9 @@
 """Bytes on the wire: the size of tasks and replies as FLARE encodes them, per site, counted at the server.
 
-FLARE 2.9.0 encodes a message's content with FOBS (`fuel/f3/cellnet/utils.py`, ``encode_payload``). Our jobs set
-``tensor_download_chunk_size`` to 0, so that tensors travel inside; where a federation's own setting has them fetched
-apart, the same tensors cross the wire in other pieces, and are counted alike. What is not counted: the frames around a
-message and what they say of its sender, requests for work (some hundred bytes each), figures for TensorBoard, and
-messages that were refused unread.
+FLARE 2.9.0 encodes a message's content with FOBS (`fuel/f3/cellnet/utils.py`, ``encode_payload``). Large tensors are
+fetched apart (``core.large_tensors``): they cross the wire in other pieces, and are counted as if inside. What is not
+counted: the frames around a message and what they say of its sender, requests for work (some hundred bytes each),
+figures for TensorBoard, and messages that were refused unread.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.utils.decomposers import flare_decomposers
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.utils import buffer_len
 from nvflare.fuel.utils import fobs
 from safetensors.torch import save
 
+from fedmedseg.core import large_tensors
 from fedmedseg.core.wire import Header
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ def encoded_bytes(message: Shareable) -> int:
     # first FLARE's own: FOBS would make up a way for a Shareable it does not know, and keep it for the whole process,
     # whose later messages other processes could not read
     flare_decomposers.register()
-    fobs.register(TensorDecomposer)
+    large_tensors.register()
     plain = Shareable()
     plain.update(message)
     headers = message.get(ReservedHeaderKey.HEADERS)

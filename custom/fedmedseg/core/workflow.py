@@ -20,11 +20,9 @@ from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.utils import fobs
 from nvflare.widgets.info_collector import InfoCollector
 
-from fedmedseg.core import live
+from fedmedseg.core import large_tensors, live
 from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.attendance import Attendance
 from fedmedseg.core.audit import Outcome
@@ -118,7 +116,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             # every round: see core.memory
             memory_gc_rounds=1,
         )
-        fobs.register(TensorDecomposer)
+        large_tensors.register()
         self._sites = Attendance()
         self._unchanged = 0
         self._known: str | None = None

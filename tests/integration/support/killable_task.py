@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32, content_sha256
 from fedmedseg.core.config import load_experiment
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
@@ -35,7 +35,7 @@ def main(home: Path, experiment_file: Path, progress: Path) -> None:
         round=0,
         rounds=1,
         seed=experiment.seed,
-        base=content_sha256(shared),
+        base=content_crc32(shared),
         state=state,
         progress=Progress(site="site-1", stage="pretraining", round=0, rounds=1, file=progress),
         checkpoint_seconds=0.0,

@@ -13,15 +13,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.fuel.utils import fobs
+from nvflare.fuel.utils.fobs.decomposers import via_downloader
 from nvflare.widgets.widget import Widget
 from stand_ins import StandInExecutor, _kind
 
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_crc32
 from fedmedseg.core.personal import Payload, personalise
 from fedmedseg.core.wire import Header
 
 PLANTED = "encoder.planted"
-TIMES = {"ten models": 10, "a hundred models": 100}
+TIMES = {"ten models": 10, "a hundred models": 100, "a hundred to fetch": 100}
+CHUNK = 2**20
 
 
 def _strikes(site: str, message: Shareable) -> str | None:
@@ -76,6 +78,9 @@ class MaliciousSite(Widget):
         if kind not in {*TIMES, "300 000 keys", "undecodable"}:
             return
         tensors = reply["DXO"]["data"]
+        if kind == "a hundred to fetch":
+            # FLARE asks for this number whenever it packs a tensor: from now on they are named, and lie here
+            via_downloader.acu.get_int_var = lambda name, default: CHUNK
         if kind in TIMES:
             tensors.update({name: torch.cat([one.reshape(-1)] * TIMES[kind]) for name, one in tensors.items()})
         elif kind == "undecodable":
@@ -86,7 +91,7 @@ class MaliciousSite(Widget):
 
 
 class MaliciousServer(Widget):
-    """Plants a tensor in what a site is sent, with the digest that belongs to it."""
+    """Plants a tensor in what a site is sent, with the checksum that belongs to it."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Change the copy of the task that FLARE is about to send to one site; `core.personal` says how."""
@@ -103,4 +108,4 @@ class MaliciousServer(Widget):
             # the same numbers in another shape
             name = sorted(tensors)[0]
             tensors[name] = tensors[name].reshape(-1, 1)
-        personalise(data, Payload(base=content_sha256(tensors), tensors=tensors))
+        personalise(data, Payload(base=content_crc32(tensors), tensors=tensors))
