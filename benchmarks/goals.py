@@ -182,6 +182,15 @@ def encryption_cost(file: Path) -> list[Figure]:
     return [Figure("-", "bytes up, encrypted / plain", sealed / plain)]
 
 
+def data_loading(file: Path) -> list[Figure]:
+    """Data's part of a step from the second epoch on."""
+    content = _read(file)
+    return [
+        Figure("-", f"data loading / epoch, {name}", one["share"], content["goal"], "most", void=content["void"])
+        for name, one in content["jobs"].items()
+    ]
+
+
 BENCHMARKS = (
     Benchmark("wire", (), ("--large", "--dice", "--seeds", "1", "2", "3"), wire),
     Benchmark(
@@ -207,6 +216,7 @@ BENCHMARKS = (
         scale,
         pieces=".",
     ),
+    Benchmark("data_loading", ("--jobs", "fedavg", "segviz"), (), data_loading),
     Benchmark("encryption_cost", None, (), encryption_cost),
     Benchmark(
         "target_prediction",
@@ -228,7 +238,6 @@ MISSING = (
             "no benchmark of its memory yet, and none that runs on a GPU"),
     Missing("P8", "server memory per further site / model <= 0.1, 2 to 8 sites, 250 MB", "measured at full length",
             unless="server memory per further site"),
-    Missing("-", "data loading / epoch < 0.05 from the second epoch on", "no benchmark yet"),
     Missing("-", "two runs with one seed: one SHA-256 of the final model",
             "held by tests (tests/integration/test_fedavg.py), not by a benchmark"),
 )  # fmt: skip
