@@ -42,8 +42,9 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         begin, shape, dtype = self._places[name]
-        left = memoryview(bytearray(prod(shape) * dtype.itemsize))
-        raw = np.frombuffer(left, dtype=np.uint8)
+        # not a bytearray, whose zeros take as long to write as the file to read
+        raw = np.empty(prod(shape) * dtype.itemsize, dtype=np.uint8)
+        left = memoryview(raw)
         while left:
             # one call reads 2 GB at most
             count = os.preadv(self._file.fileno(), [left], begin)
