@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 
 FROM_BYTES = 32 * 2**20
@@ -43,15 +41,15 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         begin, shape, dtype = self._places[name]
         # not a bytearray, whose zeros take as long to write as the file to read
-        raw = np.empty(prod(shape) * dtype.itemsize, dtype=np.uint8)
-        left = memoryview(raw)
+        tensor = torch.empty(shape, dtype=dtype)
+        left = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
         while left:
             # one call reads 2 GB at most
             count = os.preadv(self._file.fileno(), [left], begin)
             if count == 0:
                 raise OSError(f"a reply's file ends within {name}")
             left, begin = left[count:], begin + count
-        return torch.from_numpy(raw).view(dtype).reshape(shape)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         # a mapping's own would read the tensor to find out
