@@ -41,15 +41,15 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         begin, shape, dtype = self._places[name]
         # not a bytearray, whose zeros take as long to write as the file to read
-        tensor = torch.empty(shape, dtype=dtype)
-        left = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+        raw = np.empty(prod(shape) * dtype.itemsize, dtype=np.uint8)
+        left = raw.data
         while left:
             # one call reads 2 GB at most
             count = os.preadv(self._file.fileno(), [left], begin)
             if count == 0:
                 raise OSError(f"a reply's file ends within {name}")
             left, begin = left[count:], begin + count
-        return tensor
+        return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
 
     def __contains__(self, name: object) -> bool:
         # a mapping's own would read the tensor to find out
