@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 
 FROM_BYTES = 32 * 2**20
