@@ -93,6 +93,8 @@ METHODS: dict[str, tuple[str, Method]] = {
 """System, presets and settings of each method."""
 FROZEN = {"segmentation": {"encoder_rate_factor": 0.001, "encoder_rate_share": 1.0}}
 """The decoder alone learns, nearly: what the encoder's features are worth as they are."""
+SHORT = {"segmentation": {"steps": 120, "validate_every": 120, "optimizer": {"learning_rate": 3.0e-3}}}
+"""Fine-tuning that ends before random initialisation has learned the task: what a pretrained encoder saves of it."""
 PROBES: dict[str, tuple[str, Method]] = {
     name: ("fcl", ([], merged({"fcl": {"starts": ["shared"]}}, changes)))
     for name, changes in {
@@ -104,6 +106,8 @@ PROBES: dict[str, tuple[str, Method]] = {
         "exclude_same_partition": {"fcl": {"denominator": "exclude_same_partition"}},
         "longer": {"stages": {"pretraining": {"rounds": 90}}},
         "slow_encoder": {"segmentation": {"encoder_rate_factor": 0.1}},
+        "short": SHORT,
+        "random_short": merged(SHORT, {"stages": {"pretraining": {"rounds": 0}}, "fcl": {"starts": ["scratch"]}}),
         "frozen": FROZEN,
         "untrained_frozen": merged(
             FROZEN, {"stages": {"pretraining": {"rounds": 1}}, "fcl": {"optimizer": {"learning_rate": 1e-9}}}
@@ -131,6 +135,8 @@ NAMES = {
     "exclude_same_partition": "FCL, no negatives of the same part",
     "longer": "FCL, three times the rounds",
     "slow_encoder": "FCL, a tenth of the rate for the encoder at first",
+    "short": "FCL, half the steps of fine-tuning at a third of the rate",
+    "random_short": "random initialisation, the same",
     "frozen": "FCL, the encoder as pretrained",
     "untrained_frozen": "the encoder as initialised",
 }
