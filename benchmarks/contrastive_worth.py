@@ -118,6 +118,8 @@ PROBES: dict[str, tuple[str, Method]] = {
 ALONE = frozenset({"local_contrastive"})
 """Methods that pretrain without a server."""
 BASELINE = "random"
+ASIDE = 0.7
+"""MB by which methods are moved apart in the figure."""
 NAMES = {
     "random": "random initialisation",
     "local_contrastive": "local contrastive pretraining",
@@ -460,7 +462,11 @@ def patient_figures(result: Mapping[str, Any], figure: str) -> list[float]:
 
 
 def draw(study: str, file: Path) -> None:
-    """Mean Dice against the megabytes that a site moved in pretraining, one line per number of labelled patients."""
+    """Mean Dice against the megabytes that a site moved in pretraining, a panel for each number of labelled patients.
+
+    Bars are standard deviations, over seeds and folds, of the difference to random initialisation of the same fold and
+    seed: what folds have in common says nothing of a method. Where several moved as much, they stand side by side.
+    """
     import matplotlib
 
     matplotlib.use("svg" if file.suffix == ".svg" else "agg")
@@ -468,18 +474,22 @@ def draw(study: str, file: Path) -> None:
 
     passes, cells = whole_passes(study), runs_of(study)
     numbers = sorted({labelled for _, labelled in passes if labelled != TRANSFER}, key=int)
-    figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 4.0), squeeze=False, layout="constrained")
     for axis, labelled in zip(axes[0], numbers, strict=True):
-        for marker, name in zip("osD^vPX*", METHODS, strict=True):
+        beside = {one["seed"]: mean_dice(one) for one in cells[BASELINE, labelled]}
+        for place, (marker, name) in enumerate(zip("osD^vPX*", METHODS, strict=True)):
             runs = passes.get((name, labelled))
             if runs:
-                dice = [mean_dice(one) for one in runs]
-                spread = statistics.stdev(mean_dice(one) for one in cells[name, labelled])
-                moved = statistics.fmean(one["megabytes"] for one in runs)
-                axis.errorbar(moved, statistics.fmean(dice), yerr=spread, fmt=marker, capsize=2, label=NAMES[name])
-        axis.set(xlabel="MB a site moved in pretraining", title=f"{labelled} labelled patient(s) a site")
-    axes[0][0].set_ylabel("mean Dice, SD over seeds and folds")
-    axes[0][-1].legend(fontsize=7)
+                dice = statistics.fmean(mean_dice(one) for one in runs)
+                apart = [mean_dice(one) - beside[one["seed"]] for one in cells[name, labelled]]
+                moved = statistics.fmean(one["megabytes"] for one in runs) + (place - len(METHODS) / 2) * ASIDE
+                bar = statistics.stdev(apart) if name != BASELINE else 0.0
+                axis.errorbar(moved, dice, yerr=bar, fmt=marker, capsize=3, label=NAMES[name])
+        axis.axhline(statistics.fmean(beside.values()), color="0.7", linewidth=1, zorder=0)
+        of = "patient" if labelled == "1" else "patients"
+        axis.set(xlabel="MB a site moved in pretraining", title=f"{labelled} labelled {of} a site")
+    axes[0][0].set_ylabel("mean Dice; bars: SD of the difference\nto random initialisation")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(file)
 
 

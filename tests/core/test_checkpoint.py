@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 import stat
+import subprocess
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError, content_crc32, content_sha256
@@ -260,6 +262,27 @@ def test_a_checkpoint_has_the_mode_of_any_other_file_of_its_process(two_generati
     (tmp_path / "other").touch()
     checkpoint.save(two_generations, {"w": torch.zeros(2)})
     assert two_generations.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_file_of_an_earlier_version_is_named_as_one(file: Path) -> None:
+    file.parent.mkdir()
+    save_file({"w": torch.zeros(2)}, file, metadata={"tree": "{}", "sha256": "ab" * 32})
+    for read in (checkpoint.load, checkpoint.load_file):
+        with pytest.raises(CheckpointError, match="an earlier version"):
+            read(file)
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_write(two_generations: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, of_others = (
+        two_generations.with_name(f".{two_generations.name}.{one}.tmp") for one in (ended.pid, os.getppid())
+    )
+    for one in (left, of_others):
+        one.write_bytes(b"half")
+    checkpoint.save(two_generations, {"step": 3})
+    assert not left.exists()
+    assert of_others.exists(), "its process lives and may be writing"
 
 
 def folders_flushed(monkeypatch: pytest.MonkeyPatch, answer: int = 0) -> list[str]:

@@ -177,6 +177,8 @@ def test_what_is_fetched_for_a_message_is_held_to_the_same_bound(receiver: Recei
     with pytest.raises(StreamError, match="OVERSIZE: tensors of more than 1000 bytes"):
         first.consume("ref", {}, [b"x"])
     assert first.result == 4
+    with pytest.raises(StreamError, match="an empty piece"):
+        Kept().consume("ref", {}, [])
     second.consume("ref", {}, [b"x" * 1000])
     bound_messages(receiver, 2000, lambda sender, reason: None)
     second.consume("ref", {}, [b"x" * 1000])

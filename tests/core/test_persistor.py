@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,35 @@ def test_the_results_model_is_renewed_once_a_minute_and_when_the_run_ends(
     assert exported() == content_sha256(third)
     running.handle_event(EventType.END_RUN, context("server"))
     assert exported() == content_sha256(last)
+
+
+def test_a_copy_that_finds_no_room_is_tried_again_and_is_of_the_last_round_that_was_saved(
+    opened: Callable[..., Any],
+    context: Callable[..., FLContext],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Fault row 27: the round is saved, and a full disk for its copy alone stops nobody."""
+    running, _ = opened()
+    real = checkpoint.save
+
+    def full(path: Path, tree: Any) -> None:
+        if "models" in path.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, tree)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        saved = finish(running, 0, 0.1, context)
+        running.handle_event(EventType.END_RUN, context("server"))
+    assert caplog.text.count("the model could not be put among the results (disk full)") == 2
+    assert not list(tmp_path.rglob(f"models/{persistor.SHARED_FILE}"))
+    # a round that could not be saved any more is in no copy either
+    running.save_model(make_model_learnable({"a": torch.ones(2), "b": torch.ones(2, 2)}, {}), context("server"))
+    running.handle_event(EventType.END_RUN, context("server"))
+    (file,) = tmp_path.rglob(f"models/{persistor.SHARED_FILE}")
+    assert content_sha256(checkpoint.load_file(file)["tensors"]) == content_sha256(saved)
 
 
 def submitted_by(name: str, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from fedmedseg.core import large_tensors
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.learner import Reply, Task
@@ -116,7 +116,7 @@ class Federation:
     """
 
     def __init__(self, experiment: Experiment, folder: Path, sites: int = 2) -> None:
-        fobs.register(TensorDecomposer)
+        large_tensors.register()
         self.experiment, self.folder = experiment, folder
         self.file = folder / "experiment.yaml"
         self.file.parent.mkdir(parents=True, exist_ok=True)

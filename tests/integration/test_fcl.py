@@ -70,7 +70,7 @@ def test_two_sites_exchange_features_over_two_rounds(two_sites: simulated.Study)
             first["sites"][site]["bytes_down"] + first["sites"][other]["features_up"]["bytes"]
         )
         assert second["sites"][site]["metrics"]["loss/remote"] > 0 == first["sites"][site]["metrics"]["loss/remote"]
-    assert len({entry["personal_sha256"] for entry in second["sites"].values()} | {None}) == 3
+    assert len({entry["personal_crc32"] for entry in second["sites"].values()} | {None}) == 3
     assert second["notes"]["correspondence"] == []
     assert first["shared_sha256"] != second["shared_sha256"]
 

@@ -210,8 +210,8 @@ def test_pair_attention_sends_each_site_a_model_of_its_own(tmp_path: Path) -> No
     study = simulate(tmp_path / "w", "-n", "2", "-t", "2", changes=changes)
     assert study.code == 0, study.out
     first, second, tuning, _ = study.record["rounds"]
-    assert [entry["personal_sha256"] for entry in first["sites"].values()] == [None, None]
-    sent = {name: entry["personal_sha256"] for name, entry in second["sites"].items()}
+    assert [entry["personal_crc32"] for entry in first["sites"].values()] == [None, None]
+    sent = {name: entry["personal_crc32"] for name, entry in second["sites"].items()}
     assert len({*sent.values(), first["shared_sha256"]}) == 3
     assert second["accepted"] == ["site-1", "site-2"], "each was judged by what it was sent"
     for entry in second["sites"].values():
@@ -219,7 +219,7 @@ def test_pair_attention_sends_each_site_a_model_of_its_own(tmp_path: Path) -> No
         assert entry["metrics"]["loss/prox"] > 0
     for row in second["notes"]["pair_attention"].values():
         assert sum(row.values()) == pytest.approx(1.0)
-    assert [entry["personal_sha256"] for entry in tuning["sites"].values()] == [None, None], "fine-tuning gets the mean"
+    assert [entry["personal_crc32"] for entry in tuning["sites"].values()] == [None, None], "fine-tuning gets the mean"
     # what each site trained from is what the record says: it remembers the digest it was given with its last task
     bases = {
         name: checkpoint.load(next(study.site(name).glob("state/**/running_pretraining.safetensors")))["tree"]["key"]

@@ -14,10 +14,8 @@ from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.utils import fobs
 
-from fedmedseg.core import audit
+from fedmedseg.core import audit, large_tensors
 from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.question import Round
@@ -353,7 +351,7 @@ def test_what_leaves_is_still_valid_for_the_guarded_aggregator(
     kit.site(privacy={"min_count": 50, "clip_norm": 1.0, "noise": noise})
     sent = kit.run(reply(metrics={"loss": 0.5}))
     passed(sent)
-    fobs.register(TensorDecomposer)
+    large_tensors.register()
     aggregator = served(current(), {"site-1": sent})
     assert aggregator.rejections == {}
     combined = from_shareable(aggregator.aggregate(FLContext())).data

@@ -20,7 +20,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.zip_utils import unzip_all_from_bytes
 
-from fedmedseg.core import checkpoint
+from fedmedseg.core import checkpoint, large_tensors
 from fedmedseg.core.checkpoint import CheckpointError
 from fedmedseg.core.personal import payloads, personalise
 from fedmedseg.core.wire import WHOLE
@@ -96,7 +96,7 @@ def torch_bomb(target: Path) -> bytes:
 
 def test_payload_3_a_torch_checkpoint_is_read_nowhere(harmed: Path, tmp_path: Path) -> None:
     """Fault row 37: neither as a tensor on the wire nor as a checkpoint on the disk."""
-    fobs.register(TensorDecomposer)
+    large_tensors.register()
     content = torch_bomb(harmed)
     with pytest.raises(Exception, match=r"(?i)header|deserializ|invalid"):
         TensorDecomposer().native_recompose(content)
@@ -146,7 +146,7 @@ def test_payload_5_an_object_with_a_reduce_method_does_not_come_back_as_itself(h
         with pytest.raises(ValueError, match="not allowed"):
             fobs.loads(sent)
     finally:
-        fobs.register(TensorDecomposer)
+        large_tensors.register()
     assert not harmed.exists()
 
 
@@ -164,7 +164,7 @@ def test_payload_6_an_array_of_objects_is_neither_sent_nor_read(harmed: Path) ->
 
 
 def test_an_honest_reply_still_crosses_the_wire() -> None:
-    fobs.register(TensorDecomposer)
+    large_tensors.register()
     fobs.register(_decomposer_of(DXO))
     tensors = {"a": torch.tensor([1.5, float("nan")]), "b": torch.ones(2, 2).bfloat16()}
     sent = DXO(data_kind=DataKind.WEIGHT_DIFF, data=tensors, meta={"examples": 3})
@@ -179,7 +179,7 @@ def test_a_sites_task_holds_its_own_model_and_no_trace_of_another_sites() -> Non
     from nvflare.apis.utils.decomposers import flare_decomposers
 
     flare_decomposers.register()
-    fobs.register(TensorDecomposer)
+    large_tensors.register()
     generator = torch.Generator().manual_seed(3)
     models = {site: {"w": torch.randn(64, generator=generator)} for site in ("shared", "site-1", "site-2", "site-3")}
     shared = {**models.pop("shared"), "rest": torch.ones(3)}

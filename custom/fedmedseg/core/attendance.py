@@ -73,7 +73,7 @@ class Attendance:
     def note_declined(self) -> None:
         """Sites that declined, in this round or before, stand in its record."""
         with self._lock:
-            self._replies |= {site: _said(reason) for site, reason in self.declined.items()}
+            self._replies |= {site: _said(reason) for site, reason in dict(self.declined).items()}
 
     def counted(self, connected: Iterable[str]) -> list[str]:
         """Those that have not declined."""

@@ -8,6 +8,7 @@ a CRC-32 of the whole content, which is what a torn or decayed file shows by. No
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -142,6 +144,7 @@ def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> 
 def _replaced(path: Path, *, keep_previous: bool) -> Iterator[Path]:
     """A temporary file in the folder of ``path`` to write to, which takes its name afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -153,6 +156,14 @@ def _replaced(path: Path, *, keep_previous: bool) -> Iterator[Path]:
         _flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Temporary files of processes that were killed while they wrote ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            left.unlink(missing_ok=True)
 
 
 def _of_disk(error: SafetensorError) -> Exception:
@@ -185,6 +196,14 @@ def _read(path: Path) -> Any:
         header = stream.metadata() or {}
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     skeleton = header["tree"]
+    if "crc32" not in header and "sha256" in header:
+        raise CheckpointError(
+            path.name,
+            got="a file of an earlier version, with another checksum",
+            expected="one of this version of the package",
+            remedy="make it anew, or use the version that wrote it",
+            reason=Reason.STALE,
+        )
     if header["crc32"] != _checksum(skeleton, tensors):
         raise ValueError("checksum")
     return _unflatten(json.loads(skeleton), tensors)

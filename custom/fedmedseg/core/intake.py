@@ -89,6 +89,8 @@ class Intake:
 
     def _read(self, future: Any, *args: Any, **kwargs: Any) -> None:
         """Called by FLARE at the same time, to wait for the whole message and decode it."""
+        # of a message before, which somebody else may have sent
+        vars(_FETCHING).pop("refused", None)
         try:
             self._pass_on(future, *args, **kwargs)
         except StreamError:
@@ -134,8 +136,12 @@ def _bound_fetched(most: int) -> None:
         self.fetched = getattr(self, "fetched", 0) + sum(map(len, data))
         if self.fetched > most:
             _FETCHING.refused = f"{Reason.OVERSIZE}: tensors of more than {most} bytes to be fetched"
-            raise StreamError(_FETCHING.refused)
-        return taken(self, ref_id, state, data)
+        elif not data:
+            # FLARE's own sender puts at least one tensor into a piece; of empty ones there would be no end
+            _FETCHING.refused = f"{Reason.UNREADABLE}: an empty piece of what was to be fetched"
+        else:
+            return taken(self, ref_id, state, data)
+        raise StreamError(_FETCHING.refused)
 
     consume.unbound = taken  # type: ignore[attr-defined]
     ItemConsumer.consume = consume

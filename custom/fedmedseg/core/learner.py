@@ -24,7 +24,7 @@ class Task:
     rounds: int
     seed: int
     base: str
-    """SHA-256 of the shared tensors that came with the task."""
+    """CRC-32 of the shared tensors that came with the task."""
     state: SiteState
     progress: Progress
     received: Features | None = None

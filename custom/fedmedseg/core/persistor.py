@@ -19,6 +19,7 @@ from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
 from fedmedseg.core.place import Place, place_of
+from fedmedseg.core.rounds import disk_problem
 from fedmedseg.core.sealing import split
 from fedmedseg.core.start_file import with_start
 from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone, require_earlier
@@ -61,6 +62,8 @@ class SharedModelPersistor(ModelPersistor):
         self.history: list[dict[str, Any]] = []
         self.resumed_sha256: str | None = None
         """Digest of the tensors a resumed run starts from."""
+        self._saved: Mapping[str, torch.Tensor] = initial
+        """The tensors as the checkpoint has them."""
         self._exported = -math.inf
         self._to_export = False
 
@@ -86,7 +89,7 @@ class SharedModelPersistor(ModelPersistor):
         saved = self._state.load("shared") if known else None
         if saved is not None:
             self.schema.require(split(saved["tensors"])[0], sender="this server's checkpoint")
-            self._shared = saved["tensors"]
+            self._shared = self._saved = saved["tensors"]
             for tensors in saved.get("personal", {}).values():
                 self.schema.require({**self._shared, **tensors}, sender="this server's checkpoint")
             self.personal = dict(saved.get("personal", {}))
@@ -126,24 +129,27 @@ class SharedModelPersistor(ModelPersistor):
             "history": self.history,
         }
         self._state.save("shared", tree)
-        self._to_export = True
+        self._saved, self._to_export = dict(self._shared), True
         if time.monotonic() - self._exported >= SECONDS_BETWEEN_EXPORTS:
-            self._export()
+            try:
+                self._export()
+            except OSError as error:
+                # the round is saved: a copy of it for people is tried again, at the latest when the run ends
+                self.logger.error(f"the model could not be put among the results ({disk_problem(error)})")
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """However the run ends, the model as it then is lies among the job's results."""
+        """However the run ends, unless its process is killed, the last saved model lies among the job's results."""
         if event_type == EventType.END_RUN and self._to_export:
             try:
                 self._export()
             except OSError as error:
                 # nobody is left to stop: the checkpoint holds the same tensors
-                self.log_error(fl_ctx, f"the model could not be put among the results ({type(error).__name__})")
+                self.log_error(fl_ctx, f"the model could not be put among the results ({disk_problem(error)})")
 
     def _export(self) -> None:
         """Put the shared model into the run folder, where the job's results are fetched from, with what it was made by:
         whoever has the file alone can build and feed its networks."""
         assert self._place is not None
-        self._exported, self._to_export = time.monotonic(), False
         name = SHARED_FILE if self.experiment.federation.encryption == "none" else SEALED_FILE
         checkpoint.save(
             self._place.run / "models" / name,
@@ -153,6 +159,7 @@ class SharedModelPersistor(ModelPersistor):
                 "study": self.experiment.study,
                 "experiment": self.experiment.digest,
                 "settings": self.experiment.model_dump(mode="json", exclude={"resume"}),
-                "tensors": dict(self._shared),
+                "tensors": dict(self._saved),
             },
         )
+        self._exported, self._to_export = time.monotonic(), False

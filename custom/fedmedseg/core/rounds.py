@@ -52,7 +52,7 @@ def round_record(
             "reason": None if contribution else reply["reason"],
             "bytes_down": tensor_bytes(own.message) if own else bytes_down,
             # of the tensors this site alone was sent; None where it was sent the shared ones
-            "personal_sha256": own.base if own else None,
+            "personal_crc32": own.base if own else None,
             "bytes_up": contribution.nbytes if contribution else 0,
             # of those bytes, and how many rows they are; None where the stage exchanges no features
             "features_down": _features(split(own.tensors)[1] if own else {}, aggregator),

@@ -22,12 +22,11 @@ from nvflare.fuel.utils import fobs
 from safetensors.torch import save
 
 from fedmedseg.core import large_tensors
+from fedmedseg.core.large_tensors import LARGE
 from fedmedseg.core.wire import Header
 
 logger = logging.getLogger(__name__)
 
-LARGE = 1 << 20
-"""Bytes from which a tensor is counted without being encoded: to encode a large model is to hold it twice more."""
 _STAND_IN = (1 << 15,)
 """Float32 in place of a large tensor: as many bytes as make FLARE write the length of both in as many digits."""
 
@@ -52,7 +51,8 @@ def encoded_bytes(message: Shareable) -> int:
 
 
 def _lightened(node: Any, left_out: list[int]) -> Any:
-    """The same with stand-ins for large tensors; the bytes that these leave out go to ``left_out``."""
+    """The same with stand-ins for large tensors, for to encode them is to hold a model twice more; the bytes that these
+    leave out go to ``left_out``."""
     if isinstance(node, torch.Tensor) and node.numel() * node.element_size() >= LARGE:
         # one object for several tensors would be encoded once
         small = torch.zeros(_STAND_IN)

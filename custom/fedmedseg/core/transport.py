@@ -25,10 +25,10 @@ disk what it does not send of these (Stich et al. 2018; Lin et al. 2018, without
 lost, it comes later.
 
 **The way down.** The server keeps the shared tensors to their last bit, and encodes them anew for every round. A site
-decodes them before anything else sees them, checks that they are what the server decoded (the task names the digest of
-that), and its differences are to them. The server adds these to what it keeps: what rounding took from one round is not
-lost to the next. A site's copy is off by a 2048th of a number at most under ``fp16`` (by 2^-25 of its tensor's largest
-where the number is below 2^-14 of that), and by a 254th of its block's largest under ``int8``.
+decodes them before anything else sees them, checks that they are what the server decoded (the task names the checksum
+of that), and its differences are to them. The server adds these to what it keeps: what rounding took from one round is
+not lost to the next. A site's copy is off by a 2048th of a number at most under ``fp16`` (by 2^-25 of its tensor's
+largest where the number is below 2^-14 of that), and by a 254th of its block's largest under ``int8``.
 
 Encoding happens after the site's filters have seen the differences in plain, so that a bound on them and noise are what
 they were; it is arithmetic on what may leave anyway. The server decodes before it judges a reply like any other.

@@ -377,7 +377,7 @@ class QuorumScatterAndGather(ScatterAndGather):
                 steps=plan.work(self.experiment),
                 seconds=time.monotonic() - self._round_facts["began"],
                 asked=self._sites.counted(self._connected()),
-                replies={site: {"reason": reason} for site, reason in self._sites.declined.items()}
+                replies={site: {"reason": reason} for site, reason in dict(self._sites.declined).items()}
                 | dict(self._sites.replies),
                 history=self.record.rounds(),
             ),

@@ -62,7 +62,7 @@ class TargetPredictionAggregator(GuardedAggregator):
         differences = {site: contribution.differences for site, contribution in contributions.items()}
         updated = self.mean({site: _online(tensors) for site, tensors in differences.items()}, weights)
         if self._section.mode == "both" or self._section.predicts:
-            self._follow(updated, {site: from_wire(tensors) for site, tensors in differences.items()}, weights)
+            self._follow(updated, {site: _targets(tensors) for site, tensors in differences.items()}, weights)
         # where targets came back the rule has to say something of them, which ``replaced`` overrides
         return {**updated, **{name: torch.zeros_like(shared[name]) for name in shared if name.startswith(TARGET)}}
 
@@ -74,7 +74,7 @@ class TargetPredictionAggregator(GuardedAggregator):
         # in round 0 it is a copy of the online network, whatever that was given before the study began
         target = {name: whole[name] if number == 0 else kept[name] for name in kept}
         if self._section.mode == "both":
-            self.replaced = to_wire(_moved(target, self.mean(returned, weights)))
+            self.replaced = to_wire(_moved(target, from_wire(self.mean(returned, weights))))
             return
         expected = digest_of(target)
         held = [site for site in sorted(self.contributions) if self.contributions[site].held == expected]
@@ -90,7 +90,8 @@ class TargetPredictionAggregator(GuardedAggregator):
         correction = {name: tensor for name, tensor in whole.items() if name.startswith(PREDICTION)}
         if usable:
             total = sum(weights[site] for site in usable)
-            true = _moved(target, self.mean(usable, {site: weights[site] / total for site in usable}))
+            shares = {site: weights[site] / total for site in usable}
+            true = _moved(target, from_wire(self.mean(usable, shares)))
             correction = self._measured(predicted, true, after, correction)
             crude = predict(
                 target,
@@ -127,6 +128,11 @@ class TargetPredictionAggregator(GuardedAggregator):
         found = ratios(distances, gaps(predicted, after, section.grain))
         table = noted(correction[ANCHORS], self.round.number, found, rule=section.ratio, momentum=section.ema)
         return {ANCHORS: table}
+
+
+def _targets(tensors: Tensors) -> Tensors:
+    """The targets among what came, by their names on the wire, none of them read yet."""
+    return DerivedTensors(tensors, [name for name in tensors if name.startswith(TARGET)])
 
 
 def _online(tensors: Tensors) -> Tensors:

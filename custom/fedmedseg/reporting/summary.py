@@ -62,7 +62,10 @@ def plain_text_summary(record: Record) -> str:
     run = judged(evaluations(record))
     if run is not None:
         tail += textwrap.wrap(verdict(run), _WIDTH)
-    tail += [short(f"found nothing in any test volume: {one}", _WIDTH) for one in blind(rows)[:_MOST_BLIND]]
+    nothing = blind(rows)
+    tail += [short(f"found nothing in any test volume: {one}", _WIDTH) for one in nothing[:_MOST_BLIND]]
+    if len(nothing) > _MOST_BLIND:
+        tail.append(f"... and {len(nothing) - _MOST_BLIND} more of which nothing was found, in the report")
     silent = withholding(record)
     if silent:
         tail.append(short(f"tested, and figures withheld by the site: {', '.join(silent)}", _WIDTH))
