@@ -101,6 +101,7 @@ PROBES: dict[str, tuple[str, Method]] = {
         "fcl_fp16": {"fcl": {"transport": "fp16"}},
         "fcl_int8": {"fcl": {"transport": "int8"}},
         "fcl_noise": {"fcl": {"noise": {"sigma": 0.1}}},
+        "fcl_much_noise": {"fcl": {"noise": {"sigma": 0.3}}},
         "no_matching": {"fcl": {"structural": False, "warmup_rounds": 5}},
         "no_other_volumes": {"fcl": {"positives": "view"}},
         "exclude_same_partition": {"fcl": {"denominator": "exclude_same_partition"}},
@@ -118,8 +119,6 @@ PROBES: dict[str, tuple[str, Method]] = {
 ALONE = frozenset({"local_contrastive"})
 """Methods that pretrain without a server."""
 BASELINE = "random"
-ASIDE = 0.7
-"""MB by which methods are moved apart in the figure."""
 NAMES = {
     "random": "random initialisation",
     "local_contrastive": "local contrastive pretraining",
@@ -132,6 +131,7 @@ NAMES = {
     "fcl_fp16": "FCL, features in fp16",
     "fcl_int8": "FCL, features in int8",
     "fcl_noise": "FCL, noise of 0.1 on features",
+    "fcl_much_noise": "FCL, noise of 0.3 on features",
     "no_matching": "FCL without structural matching",
     "no_other_volumes": "FCL, the second view alone as local positive",
     "exclude_same_partition": "FCL, no negatives of the same part",
@@ -465,7 +465,7 @@ def draw(study: str, file: Path) -> None:
     """Mean Dice against the megabytes that a site moved in pretraining, a panel for each number of labelled patients.
 
     Bars are standard deviations, over seeds and folds, of the difference to random initialisation of the same fold and
-    seed: what folds have in common says nothing of a method. Where several moved as much, they stand side by side.
+    seed: what folds have in common says nothing of a method.
     """
     import matplotlib
 
@@ -477,14 +477,16 @@ def draw(study: str, file: Path) -> None:
     figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 4.0), squeeze=False, layout="constrained")
     for axis, labelled in zip(axes[0], numbers, strict=True):
         beside = {one["seed"]: mean_dice(one) for one in cells[BASELINE, labelled]}
-        for place, (marker, name) in enumerate(zip("osD^vPX*", METHODS, strict=True)):
+        for marker, name in zip("osD^vPX*", METHODS, strict=True):
             runs = passes.get((name, labelled))
             if runs:
                 dice = statistics.fmean(mean_dice(one) for one in runs)
                 apart = [mean_dice(one) - beside[one["seed"]] for one in cells[name, labelled]]
-                moved = statistics.fmean(one["megabytes"] for one in runs) + (place - len(METHODS) / 2) * ASIDE
+                moved = statistics.fmean(one["megabytes"] for one in runs)
                 bar = statistics.stdev(apart) if name != BASELINE else 0.0
-                axis.errorbar(moved, dice, yerr=bar, fmt=marker, capsize=3, label=NAMES[name])
+                shown = axis.errorbar(moved, dice, yerr=bar, fmt=marker, capsize=3, label=NAMES[name])
+                for line in (*shown[1], *shown[2]):
+                    line.set_alpha(0.5)
         axis.axhline(statistics.fmean(beside.values()), color="0.7", linewidth=1, zorder=0)
         of = "patient" if labelled == "1" else "patients"
         axis.set(xlabel="MB a site moved in pretraining", title=f"{labelled} labelled {of} a site")

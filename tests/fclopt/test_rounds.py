@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_context import FLContext
 
 from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.wire import Header
 from fedmedseg.fclopt.distance_prediction import gaps, is_anchor
 from fedmedseg.fclopt.network import TARGET, from_wire
@@ -157,6 +159,27 @@ def test_a_target_that_is_not_the_servers_moves_no_distance(federation: Callable
     assert not torch.equal(one.shared[DISTANCES], other.shared[DISTANCES])
 
 
+def test_too_few_targets_for_the_studys_rule_are_told_and_teach_no_distance(
+    federation: Callable[..., Any], sent_by: Any
+) -> None:
+    """A median of three sites, one of which started from another target: two do not make it hold."""
+    study = federation(3, mode="ptnu", sites=3)
+    study.round(0)
+    aggregator, current = study.open(1)
+    aggregator.open_round(dataclasses.replace(current, robust=RobustSection.model_validate({"rule": "median"})))
+    before = study.shared[DISTANCES]
+    for site in study.sites:
+        reply = study.train(site, current)
+        if site == "site-2":
+            reply.set_header(Header.HELD, "f" * 64)
+        assert aggregator.accept(reply, sent_by(site))
+    study.close(aggregator, 1)
+    notes = study.history[-1]["notes"]["target"]
+    assert (notes["held"], notes["unused"]) == (["site-1", "site-3"], ["site-1", "site-3"])
+    assert "error" not in notes
+    assert before.shape == study.shared[DISTANCES].shape
+
+
 @pytest.mark.parametrize("settings", rest_slow(FEW, 1), ids=str)
 def test_a_server_that_lives_again_goes_on_to_the_same_bits(
     settings: dict[str, Any], federation: Callable[..., Any]
@@ -197,6 +220,7 @@ def test_prediction_errs_least_with_distances_and_most_naively(federation: Calla
     study.round(0)
     notes = study.history[-1]["notes"]["target"]
     assert notes["corrected_error"] <= notes["error"] < 0.5
+    assert notes["error"] < notes["naive_error"]
 
 
 def test_running_statistics_are_the_online_networks_and_never_predicted(federation: Callable[..., Any]) -> None:
