@@ -7,17 +7,22 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from nvflare.apis.dxo import from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.app_opt.pt.lazy_tensor_dict import LazyTensorDict
+from safetensors.torch import save_file
 
 from fedmedseg.core import aggregator as aggregation
 from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.federation_settings import RobustSection
+from fedmedseg.core.large_tensors import LARGE
 from fedmedseg.core.robust import clipped, combined, survey
-from fedmedseg.core.spilled import DerivedTensors, SpilledTensors
+from fedmedseg.core.spilled import DerivedTensors, SpilledTensors, holds_fetched, taken_over
+from fedmedseg.core.traffic import encoded_bytes
 from fedmedseg.core.wire import tensor_bytes
 
 ODD = {
@@ -201,7 +206,7 @@ def test_a_full_disk_costs_that_reply_alone(
     """The site may be asked again; the reason is told without a path."""
     made = send_to()
     monkeypatch.setattr(aggregation, "FROM_BYTES", 0)
-    monkeypatch.setattr(aggregation, "SpilledTensors", _full)
+    monkeypatch.setattr(SpilledTensors, "__init__", _full)
     data = {"a": torch.zeros(2), "b": torch.zeros(2, 2)}
     assert not made.accept(reply_to(made.round, data, examples=4), context("server", peer="site-3"))
     assert made.rejections == {"site-3": "DISK: the server could not keep it (OSError)"}
@@ -210,3 +215,54 @@ def test_a_full_disk_costs_that_reply_alone(
 
 def _full(*_: object) -> None:
     raise OSError(28, "No space left on device: /secret")
+
+
+def fetched(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, Any]:
+    """As FLARE leaves a reply's large tensors: files with names, and what stands for each."""
+    folder.mkdir()
+    save_file(tensors, folder / "piece")
+    there = LazyTensorDict({name: (str(folder / "piece"), name) for name in tensors}, str(folder))
+    return {name: there.make_lazy_ref(name) for name in tensors}
+
+
+def test_what_flare_has_fetched_moves_into_a_file_without_a_name(tmp_path: Path) -> None:
+    given = {"a": torch.randn(3, 4), "b": torch.arange(5)}
+    reply = {**fetched(given, tmp_path / "flare"), "c": torch.ones(2)}
+    assert holds_fetched(reply)
+    kept = taken_over(reply, tmp_path)
+    reply.clear()
+    assert not (tmp_path / "flare").exists(), "FLARE's go with what stands for them"
+    assert list(tmp_path.iterdir()) == []
+    assert kept.nbytes == 48 + 40 + 8
+    assert all(torch.equal(kept[name], tensor) for name, tensor in {**given, "c": torch.ones(2)}.items())
+
+
+@pytest.mark.parametrize("entries", [{"a": torch.ones(2)}, {}, None, [1]])
+def test_other_replies_hold_nothing_that_was_fetched(entries: object) -> None:
+    assert not holds_fetched(entries)
+
+
+def test_a_fetched_reply_is_judged_and_counted_like_any_other(
+    send_to: Callable, reply_to: Callable, context: Callable, tmp_path: Path
+) -> None:
+    made, data = send_to(), {"a": torch.full((2,), 0.5), "b": torch.full((2, 2), 0.5)}
+    for site, tensors in (("site-3", data), ("site-4", fetched(data, tmp_path / "flare"))):
+        assert made.accept(reply_to(made.round, tensors, examples=4), context("server", peer=site)), made.rejections
+    plain, kept = (made.contributions[site] for site in ("site-3", "site-4"))
+    assert isinstance(kept.differences, SpilledTensors)
+    assert (kept.nbytes, kept.norms) == (plain.nbytes, plain.norms)
+    wrong = fetched({"a": torch.full((2,), float("nan")), "b": data["b"]}, tmp_path / "wrong")
+    assert not made.accept(reply_to(made.round, wrong, examples=4), context("server", peer="site-5"))
+    assert made.rejections["site-5"] == "NOT_FINITE: a holds NaN or infinity"
+    gone = fetched(data, tmp_path / "gone")
+    (tmp_path / "gone" / "piece").unlink()
+    assert not made.accept(reply_to(made.round, gone, examples=4), context("server", peer="site-6"))
+    assert made.rejections["site-6"].startswith(("UNREADABLE", "DISK"))
+
+
+def test_a_fetched_tensor_is_counted_like_one_inside_without_being_read(tmp_path: Path) -> None:
+    large = {"w": torch.zeros(LARGE // 4)}
+    inside, apart = (
+        DXO(DataKind.WEIGHT_DIFF, data=data).to_shareable() for data in (large, fetched(large, tmp_path / "f"))
+    )
+    assert encoded_bytes(apart) == encoded_bytes(inside)

@@ -28,7 +28,7 @@ from fedmedseg.core.place import place_of
 from fedmedseg.core.question import Round
 from fedmedseg.core.robust import clipped, combined, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing
-from fedmedseg.core.spilled import FROM_BYTES, SpilledTensors
+from fedmedseg.core.spilled import FROM_BYTES, SpilledTensors, holds_fetched, taken_over
 from fedmedseg.core.wire import Schema, tensor_bytes
 
 
@@ -86,7 +86,7 @@ class GuardedAggregator(Aggregator):
         site = _sender(fl_ctx)
         with self._lock:
             try:
-                contribution = _spilled(self._judged(site, shareable), fl_ctx)
+                contribution = _spilled(self._judged(site, shareable, fl_ctx), fl_ctx)
             except FedMedSegError as error:
                 problem = f"{error.reason}: {error.got or error.field}"
             except Exception as error:
@@ -228,12 +228,12 @@ class GuardedAggregator(Aggregator):
         """
         raise TypeError(f"{type(self).__name__} makes no personal tensors; a stage that sends them needs a rule")
 
-    def _judged(self, site: str, shareable: Shareable) -> Contribution:
+    def _judged(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> Contribution:
         if self.round is None or self._closed:
             raise rejected(Reason.STALE, "no round is open")
         if site in self.contributions:
             raise rejected(Reason.ALREADY_RECEIVED, "a second reply in one round")
-        return judge(self.round, site, shareable)
+        return judge(self.round, site, shareable, take_over=lambda tensors: _taken_over(tensors, fl_ctx))
 
 
 class MetricsAggregator(GuardedAggregator):
@@ -260,18 +260,32 @@ def _spilled(contribution: Contribution, fl_ctx: FLContext) -> Contribution:
 
     Without a job, as in one process for all sites, there is no folder to write to, and no server to spare.
     """
-    large = tensor_bytes(contribution.differences) >= FROM_BYTES
-    if not large or fl_ctx.get_job_id() is None:
-        return contribution
-    try:
-        on_disk = SpilledTensors(contribution.differences, place_of(fl_ctx).run)
-    except OSError as error:
-        # the reply is good: whoever reads the reason must look at the server
-        raise rejected(Reason.DISK, f"the server could not keep it ({type(error).__name__})") from None
+    on_disk = contribution.differences
+    if not isinstance(on_disk, SpilledTensors):
+        if tensor_bytes(on_disk) < FROM_BYTES or fl_ctx.get_job_id() is None:
+            return contribution
+        try:
+            on_disk = SpilledTensors(on_disk, place_of(fl_ctx).run)
+        except OSError as error:
+            raise _no_room(error) from None
     # the messages of other sites, sent and received, which would wait for Python's collector
     free_messages()
-    own = contribution.nbytes - tensor_bytes(contribution.features)
-    return dataclasses.replace(contribution, differences=on_disk, carried=own)
+    carried = on_disk.nbytes if contribution.carried is None else contribution.carried
+    return dataclasses.replace(contribution, differences=on_disk, carried=carried)
+
+
+def _taken_over(tensors: Any, fl_ctx: FLContext) -> Any:
+    if not holds_fetched(tensors):
+        return tensors
+    try:
+        return taken_over(tensors, place_of(fl_ctx).run)
+    except OSError as error:
+        raise _no_room(error) from None
+
+
+def _no_room(error: OSError) -> FedMedSegError:
+    # the reply is good: whoever reads the reason must look at the server
+    return rejected(Reason.DISK, f"the server could not keep it ({type(error).__name__})")
 
 
 def _sender(fl_ctx: FLContext) -> str:

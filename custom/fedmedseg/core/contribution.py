@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
@@ -47,8 +48,12 @@ class Contribution:
         return own + tensor_bytes(self.features)
 
 
-def judge(current: Round, site: str, shareable: Shareable) -> Contribution:
+def judge(
+    current: Round, site: str, shareable: Shareable, *, take_over: Callable[[Any], Any] = lambda tensors: tensors
+) -> Contribution:
     """The reply of ``site`` to the question ``current``, if it counts.
+
+    ``take_over`` makes tensors of what FLARE has fetched to the disk.
 
     Raises:
         FedMedSegError: it does not; the reason says why. A hostile reply may raise anything else besides.
@@ -74,7 +79,7 @@ def judge(current: Round, site: str, shareable: Shareable) -> Contribution:
     if current.contract.returns == "shared":
         if dxo.data_kind != DataKind.WEIGHT_DIFF:
             raise rejected(Reason.SCHEMA, "weights instead of differences")
-        differences = dxo.data
+        differences = take_over(dxo.data)
         if (exchange := current.contract.exchange) is not None and isinstance(differences, Mapping):
             differences, features = split_features(differences)
             if (found := exchange.problem(features)) is not None:

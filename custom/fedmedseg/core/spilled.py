@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from nvflare.app_opt.pt.lazy_tensor_dict import _LazyRef
 
 FROM_BYTES = 32 * 2**20
 """Replies of so many bytes and more wait on the disk for the end of their round."""
@@ -53,6 +55,11 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
             left, begin = left[count:], begin + count
         return torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them, of which none is read for that."""
+        return sum(prod(shape) * dtype.itemsize for _, shape, dtype in self._places.values())
+
     def __contains__(self, name: object) -> bool:
         # a mapping's own would read the tensor to find out
         return name in self._places
@@ -62,6 +69,31 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def is_fetched(value: object) -> TypeGuard[_LazyRef]:
+    """Whether it stands for a tensor that FLARE has fetched to the disk instead of into memory."""
+    return isinstance(value, _LazyRef)
+
+
+def holds_fetched(tensors: object) -> bool:
+    """Whether any of a reply's tensors lies where FLARE has fetched it to."""
+    return isinstance(tensors, Mapping) and any(map(is_fetched, tensors.values()))
+
+
+def taken_over(tensors: Mapping[str, Any], folder: Path) -> SpilledTensors:
+    """A reply's tensors, of which FLARE has fetched some to files with names, in a file without one: each is read and
+    written once, and in memory for as long.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+        SafetensorError: a file that FLARE has written is none of tensors.
+    """
+
+    def tensor_of(one: Any) -> torch.Tensor:
+        return one.materialize() if is_fetched(one) else one
+
+    return SpilledTensors(DerivedTensors(tensors, tensors, tensor_of), folder)
 
 
 class DerivedTensors(Mapping[str, torch.Tensor]):
