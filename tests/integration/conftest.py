@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,23 @@ def federate(tmp_path: Path) -> Iterator[Callable[..., Hospitals]]:
 
 @pytest.fixture(scope="session")
 def start() -> Start:
-    """start(folder, sites=2, faults=[...], **sections of experiment.yaml): runs a study to its end."""
+    """start(folder, sites=2, faults=[...], **sections of experiment.yaml): runs a study to its end.
 
-    def run(folder: Path, *, sites: int = 2, faults: list[dict[str, Any]] | None = None, **changes: Any) -> Run:
+    ``configuration`` is added to what the job says to FLARE, on both sides.
+    """
+
+    def run(
+        folder: Path,
+        *,
+        sites: int = 2,
+        faults: list[dict[str, Any]] | None = None,
+        configuration: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> Run:
         shutil.rmtree(folder / "job", ignore_errors=True)
         job = stand_in_job(folder / "job", changes)
+        for file in (job / "app" / "config").glob("config_fed_*.json"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), **(configuration or {})}))
         resources = simulator_resources()
         resources["class_allow_list"].append("stand_ins.")
         workspace = folder / "workspace"
