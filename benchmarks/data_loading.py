@@ -45,6 +45,13 @@ class Loader:
 
 
 LOADERS = {
+    "cardiac_ct": Loader(
+        "teacher_hps",
+        ("fedmedseg.cardiac_ct.batches", "WholeHearts.draw"),
+        ("fedmedseg.cardiac_ct.objective", "TaskObjective.step"),
+        lambda one: int(one.draw.__self__.batch),
+        lambda one: len(one.draw.__self__.lessons),
+    ),
     "fedavg": Loader(
         "training",
         ("fedmedseg.segmentation.batches", "LabelledBatches.draw"),
