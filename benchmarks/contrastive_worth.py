@@ -174,7 +174,7 @@ class Cell(AnyCell):
         rate = study["rates"]["fcl" if self.method in PROBES else self.method] if self.trial is None else self.trial
         pretraining = merged(study[self.system], {"optimizer": {"learning_rate": rate}})
         settings = merged(study["settings"], {self.system: pretraining, "stages": study["stages"]})
-        if self.method != BASELINE:
+        if not self.method.startswith(BASELINE):
             settings = merged(settings, {"segmentation": study["encoder"]})
         own: dict[str, Any] = {"study": f"contrastive-worth-{self.study}", "seed": self.seed}
         if self.labelled == TRANSFER:

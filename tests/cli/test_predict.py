@@ -289,6 +289,7 @@ def test_no_file_is_written_twice(tmp_path: Path) -> None:
         (lambda p: [p.model, p.root / "none", p.out], "nothing at"),
         (lambda p: [p.model, p.images, p.images / "out"], "inside the folder that is read"),
         (lambda p: [p.model, p.images, p.root / "x.nii.gz"], "a file, for 2 images"),
+        (lambda p: [p.model, p.images / "p1_ED.nii.gz", p.images / "p1_ED.nii.gz", "--force"], "which is read"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED"], "both frames"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_EX"], "write 'p1_E"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_ES", "--cavity", "x"], "ventricle, wall"),

@@ -96,11 +96,15 @@ def import_set(
     # what reads and writes volumes is imported only when it is needed: the command line stays quick
     from fedmedseg.data.importers import create
     from fedmedseg.data.importers.assignment import assign_by_group, assign_by_number, parse_sites, parse_split
-    from fedmedseg.data.importers.sites import write_sites
+    from fedmedseg.data.importers.base import writing as to_write
+    from fedmedseg.data.importers.sites import require_free, write_sites
 
     with friendly_errors():
         wanted, shares = parse_sites(sites or []), parse_split(split)
         _apart(source, out)
+        # before a large set is read
+        with to_write(out):
+            require_free(out, force=force)
         with progress_bar() as bar:
             reader = create(
                 importer,

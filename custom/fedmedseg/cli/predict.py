@@ -79,6 +79,7 @@ def predict(
         from fedmedseg.segmentation.predicted_files import (
             TABLES,
             outputs_for,
+            require_apart,
             require_new,
             require_writable,
             write_tables,
@@ -96,7 +97,10 @@ def predict(
         hearts = _hearts(heart, found.sources, place, predictor)
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in found.sources}
         tables = [] if single else [out / name for name in TABLES]
-        require_new([path for one in outputs.values() for path in one.every] + tables, force=force)
+        written = [path for one in outputs.values() for path in one.every] + tables
+        images = [one.file for one in found.sources if one.file is not None]
+        require_apart(written, [model, place, *images, *hearts.values(), *([phases] if phases else [])])
+        require_new(written, force=force)
         require_writable(out)
         with _Display(len(found.sources)) as display:
             batch = predict_all(

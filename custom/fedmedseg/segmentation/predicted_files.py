@@ -219,6 +219,24 @@ def require_new(files: Iterable[Path], *, force: bool) -> None:
         )
 
 
+def require_apart(files: Iterable[Path], read: Iterable[Path]) -> None:
+    """Refuse to write over what is read, even where files are to be replaced: an answer of before goes before its image
+    is opened.
+
+    Raises:
+        ConfigurationError: names the file.
+    """
+    inputs = {path.resolve() for path in read}
+    for path in files:
+        if path.resolve() in inputs:
+            raise ConfigurationError(
+                "OUT",
+                got=f"{path}, which is read",
+                expected="a file that is no image, no model and no map of this call",
+                remedy="choose another: --force replaces answers of earlier calls alone",
+            )
+
+
 def require_writable(out: Path) -> None:
     """Refuse a place that cannot be written, before anything is computed for it. Nothing is left there.
 

@@ -27,7 +27,7 @@ from fedmedseg.data.importers.assignment import (
     split_patients,
 )
 from fedmedseg.data.importers.base import Collection, SourceCase
-from fedmedseg.data.importers.sites import write_sites
+from fedmedseg.data.importers.sites import require_free, write_sites
 
 
 @dataclass(frozen=True)
@@ -312,3 +312,19 @@ def test_an_unknown_importer_or_option_is_named() -> None:
         create("sunybrook")
     with pytest.raises(ConfigurationError, match="--channel"):
         create("sunnybrook", channel=1)
+
+
+@pytest.mark.parametrize("below", ["", "a/b"], ids=["itself", "a parent"])
+def test_a_file_where_the_folder_should_be_is_told(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigurationError, match="--out: got .*file.*Expected a folder"):
+        require_free(tmp_path / "file" / below, force=True)
+
+
+def test_a_folder_of_files_is_refused_before_anything_is_read_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(ConfigurationError, match="holds files"):
+        require_free(tmp_path, force=False)
+    require_free(tmp_path, force=True)
+    require_free(tmp_path / "new" / "folder", force=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["mine"]

@@ -205,7 +205,8 @@ def _of_writing(error: OSError, out: Path) -> bool:
     """Whether ``error`` came of writing below ``out``: by its number, or by the file that it names."""
     named = error.filename2 or error.filename
     inside = isinstance(named, str | os.PathLike) and Path(named).absolute().is_relative_to(out.absolute())
-    return error.errno in FULL | READ_ONLY or (error.errno in (errno.EACCES, errno.EPERM) and inside)
+    no_folder = error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG)
+    return error.errno in FULL | READ_ONLY or (no_folder and inside)
 
 
 def nifti(path: Path) -> Any:

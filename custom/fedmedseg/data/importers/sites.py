@@ -95,20 +95,31 @@ def write_manifest(out: Path, content: Mapping[str, object]) -> None:
     write_atomic(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def require_free(out: Path, *, force: bool) -> None:
+    """Refuse what ``claim`` would refuse, before anything is read for it; nothing is changed.
+
+    Raises:
+        ConfigurationError: no folder can be there, or it holds files and ``force`` is not set.
+    """
+    blocked = next((one for one in (out, *out.parents) if one.exists() and not one.is_dir()), None)
+    if blocked is not None:
+        got = f"the file {out}" if blocked == out else f"{out}, below the file {blocked}"
+        raise ConfigurationError("--out", got=got, expected="a folder")
+    if not force and out.exists() and any(out.iterdir()):
+        raise ConfigurationError(
+            "--out", got=f"{out}, which holds files", expected="a new or empty folder", remedy="--force replaces it"
+        )
+
+
 def claim(out: Path, *, force: bool) -> None:
     """Make ``out`` ready: new or empty, or with ``force`` rid of the sites that an earlier import listed.
 
     Raises:
-        ConfigurationError: the folder holds files and ``force`` is not set.
+        ConfigurationError: no folder can be there, or it holds files and ``force`` is not set.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError("--out", got=f"the file {out}", expected="a folder")
-    if not out.exists() or not any(out.iterdir()):
+    require_free(out, force=force)
+    if not out.exists():
         return
-    if not force:
-        raise ConfigurationError(
-            "--out", got=f"{out}, which holds files", expected="a new or empty folder", remedy="--force replaces it"
-        )
     manifest = out / MANIFEST
     if manifest.is_file():
         try:
