@@ -429,6 +429,9 @@ def table(study: str, methods: Iterable[str]) -> str:
     lines: list[str] = []
     for labelled in dict.fromkeys(key[1] for key in sorted(passes)):
         runs = {name: passes[name, labelled] for name in NAMES if name in chosen and (name, labelled) in passes}
+        if not runs:
+            # probes run on some folds: their cells are read one by one
+            continue
         sites = sorted(next(iter(runs.values()))[0]["sites"])
         count = f"{labelled} labelled patient(s) a site" if labelled != TRANSFER else "another set, an outside site"
         rows = []

@@ -60,7 +60,7 @@ def _about(text: str) -> str:
     """The first sentence of the comment that a preset begins with."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     words = " ".join(line.removeprefix("#").strip() for line in lines)
-    return re.split(r"(?<=[.]) ", words, maxsplit=1)[0].rstrip(".")
+    return re.split(r"(?<=[.])(?<!et al[.]) ", words, maxsplit=1)[0].rstrip(".")
 
 
 def job(

@@ -169,7 +169,10 @@ def _site_names(number: int | None, clients: str | None, sites: Path | None, exp
         found = tuple(sorted(file.stem for file in sites.glob("*.yaml")))
         if not found:
             raise ConfigurationError(
-                "--sites", got=f"no .yaml file in {sites}", expected="a folder of <site>.yaml files"
+                "--sites",
+                got=f"no .yaml file in {sites}" if sites.is_dir() else f"no folder at {sites}",
+                expected="a folder of <site>.yaml files",
+                remedy=f"try {sites / 'sites'}" if list(sites.glob("sites/*.yaml")) else "",
             )
         return _checked(found, "--sites")
     return tuple(f"site-{index + 1}" for index in range(planned_sites(experiment)))
@@ -197,7 +200,10 @@ def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...
         if not source.is_file():
             known = ", ".join(sorted(file.stem for file in sites.glob("*.yaml")))
             raise ConfigurationError(
-                "--sites", got=f"no site file for {name}", expected=f"one per site; there are {known or 'none'}"
+                "--sites",
+                got=f"no site file for {name}",
+                expected=f"one per site; there are {known or 'none'}",
+                remedy="leave -n and -c out to take all that are there, or name those to take with -c",
             )
         settings = parse(SiteFile, read_yaml(source), source=source.name)
         content = settings.model_dump(mode="json", exclude_none=True)

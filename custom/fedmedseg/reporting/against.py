@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmedseg.reporting.tables import DiceRow, Record, dice_table, mean, models_in, site_means
+from fedmedseg.reporting.tables import DiceRow, Record, dice_table, mean, models_in, outcome_of, site_means
 
 PAIRS = (("personal", "shared"), ("personal", "scratch"), ("shared", "scratch"), ("student", "cnn"))
 """Pairs of models that people ask about: what is the second worth beside the first?"""
-KEPT = ("study", "system", "seed", "started", "outcome", "experiment_sha256", "sites", "versions", "labels")
+KEPT = ("study", "system", "seed", "started", "outcome", "ended", "experiment_sha256", "sites", "versions", "labels")
 """Of the run before, beside its scores, what the report needs."""
 
 
@@ -69,9 +69,10 @@ def since(rows: Sequence[DiceRow], before: Sequence[DiceRow]) -> list[Against]:
 def changed(record: Record, earlier: Mapping[str, Any]) -> list[str]:
     """In what the two runs differ besides their scores, in words; a comparison is only as good as this is short."""
     lines = []
-    for name, what in (("system", "system"), ("seed", "seed"), ("outcome", "outcome")):
-        if record.get(name) != earlier.get(name):
-            lines.append(f"{what} {record.get(name)}, then {earlier.get(name)}")
+    for name in ("system", "seed", "outcome"):
+        told = [outcome_of(one) if name == "outcome" else str(one.get(name)) for one in (record, earlier)]
+        if told[0] != told[1]:
+            lines.append(f"{name} {told[0]}, then {told[1]}")
     if record.get("experiment_sha256") != earlier.get("experiment_sha256"):
         lines.append("other settings")
     now, then = set(record.get("sites") or []), set(earlier.get("sites") or [])

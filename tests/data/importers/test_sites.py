@@ -317,7 +317,7 @@ def test_an_unknown_importer_or_option_is_named() -> None:
 @pytest.mark.parametrize("below", ["", "a/b"], ids=["itself", "a parent"])
 def test_a_file_where_the_folder_should_be_is_told(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigurationError, match="--out: got .*file.*Expected a folder"):
+    with pytest.raises(ConfigurationError, match=r"--out: got .*file.*Expected a folder"):
         require_free(tmp_path / "file" / below, force=True)
 
 
