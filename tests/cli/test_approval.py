@@ -154,7 +154,7 @@ def test_a_site_file_that_asks_nobody_says_so(hospital: Path) -> None:
         (("--approve", "a", "--deny", "a"), "one of them"),
         (("--approve", "a", "--reason", "x"), "--deny ID with it"),
         (("--reason", "x"), "--deny ID with it"),
-        (("--approve", "abc"), "none has asked"),
+        (("--approve", "abc"), "no job has asked"),
     ],
 )
 def test_what_makes_no_sense_is_refused(hospital: Path, arguments: tuple[str, ...], word: str) -> None:

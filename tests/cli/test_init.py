@@ -134,7 +134,7 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
         (["heart"], "--system: got nothing, and no terminal to ask at.*write one of cardiac_ct, fcl"),
         (["heart", "--system", "fedata"], "--sites: got nothing, and no terminal"),
         (["a/b", *OPTIONS], "STUDY: got 'a/b'"),
-        (["heart", "--system", "fedatta", "--sites", "a"], "job: got 'fedatta'.*write 'fedata'"),
+        (["heart", "--system", "fedatta", "--sites", "a"], "--system: got 'fedatta'.*write 'fedata'"),
         (["heart", "--system", "fedata", "--sites", "a,A"], "--sites: got a,A. Expected different names"),
         (["heart", "--system", "fedata", "--sites", "a,server"], "--sites: got 'server'"),
         (["heart", "--system", "fedata", "--sites", "a,Network"], "--sites: got 'Network'.*another name than"),

@@ -191,7 +191,7 @@ def test_words_that_the_filters_would_stop_are_refused_at_once(
 
 
 def test_an_unknown_request_is_told_with_the_nearest(tmp_path: Path, wish: Callable[..., Wish]) -> None:
-    with pytest.raises(ConfigurationError, match="none has asked"):
+    with pytest.raises(ConfigurationError, match="no job has asked"):
         decide(tmp_path, "abc", "approved")
     refused(tmp_path, wish())
     with pytest.raises(ConfigurationError, match=f"write '{wish().id}'"):

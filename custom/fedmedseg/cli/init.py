@@ -77,7 +77,7 @@ def init(
         _require_new(folder)
         asks = _may_ask()
         system = system or _ask(asks, "--system", "Which method", systems(), "fedata")
-        find_job(system)
+        find_job(system, what="--system")
         if preset is None and asks:
             chosen = _ask(asks, "--preset", "Which settings (a preset)", ["none", *presets_of(system)], "none")
             preset = None if chosen == "none" else [chosen]

@@ -158,7 +158,7 @@ def decide(state_root: Path, request: str, verdict: Verdict, *, reason: str = ""
         raise ConfigurationError(
             "request",
             got=repr(request),
-            expected=f"one of {', '.join(known) or '(none has asked)'}",
+            expected=f"one of {', '.join(known)}" if known else "nothing yet: no job has asked for approval here",
             remedy=f"write {guess!r}" if guess else "",
         )
     wish = known[request].wish

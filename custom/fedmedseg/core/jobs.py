@@ -27,8 +27,8 @@ def bundle_roots() -> list[Path]:
     return [Path.cwd(), package.parents[1], package / "bundle"]
 
 
-def find_job(name: str) -> Path:
-    """The folder of a job given by name or by path.
+def find_job(name: str, *, what: str = "job") -> Path:
+    """The folder of a job given by name or by path. ``what`` is what an error calls it.
 
     Raises:
         ConfigurationError: no such job.
@@ -40,7 +40,7 @@ def find_job(name: str) -> Path:
         known.update({meta.parent.name: meta.parent for meta in sorted(root.glob("jobs/*/meta.json"))})
     if name not in known:
         raise ConfigurationError(
-            "job",
+            what,
             got=repr(name),
             expected=f"a job folder, or one of {', '.join(sorted(known)) or '(no jobs found)'}",
             remedy=choose(name, sorted(known)),

@@ -72,7 +72,7 @@ def open_kit(folder: Path) -> Kit:
     raise ConfigurationError(
         "startup kit",
         got=f"no kit at {folder}",
-        expected=f"a folder with startup/{', startup/'.join(STARTUP_FILES.values())}",
+        expected=f"a folder with startup/{' or startup/'.join(STARTUP_FILES.values())}",
         remedy="name the folder that holds startup and local",
     )
 
