@@ -479,18 +479,19 @@ def draw(study: str, file: Path) -> None:
     numbers = sorted({labelled for _, labelled in passes if labelled != TRANSFER}, key=int)
     figure, axes = plt.subplots(1, len(numbers), figsize=(4.2 * len(numbers), 4.0), squeeze=False, layout="constrained")
     for axis, labelled in zip(axes[0], numbers, strict=True):
-        beside = {one["seed"]: mean_dice(one) for one in cells[BASELINE, labelled]}
+        beside = {one["seed"]: mean_dice(one) for one in cells.get((BASELINE, labelled), ())}
         for marker, name in zip("osD^vPX*", METHODS, strict=True):
             runs = passes.get((name, labelled))
             if runs:
                 dice = statistics.fmean(mean_dice(one) for one in runs)
-                apart = [mean_dice(one) - beside[one["seed"]] for one in cells[name, labelled]]
+                apart = [mean_dice(one) - beside[one["seed"]] for one in cells[name, labelled] if one["seed"] in beside]
                 moved = statistics.fmean(one["megabytes"] for one in runs)
-                bar = statistics.stdev(apart) if name != BASELINE else 0.0
+                bar = statistics.stdev(apart) if len(apart) > 1 and name != BASELINE else 0.0
                 shown = axis.errorbar(moved, dice, yerr=bar, fmt=marker, capsize=3, label=NAMES[name])
                 for line in (*shown[1], *shown[2]):
                     line.set_alpha(0.5)
-        axis.axhline(statistics.fmean(beside.values()), color="0.7", linewidth=1, zorder=0)
+        if beside:
+            axis.axhline(statistics.fmean(beside.values()), color="0.7", linewidth=1, zorder=0)
         of = "patient" if labelled == "1" else "patients"
         axis.set(xlabel="MB a site moved in pretraining", title=f"{labelled} labelled {of} a site")
     axes[0][0].set_ylabel("mean Dice; bars: SD of the difference\nto random initialisation")

@@ -65,10 +65,12 @@ def test_every_method_is_what_it_is_called(worth: ModuleType) -> None:
 def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     studies = {name: study(worth, name) for name in worth.PROBES}
     assert {name: one.stages["pretraining"].rounds for name, one in studies.items()} == {
-        name: {"longer": 90, "untrained_frozen": 1}.get(name, 30) for name in worth.PROBES
+        name: {"longer": 90, "untrained_frozen": 1, "random_short": 0}.get(name, 30) for name in worth.PROBES
     }
     assert {name: one.segmentation.encoder_rate_factor for name, one in studies.items()} == {
-        name: {"slow_encoder": 0.1, "frozen": 0.001, "untrained_frozen": 0.001}.get(name, 1.0) for name in worth.PROBES
+        # nothing is pretrained in random_short, so that nothing of a start is set
+        name: {"slow_encoder": 0.1, "frozen": 0.001, "untrained_frozen": 0.001, "random_short": 0.1}.get(name, 1.0)
+        for name in worth.PROBES
     }
     rates = {name: one.wing.optimizer.learning_rate for name, one in studies.items()}
     assert rates == {name: 1e-9 if name == "untrained_frozen" else 0.1 for name in worth.PROBES}
@@ -77,7 +79,11 @@ def test_every_probe_changes_what_its_name_says(worth: ModuleType) -> None:
     }  # fmt: skip
     of = {name: one.wing for name, one in studies.items()}
     assert (of["fcl_fp16"].transport, of["fcl_int8"].transport) == ("fp16", "int8")
-    assert of["fcl_noise"].noise.sigma == 0.1
+    assert (of["fcl_noise"].noise.sigma, of["fcl_much_noise"].noise.sigma) == (0.1, 0.3)
+    steps = {name: one.segmentation.steps for name, one in studies.items()}
+    assert steps == {name: 120 if name.endswith("short") else 240 for name in worth.PROBES}
+    rates = {name: one.segmentation.optimizer.learning_rate for name, one in studies.items()}
+    assert rates == {name: 3e-3 if name.endswith("short") else 1e-2 for name in worth.PROBES}
     assert (of["no_matching"].structural, of["no_matching"].exchange) == (False, True)
     assert of["no_other_volumes"].positives == "view"
     assert of["exclude_same_partition"].denominator == "exclude_same_partition"
@@ -184,4 +190,17 @@ def test_the_figure_is_drawn_of_what_there_is(worth: ModuleType, tmp_path: Path)
     for fold in (1, 2, 3):
         result(worth, "fcl", fold, fold, {"a": [0.5], "b": [0.9]})
     worth.draw("sunnybrook", tmp_path / "figure.svg")
-    assert "labelled patient(s) a site" in (tmp_path / "figure.svg").read_text()
+    text = (tmp_path / "figure.svg").read_text()
+    assert "1 labelled patient a site" in text
+    assert "FCL" in text
+    assert "<!-- random initialisation -->" not in text
+    for fold in (1, 2, 3):
+        result(worth, "random", fold, fold, {"a": [0.4], "b": [0.9]})
+    worth.draw("sunnybrook", tmp_path / "figure.svg")
+    assert "<!-- random initialisation -->" in (tmp_path / "figure.svg").read_text()
+
+
+def test_a_table_of_probes_alone_has_no_pass_to_show(worth: ModuleType) -> None:
+    for fold in (1, 2, 3):
+        result(worth, "fcl", fold, fold, {"a": [0.5], "b": [0.9]})
+    assert "FCL" not in worth.table("sunnybrook", ["longer"])
