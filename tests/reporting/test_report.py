@@ -162,6 +162,7 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     for one in record["rounds"]:
         one["unchanged"] = 0
     assert "No alarm: no collapse, no standstill" in said(record)
+    assert "No alarm" not in said(record | {"ended": False}), "nobody knows how it went on"
     pair = records.finished(("site-1", "site-2"), rounds=1)
     pair["rounds"][0]["sites"]["site-2"]["metrics"].pop("collapse_alarm")
     assert "No alarm: no collapse, no standstill. Whether an update is unlike the others shows from" in said(pair)
