@@ -134,9 +134,9 @@ def logged(ended: Ended, number: int, site: str, reason: str) -> list[float]:
         (1, "STALE: round of another task"),
         (2, "UNKNOWN_TENSORS: tensors from the server"),
         (3, "TENSOR_SHAPE: tensors from the server"),
-        (4, "OVERSIZE: a message of 13894719 bytes"),
+        (4, "OVERSIZE: a message of 5784569 bytes"),
         (5, "OVERSIZE: a message of "),
-        (6, "OVERSIZE: a message of 138672901 bytes"),
+        (6, "OVERSIZE: a message of 13332899 bytes"),
         (7, "UNREADABLE: a message that cannot be read"),
         (8, "OVERSIZE: tensors of more than "),
     ],
@@ -172,7 +172,7 @@ def test_what_is_refused_unread_costs_the_server_some_pieces_and_never_the_whole
     spoiled: tuple[Ended, Memory], number: int
 ) -> None:
     """Fault row 17: from just before the refusal until the site has tried again. Read and decoded, the largest would
-    cost twice its 139 MB."""
+    cost twice its 139 MB, most of which lie at the site to be fetched."""
     ended, memory = spoiled
     (told,) = logged(ended, number, str(MALICE[number - 1]["site"]), "OVERSIZE")
     before = [rss for when, rss in memory.read if told - 5 < when < told - 1]

@@ -13,17 +13,16 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.fuel.utils import fobs
-from nvflare.fuel.utils.fobs.decomposers import via_downloader
 from nvflare.widgets.widget import Widget
 from stand_ins import StandInExecutor, _kind
 
 from fedmedseg.core.checkpoint import content_crc32
+from fedmedseg.core.large_tensors import LARGE
 from fedmedseg.core.personal import Payload, personalise
 from fedmedseg.core.wire import Header
 
 PLANTED = "encoder.planted"
 TIMES = {"ten models": 10, "a hundred models": 100, "a hundred to fetch": 100}
-CHUNK = 2**20
 
 
 def _strikes(site: str, message: Shareable) -> str | None:
@@ -78,11 +77,11 @@ class MaliciousSite(Widget):
         if kind not in {*TIMES, "300 000 keys", "undecodable"}:
             return
         tensors = reply["DXO"]["data"]
-        if kind == "a hundred to fetch":
-            # FLARE asks for this number whenever it packs a tensor: from now on they are named, and lie here
-            via_downloader.acu.get_int_var = lambda name, default: CHUNK
         if kind in TIMES:
-            tensors.update({name: torch.cat([one.reshape(-1)] * TIMES[kind]) for name, one in tensors.items()})
+            grown = {name: torch.cat([one.reshape(-1)] * TIMES[kind]) for name, one in tensors.items()}
+            # the message itself stays small where only those grow that lie here to be fetched
+            apart = kind == "a hundred to fetch"
+            tensors.update({name: one for name, one in grown.items() if not apart or one.nbytes >= LARGE})
         elif kind == "undecodable":
             fobs.register(UnknownDecomposer)
             tensors[PLANTED] = Unknown()
