@@ -1,8 +1,9 @@
 """How tensors cross the wire: small ones inside their message, large ones fetched in pieces by whoever decodes it.
 
 FLARE 2.9.0 has one setting for both (``tensor_download_chunk_size``), and fetches all. Fetched apart, small tensors
-cost questions and answers; inside its message, a large one is packed, copied and held whole several times on its way:
-at 264 MB a round takes twice as long and the server's process twice the memory (``benchmarks/round_overhead.py``).
+cost questions and answers; inside its message, a large one is packed, copied and held whole several times on its way,
+by sender and receiver (``benchmarks/round_overhead.py --sizes 250`` shows rounds, with the setting below at 0 the other
+way).
 """
 
 from __future__ import annotations
