@@ -70,6 +70,7 @@ def test_a_format_comes_with_a_card_of_its_run(model: Path, tmp_path: Path) -> N
     code, said = call(model, *options)
     assert code == 0, said
     assert "README.md, metadata.json, model.ts" in said
+    assert "writing torchscript and comparing its answers" in said, "before the minute it may take"
     card = (out / "README.md").read_text()
     assert "| disc | 1 | 0.750 | - | - |" in card
     assert "CC BY 4.0, all sites" in card

@@ -117,3 +117,27 @@ def test_a_plain_bash_completes_commands_and_options(tmp_path: Path) -> None:
     assert "-F _fedmedseg_completion fedmedseg" in done.stdout, done.stdout + done.stderr
     assert completed("fedmedseg si", environment) == ["simulate", "site-policy"]
     assert "--min-clients" in completed("fedmedseg job --m", environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("fedmedseg simulate fedc", ["fedcrld"]),
+        ("fedmedseg job fedata --preset fed_", ["fed_mae", "fed_simmim"]),
+        ("fedmedseg init heart --system fedata --preset fed_m", ["fed_mae"]),
+        ("fedmedseg federation fcl --preset fed", ["fedsimclr"]),
+        ("fedmedseg federation seg", ["segviz"]),
+        ("fedmedseg init heart --system fclo", ["fclopt"]),
+        ("fedmedseg compare phantoms_", ["phantoms_small"]),
+    ],
+)
+def test_names_of_jobs_presets_and_studies_are_completed(words: str, offered: list[str]) -> None:
+    assert completed(words, dict(os.environ)) == offered
+
+
+def test_a_preset_of_another_job_is_not_offered() -> None:
+    own = completed("fedmedseg simulate fedata --preset ", dict(os.environ))
+    every = completed("fedmedseg simulate --preset ", dict(os.environ))
+    assert "fed_mae" in own
+    assert set(own) < set(every)
+    assert completed("fedmedseg simulate fedatta --preset ", dict(os.environ)) == []

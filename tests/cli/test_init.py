@@ -131,7 +131,7 @@ def test_settings_are_laid_over_the_job(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["heart"], "--system: got nothing, and no terminal to ask at.*write one of cardiac_ct, fcl"),
+        (["heart"], "--system: got nothing, and no terminal to ask at. Expected one of cardiac_ct, fcl.*add --system"),
         (["heart", "--system", "fedata"], "--sites: got nothing, and no terminal"),
         (["a/b", *OPTIONS], "STUDY: got 'a/b'"),
         (["heart", "--system", "fedatta", "--sites", "a"], "--system: got 'fedatta'.*write 'fedata'"),

@@ -152,8 +152,11 @@ def test_an_earlier_runs_model_travels_in_the_job_and_is_named_there(tmp_path: P
     [
         (["segmentation.batch=x"], "--set segmentation.batch: got 'x'. Expected a valid integer"),
         (["segmentation.batchs=3"], "--set segmentation.batchs: got an unknown key 'batchs'.*write 'batch'"),
-        (["compute.precision=fp8"], "--set compute.precision: got 'fp8'.*Remedy: write one of fp32, bf16, auto"),
-        (["network.name=unnet"], "--set network.name: got an unknown name 'unnet'.*write 'unet', or one of"),
+        (
+            ["compute.precision=fp8"],
+            "--set compute.precision: got 'fp8'.*'fp32', 'bf16' or 'auto'.*Remedy: write one of these",
+        ),
+        (["network.name=unnet"], "--set network.name: got an unknown name 'unnet'.*write 'unet'"),
         (["segmentation={batch: 0}"], "--set segmentation: segmentation.batch: got 0"),
         (["seed=3", "stages.training.rounds=2"], "--set stages.training.rounds: stages: got .*Expected exactly"),
     ],

@@ -40,12 +40,12 @@ def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str |
 @pytest.mark.parametrize(
     ("name", "known", "remedy"),
     [
-        ("fp8", ["fp32", "bf16", "auto"], "write one of fp32, bf16, auto"),
-        ("fedatta", ["fedata", "fcl"], "write 'fedata', or one of fedata, fcl"),
+        ("fp8", ["fp32", "bf16", "auto"], "write one of these"),
+        ("fedatta", ["fedata", "fcl"], "write 'fedata'"),
         ("x", ["toy"], "write 'toy'"),
         ("x", [], ""),
-        (7, ["2", "3"], "write one of 2, 3"),
+        (7, ["2", "3"], "write one of these"),
     ],
 )
-def test_a_choice_is_mended_with_the_nearest_word_and_all_of_them(name: object, known: list[str], remedy: str) -> None:
+def test_a_choice_is_mended_with_the_nearest_word(name: object, known: list[str], remedy: str) -> None:
     assert choose(name, known) == remedy

@@ -74,13 +74,16 @@ def test_settings_are_a_mapping(content: Any) -> None:
     ("change", "parts"),
     [
         ({"round": 3}, ["experiment.yaml: round:", "an unknown key 'round'", "write 'rounds'"]),
-        ({"zzz": 3}, ["an unknown key 'zzz'", "valid here: items, lists, network, pair, quorum, rounds, share, title"]),
+        (
+            {"zzz": 3},
+            ["an unknown key 'zzz'", "Expected one of items, lists, network, pair, quorum, rounds, share, title"],
+        ),
         ({"rounds": 0}, ["experiment.yaml: rounds:", "got 0", "greater than 0"]),
         ({"rounds": "many"}, ["experiment.yaml: rounds:", "got 'many'", "valid integer"]),
         ({"network": {"name": "swin", "windows": 7}}, ["experiment.yaml: network.windows:", "write 'window'"]),
         (
             {"network": {"name": "vit", "window": 7}},
-            ["experiment.yaml: network.window:", "one of heads, name.", "valid here: heads, name"],
+            ["experiment.yaml: network.window:", "one of heads, name.", "remove or replace it"],
         ),
         ({"network": {"name": "vit", "vit": 7}}, ["experiment.yaml: network.vit: got an unknown key 'vit'"]),
         ({"network": {"name": "swin", "window": 0}}, ["experiment.yaml: network.window:", "got 0", "greater than 0"]),
@@ -92,10 +95,10 @@ def test_settings_are_a_mapping(content: Any) -> None:
         ({"items": {"a": {}}}, ["items.a.path:", "field required"]),
         (
             {"lists": [{"path": "p", "kind": "rond"}]},
-            ["lists.0.kind: got 'rond'. Expected 'plain' or 'round'. Remedy: write 'round', or one of plain, round."],
+            ["lists.0.kind: got 'rond'. Expected 'plain' or 'round'. Remedy: write 'round'."],
         ),
-        ({"lists": [{"path": "p", "kind": 7}]}, ["lists.0.kind: got 7.", "Remedy: write one of plain, round."]),
-        ({"lists": [{"path": "p", "dims": 4}]}, ["lists.0.dims: got 4. Expected 2 or 3. Remedy: write one of 2, 3."]),
+        ({"lists": [{"path": "p", "kind": 7}]}, ["lists.0.kind: got 7.", "Remedy: write one of these."]),
+        ({"lists": [{"path": "p", "dims": 4}]}, ["lists.0.dims: got 4. Expected 2 or 3. Remedy: write one of these."]),
         ({"quorum": "alll"}, ["quorum: got 'alll'. Expected 'all'; or a valid integer."]),
         ({"lists": [{"path": "p"}, {"path": "p", "share": 2}]}, ["lists.1.share:", "got 2"]),
         ({"rounds": 0, "zzz": 1}, ["rounds:", "1 more after this one"]),

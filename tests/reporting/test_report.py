@@ -40,6 +40,7 @@ def said(record: dict[str, Any]) -> str:
 def test_a_finished_run_has_every_section_and_its_numbers(written: Path) -> None:
     shown = Page(written.read_text(encoding="utf-8"))
     assert "cardiac-study finished" in shown.text
+    assert "3 sites, 8 rounds" in shown.text
     assert "personal 0.740 mean Dice; worst site site-3: 0.720" in shown.text
     assert "site-1 4 cases left ventricle 0.860 (best) 1.4 mm 0.820 1.8 mm 0.780 2.2 mm 0.060 *2 9.4 mm" in shown.text
     assert "mean over sites 0.740 0.700 0.660 0.013 standard deviation between sites ± 0.020" in shown.text

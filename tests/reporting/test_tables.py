@@ -8,6 +8,7 @@ import pytest
 import records
 
 from fedmedseg.reporting.tables import (
+    counted,
     dice_table,
     duration,
     site_means,
@@ -61,6 +62,11 @@ def test_a_rejected_evaluation_and_an_older_one_do_not_count() -> None:
     means = site_means(dice_table(record), "personal")
     assert means["site-1"] == 0.5
     assert means["site-2"] == pytest.approx(0.74)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rounds"), (1, "1 round"), (2, "2 rounds")])
+def test_one_is_no_plural(count: int, text: str) -> None:
+    assert counted(count, "round") == text
 
 
 @pytest.mark.parametrize(

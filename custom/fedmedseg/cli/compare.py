@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedmedseg.cli.completion import study_names
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
 
@@ -24,7 +25,12 @@ MOST_WORKERS = 64
 
 
 def compare(
-    study: Annotated[str, typer.Argument(help="A study's file, or the name of one that comes with the package.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A study's file, or the name of one that comes with the package.", autocompletion=study_names
+        ),
+    ],
     sites: Annotated[
         Path | None, typer.Option("--sites", help="Folder of site files (<site>.yaml) in place of the study's.")
     ] = None,

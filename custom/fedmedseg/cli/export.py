@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import console, friendly_errors, progress_bar
 from fedmedseg.core.errors import ConfigurationError
 
 MOST_BYTES = 1 << 20
@@ -56,7 +56,12 @@ def export(
         source = open_exportable(model, network=network, task=task, start=start)
         facts = read_facts(run, experiment=source.origin.experiment, model=source.origin.model) if run else None
         place = out or Path(f"{source.origin.study}-{source.origin.model}-{to}")
-        made = write(source, place, to=to, facts=facts, licences=text, schema=schema, force=force)
+        with progress_bar() as steps:
+            # neither torch's exporters nor MONAI's checks tell how far they are
+            what = f"writing {to} and comparing its answers with the network's; seconds to a minute"
+            steps.add_task(what)
+            steps.say(what)
+            made = write(source, place, to=to, facts=facts, licences=text, schema=schema, force=force)
     console.print(
         f"written: {made.folder} ({', '.join(made.files)}); probabilities differ from the original's by "
         f"{made.difference:.2g} at most",

@@ -11,7 +11,7 @@ import typer
 
 from fedmedseg.cli.console import console, friendly_errors
 from fedmedseg.cli.display import Display
-from fedmedseg.cli.study import Changes, EncoderFile, Presets, Study, read_study
+from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
 from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.jobs import check_quorum, write_job
 
@@ -27,7 +27,7 @@ def federation(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for kits, volumes and results; used again if it is there.")
     ],
-    job: Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")] = "fedata",
+    job: JobName = "fedata",
     sites: Annotated[int, typer.Option("--sites", help="Number of hospitals, site-1, ...")] = 3,
     preset: Presets = None,
     changes: Changes = None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.prompt import Prompt
 
+from fedmedseg.cli.completion import job_names
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, Presets, Study, read_study
 from fedmedseg.core.config import systems
@@ -37,7 +38,12 @@ _TAKEN = {"server", "local", "startup", "sites", "network"}
 def init(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; the folder is called after it.")],
     system: Annotated[
-        str | None, typer.Option("--system", help="The method: a job by name (fedata). Asked for where it is missing.")
+        str | None,
+        typer.Option(
+            "--system",
+            help="The method: a job by name (fedata). Asked for where it is missing.",
+            autocompletion=job_names,
+        ),
     ] = None,
     sites: Annotated[
         str | None,
@@ -124,8 +130,9 @@ def _ask(asks: bool, option: str, question: str, known: Sequence[str], default: 
     """
     if not asks:
         raise ConfigurationError(
-            option, got="nothing, and no terminal to ask at", expected=f"{option} with a value",
-            remedy=choose("", list(known)) or f"add {option}",
+            option, got="nothing, and no terminal to ask at",
+            expected=f"one of {', '.join(known)}" if known else "a value",
+            remedy=f"add {option}",
         )  # fmt: skip
     return Prompt.ask(question, console=console, choices=list(known) or None, default=default)
 
@@ -162,7 +169,9 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
     for name in names:
         _require_name(name, "--sites" if sites is not None else "--data", imported=name in given)
         if given and name not in given:
-            raise ConfigurationError("--sites", got=repr(name), expected="sites of --data", remedy=choose(name, given))
+            raise ConfigurationError(
+                "--sites", got=repr(name), expected=f"sites of --data: {', '.join(given)}", remedy=choose(name, given)
+            )
     return names, given
 
 

@@ -10,16 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
+from fedmedseg.cli.completion import job_names, preset_names
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import CONFIG, EXPERIMENT, find_job, find_preset, read_settings, setting
 from fedmedseg.core.schema import read_yaml
 
-JobName = Annotated[str, typer.Argument(help="A job by name (fedata) or folder.")]
+JobName = Annotated[str, typer.Argument(help="A job by name (fedata) or folder.", autocompletion=job_names)]
 Presets = Annotated[
     list[str] | None,
     typer.Option(
-        "--preset", help="Settings laid over the job's: a name or a file; may be repeated, the later over the earlier."
+        "--preset",
+        help="Settings laid over the job's: a name or a file; may be repeated, the later over the earlier.",
+        autocompletion=preset_names,
     ),
 ]
 Changes = Annotated[

@@ -121,10 +121,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def choose(name: object, known: Iterable[str]) -> str:
-    """How to mend a word that is none of ``known``: the one most like it where there is one, and all there are."""
+    """How to mend a word that is none of ``known``, which the error lists as what was expected."""
     choices = list(known)
     if not choices:
         return ""
-    guess = nearest(str(name), choices)
-    listed = f"write one of {', '.join(choices)}" if len(choices) > 1 else f"write {choices[0]!r}"
-    return f"write {guess!r}, or one of {', '.join(choices)}" if guess and len(choices) > 1 else listed
+    guess = choices[0] if len(choices) == 1 else nearest(str(name), choices)
+    return f"write {guess!r}" if guess else "write one of these"

@@ -27,6 +27,14 @@ def bundle_roots() -> list[Path]:
     return [Path.cwd(), package.parents[1], package / "bundle"]
 
 
+def known_jobs() -> dict[str, Path]:
+    """Job folders by name; a bundle's own before the package's."""
+    known: dict[str, Path] = {}
+    for root in reversed(bundle_roots()):
+        known.update({meta.parent.name: meta.parent for meta in sorted(root.glob("jobs/*/meta.json"))})
+    return dict(sorted(known.items()))
+
+
 def find_job(name: str, *, what: str = "job") -> Path:
     """The folder of a job given by name or by path. ``what`` is what an error calls it.
 
@@ -35,15 +43,13 @@ def find_job(name: str, *, what: str = "job") -> Path:
     """
     if (Path(name) / "meta.json").is_file():
         return Path(name).resolve()
-    known: dict[str, Path] = {}
-    for root in reversed(bundle_roots()):
-        known.update({meta.parent.name: meta.parent for meta in sorted(root.glob("jobs/*/meta.json"))})
+    known = known_jobs()
     if name not in known:
         raise ConfigurationError(
             what,
             got=repr(name),
-            expected=f"a job folder, or one of {', '.join(sorted(known)) or '(no jobs found)'}",
-            remedy=choose(name, sorted(known)),
+            expected=f"a job folder, or one of {', '.join(known) or '(no jobs found)'}",
+            remedy=choose(name, known),
         )
     return known[name].resolve()
 

@@ -174,11 +174,8 @@ def _choices(problem: Mapping[str, Any]) -> list[str]:
 
 
 def _unlisted(field: str, name: object, known: list[str], kind: str, more: str) -> ConfigurationError:
-    guess = nearest(str(name), known)
-    if kind == "name":
-        remedy = choose(name, sorted(known))
-    else:
-        remedy = f"write {guess!r}" if guess else f"remove or replace it; valid here: {', '.join(sorted(known))}"
+    # a key need not be there at all, other than the name of a kind
+    remedy = choose(name, sorted(known)) if kind == "name" or nearest(str(name), known) else "remove or replace it"
     return ConfigurationError(
         field, got=f"an unknown {kind} {name!r}", expected=f"one of {', '.join(sorted(known))}", remedy=remedy + more
     )

@@ -24,6 +24,7 @@ from fedmedseg.reporting.scores import pair_section, point_section, previous_sec
 from fedmedseg.reporting.summary import plain_text_summary
 from fedmedseg.reporting.tables import (
     Record,
+    counted,
     dice_table,
     duration,
     encryption_of,
@@ -119,6 +120,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "took": "unknown time" if seconds is None else duration(seconds),
         "sites": sites_of(record),
         "rounds": len(rounds_of(record)),
+        "size": f"{counted(len(sites_of(record)), 'site')}, {counted(len(rounds_of(record)), 'round')}",
         "tiles": tiles(rows),
         "score": score_table(record, rows),
         "withholding": withholding(record),

@@ -12,6 +12,7 @@ from fedmedseg.reporting.tables import (
     MODELS,
     DiceRow,
     Record,
+    counted,
     decimal,
     dice_table,
     duration,
@@ -104,7 +105,7 @@ def _headline(record: Record) -> str:
     parts = [f"{record.get('study', '?')} ({record.get('system', '?')}): {outcome_of(record)}"]
     if seconds is not None:
         parts.append(f"after {duration(seconds)}")
-    parts.append(f"{len(rounds_of(record))} rounds, {len(sites_of(record))} sites")
+    parts.append(f"{counted(len(rounds_of(record)), 'round')}, {counted(len(sites_of(record)), 'site')}")
     return ", ".join(parts)
 
 

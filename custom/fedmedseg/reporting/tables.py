@@ -187,6 +187,11 @@ def label_of(model: str) -> str:
     return MODELS.get(model, model)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
     if seconds < 60:
