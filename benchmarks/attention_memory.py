@@ -4,7 +4,7 @@
 
 For each way a fresh process does one forward and backward pass of the re-localization transformer on a bottleneck as
 volumes of the given size leave it (10 slices of 200 x 200 by default, 6,250 tokens of 512 channels), on one thread of a
-CPU, and says by how much the most memory it ever held grew. With --whole it is the whole network, whose convolutions
+CPU, and says how much memory that took at its peak. With --whole it is the whole network, whose convolutions
 are counted with it. Both ways start from the same weights and must agree in the loss. Prints the figures and writes
 benchmarks/results/attention_memory.json.
 """
@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import grown, in_fresh_process
 from torch import nn
 
 from fedmedseg.core.records import installed_versions
@@ -31,7 +29,6 @@ from fedmedseg.networks.attention import SwitchableAttention
 
 RESULT = Path(__file__).parent / "results" / "attention_memory.json"
 WAYS = ("fused", "explicit")
-MIB = 2**20
 
 
 def step_of(size: tuple[int, int, int], width: int, *, whole: bool) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
@@ -48,7 +45,7 @@ def step_of(size: tuple[int, int, int], width: int, *, whole: bool) -> tuple[nn.
 
 
 def measure(way: str, size: tuple[int, int, int], width: int, *, whole: bool) -> dict[str, float]:
-    """Growth of the most memory this process ever held (MiB) in one pass, and the loss."""
+    """Memory of one pass at its peak (MiB), and the loss."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     # libraries that are loaded with the first pass are no part of it
@@ -59,11 +56,14 @@ def measure(way: str, size: tuple[int, int, int], width: int, *, whole: bool) ->
     for part in module.modules():
         if isinstance(part, SwitchableAttention):
             part.use_flash_attention = way == "fused"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    loss = step()
-    loss.backward()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"peak_mib": grown / MIB, "loss": float(loss.detach())}
+
+    def both_ways() -> torch.Tensor:
+        loss = step()
+        loss.backward()
+        return loss.detach()
+
+    peak, loss = grown(both_ways)
+    return {"peak_mib": peak, "loss": float(loss)}
 
 
 def compare(size: tuple[int, int, int], width: int, *, whole: bool) -> dict[str, Any]:
@@ -74,9 +74,8 @@ def compare(size: tuple[int, int, int], width: int, *, whole: bool) -> dict[str,
     """
     found: dict[str, Any] = {}
     for way in WAYS:
-        call = [sys.executable, __file__, "--only", way, "--size", *map(str, size), "--width", str(width)]
-        output = subprocess.run([*call, *(["--whole"] if whole else [])], check=True, capture_output=True, text=True)
-        found[way] = json.loads(output.stdout.splitlines()[-1])
+        words = ("--only", way, "--size", *size, "--width", width, *(["--whole"] if whole else []))
+        found[way] = in_fresh_process(__file__, *words, own=True)
     if abs(found["fused"]["loss"] - found["explicit"]["loss"]) > 1e-4 * abs(found["explicit"]["loss"]):
         raise SystemExit(f"void: the losses differ, {found}; nothing written")
     return found | {"ratio": found["explicit"]["peak_mib"] / found["fused"]["peak_mib"]}

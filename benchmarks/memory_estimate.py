@@ -3,7 +3,7 @@
     python benchmarks/memory_estimate.py
 
 For every network a fresh process does two real steps of fine-tuning on a CPU (forward, Dice with cross-entropy,
-backward, AdamW) and reports by how much the most memory it ever held grew, weights included, beside the estimate,
+backward, AdamW) and reports how much memory that took at its peak, weights included, beside the estimate,
 which was made before without computing anything. Writes benchmarks/results/memory_estimate.json.
 """
 
@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import MIB, grown, in_fresh_process
 
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.core.records import installed_versions
@@ -36,7 +34,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "UNETR fs16 64^3 batch 1": (UNETR, (64, 64, 64), 1),
     "UNETR fs16 96^3 batch 1": (UNETR, (96, 96, 96), 1),
 }
-MIB = 2**20
 
 
 def measure(name: str) -> dict[str, float]:
@@ -54,14 +51,15 @@ def measure(name: str) -> dict[str, float]:
     loss, optimizer = SegmentationLoss(), torch.optim.AdamW(model.parameters())
     images = torch.randn(batch, 1, *crop)
     labels = torch.randint(0, experiment.data.classes, (batch, 1, *crop))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for _ in range(2):
-        optimizer.zero_grad(set_to_none=True)
-        loss(model(images), labels, [None] * batch).backward()
-        optimizer.step()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    taken = grown + 4 * count(model)
-    return {"estimate": estimate / MIB, "taken": taken / MIB, "ratio": estimate / taken}
+
+    def steps() -> None:
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            loss(model(images), labels, [None] * batch).backward()
+            optimizer.step()
+
+    taken = grown(steps)[0] + 4 * count(model) / MIB
+    return {"estimate": estimate / MIB, "taken": taken, "ratio": estimate / MIB / taken}
 
 
 def main() -> None:
@@ -74,9 +72,7 @@ def main() -> None:
         return
     found = {}
     for name in NETWORKS:
-        call = [sys.executable, __file__, "--only", name]
-        output = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-        found[name] = json.loads(output.splitlines()[-1])
+        found[name] = in_fresh_process(__file__, "--only", name)
         print(f"{name}: estimated {found[name]['estimate']:.0f} MiB, taken {found[name]['taken']:.0f} MiB")
     record = {"networks": found, "versions": installed_versions(), "machine": platform.machine()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
