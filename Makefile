@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt setup.py
 	touch $@
 
 simulate: $(VENV)/installed
-	$(BIN)/fedmedseg simulate fedata -n 3 -t 1 -w simulator_workspace
+	$(BIN)/fedmedseg simulate fedata -n 3 -w simulator_workspace
 
 federation: $(VENV)/installed
 	$(BIN)/fedmedseg federation fedata --sites 3 --out runs/federation

@@ -42,11 +42,16 @@ def model(tmp_path: Path) -> Path:
     torch.set_num_threads(1)
     study = read_settings(find_job("fedavg"), [TINY])[1]
     save_model(
-        tmp_path / "personal.safetensors", initial_network(study).state_dict(), experiment=study, start="personal"
+        tmp_path / "personal.safetensors",
+        initial_network(study).state_dict(),
+        experiment=study,
+        start="personal",
+        run="r1",
     )
     metrics = {"dice/personal/disc": 0.75}
     record = {
         "experiment_sha256": study.digest,
+        "run": "r1",
         "started": "2026-01-02T03:04:05+00:00",
         "outcome": "finished",
         "labels": {"1": "disc"},

@@ -50,6 +50,24 @@ def test_wait_shows_every_answer_and_returns_the_last(monkeypatch: pytest.Monkey
     assert admin.status_of(meta) == admin.COMPLETED
 
 
+class Jobs:
+    """A session with these jobs."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = ids
+
+    def list_jobs(self, *, id_prefix: str) -> list[dict[str, Any]]:
+        return [{"job_id": one} for one in self.ids if one.startswith(id_prefix)]
+
+
+def test_the_beginning_of_an_id_is_enough_where_one_job_has_it() -> None:
+    first, second = "30c8d265-0f0e-4e41-a9f5-2f7f2f4a8a10", "30ff0000-0f0e-4e41-a9f5-2f7f2f4a8a10"
+    jobs: Any = Jobs(first, second)
+    assert admin.whole_id(jobs, "30c8d265") == first
+    assert [admin.whole_id(jobs, word) for word in ("30", "77", "")] == ["30", "77", ""], "the server refuses them"
+    assert admin.whole_id(None, second) == second, "nobody is asked about a whole id"  # type: ignore[arg-type]
+
+
 def test_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "POLL_SECONDS", 0.0)
     with pytest.raises(TimeoutError, match="job is RUNNING after 0 s"):

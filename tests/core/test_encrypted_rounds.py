@@ -247,7 +247,9 @@ class Server:
         self.flow.persistor = SharedModelPersistor(experiment_file=str(file))
         self.flow.persistor.open(context("server"))
         self.flow.record = RunRecord(reporter=MagicMock())
-        self.flow.record.begin(self.flow.experiment, sites=["site-1"], stages=3, history=[])
+        self.flow.record.begin(
+            self.flow.experiment, sites=["site-1"], stages=3, history=[], run="r1", started="2026-01-02T03:04:05+00:00"
+        )
         self.flow._current_round = 0
 
     def open(self, *, simulated: bool = False) -> None:

@@ -31,7 +31,8 @@ def test_reason_codes_are_their_own_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "guess"), [("fedat", "fedata"), ("segvis", "segviz"), ("zzz", None), ("", None), ("fcl", "fcl")]
+    ("name", "guess"),
+    [("fedat", "fedata"), ("segvis", "segviz"), ("zzz", None), ("", None), ("fcl", "fcl"), ("FedATA", "fedata")],
 )
 def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str | None) -> None:
     assert nearest(name, iter(["fedata", "fcl", "segviz"])) == guess

@@ -71,7 +71,14 @@ class Stage:
         self.flow.persistor = SharedModelPersistor(experiment_file=str(file))
         loaded = self.flow.persistor.load_model(context("server"))
         self.flow.record = RunRecord(reporter=MagicMock())
-        self.flow.record.begin(self.flow.experiment, sites=list(self.clients), stages=3, history=[])
+        self.flow.record.begin(
+            self.flow.experiment,
+            sites=list(self.clients),
+            stages=3,
+            history=[],
+            run="r1",
+            started="2026-01-02T03:04:05+00:00",
+        )
         self.flow._global_weights = loaded
         self.flow._current_round = self.flow.persistor.rounds_done.get("training", 0)
         self.flow._phase = AppConstants.PHASE_TRAIN

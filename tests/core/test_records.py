@@ -45,6 +45,9 @@ def event(record: RunRecord, name: str, fl_ctx: FLContext, data: str | None = No
     record.handle_event(name, fl_ctx)
 
 
+RUN = {"run": "r1", "started": "2026-01-02T03:04:05+00:00"}
+
+
 def round_record(stage: str, number: int, digest: str | None) -> dict[str, Any]:
     return {"stage": stage, "round": number, "shared_sha256": digest}
 
@@ -53,7 +56,7 @@ def test_a_run_finishes_when_all_its_stages_did(
     record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
 ) -> None:
     for stage in ("training", "testing"):
-        record.begin(study(), sites=["site-2", "site-1"], stages=2, history=[])
+        record.begin(study(), sites=["site-2", "site-1"], stages=2, history=[], **RUN)
         record.add_round(round_record(stage, 0, "abc" if stage == "training" else None), folder)
         so_far = json.loads((folder / "run.json").read_text())
         assert so_far["outcome"] == "stopped", "until the last stage has ended"
@@ -74,7 +77,7 @@ def test_a_run_finishes_when_all_its_stages_did(
 def test_the_report_is_written_once_whatever_ends_the_run(
     record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext]
 ) -> None:
-    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    record.begin(study(), sites=["site-1"], stages=1, history=[], **RUN)
     for _ in range(2):
         event(record, EventType.END_RUN, context("server"))
     assert len(record.reporter.written) == 1
@@ -84,7 +87,7 @@ def test_the_report_is_written_once_whatever_ends_the_run(
 def test_the_first_reason_is_the_cause(
     record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
 ) -> None:
-    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    record.begin(study(), sites=["site-1"], stages=1, history=[], **RUN)
     event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "below the quorum")
     event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "aborted")
     event(record, EventType.END_RUN, context("server"))
@@ -95,7 +98,7 @@ def test_a_reason_told_before_the_record_began_is_not_lost(
     record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
 ) -> None:
     event(record, EventType.FATAL_SYSTEM_ERROR, context("server"), "no persistor")
-    record.begin(study(), sites=["site-1"], stages=1, history=[])
+    record.begin(study(), sites=["site-1"], stages=1, history=[], **RUN)
     event(record, EventType.END_RUN, context("server"))
     whole = json.loads((folder / "run.json").read_text())
     assert (whole["outcome"], whole["reason"]) == ("stopped", "no persistor")
@@ -113,12 +116,15 @@ def test_a_run_that_never_began_leaves_no_record(
 def test_a_resumed_run_starts_with_the_rounds_before_and_does_not_change_them(
     record: RunRecord, study: Callable[..., Experiment], folder: Path
 ) -> None:
-    history = [round_record("training", 0, "abc")]
-    record.begin(study(), sites=["site-1"], stages=1, history=history)
+    history = [round_record("training", 0, "abc") | {"wall_seconds": 40.0}]
+    record.begin(study(), sites=["site-1"], stages=1, history=history, **RUN)
     record.add_round(round_record("training", 1, "def"), folder)
     whole = json.loads((folder / "run.json").read_text())
     assert [entry["round"] for entry in whole["rounds"]] == [0, 1]
     assert len(history) == 1
+    assert (whole["run"], whole["started"]) == ("r1", RUN["started"]), "it is the run that it continues"
+    assert whole["continued"] > whole["started"]
+    assert 40.0 <= whole["seconds"] < 50.0, "the time before counts"
 
 
 def test_versions_name_what_decides_results() -> None:
@@ -131,7 +137,7 @@ def test_a_resumed_run_writes_the_files_of_the_rounds_before_it_too(
     record: RunRecord, study: Callable[..., Experiment], folder: Path
 ) -> None:
     history = [round_record("training", 0, "a")]
-    record.begin(study(), sites=["site-1"], stages=1, history=history, shared_sha256="a")
+    record.begin(study(), sites=["site-1"], stages=1, history=history, shared_sha256="a", **RUN)
     record.add_round(round_record("training", 1, "b"), folder)
     files = sorted(file.name for file in (folder / "rounds").iterdir())
     assert files == ["training-0000.json", "training-0001.json"]

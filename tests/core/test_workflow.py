@@ -72,7 +72,9 @@ class Federation:
         self.flow.persistor.open(context("server"))
         self.reporter = MagicMock()
         self.flow.record = RunRecord(reporter=self.reporter)
-        self.flow.record.begin(self.flow.experiment, sites=SITES, stages=3, history=[])
+        self.flow.record.begin(
+            self.flow.experiment, sites=SITES, stages=3, history=[], run="r1", started="2026-01-02T03:04:05+00:00"
+        )
         self.flow._current_round = 0
         self.flow._global_weights = make_model_learnable(dict(self.flow.persistor._shared), {})
         self.script: dict[str, list[Any]] = {}

@@ -37,6 +37,7 @@ def record(**changes: Any) -> dict[str, Any]:
     ]
     return {
         "experiment_sha256": "cd" * 32,
+        "run": "r1",
         "started": "2026-01-02T03:04:05+00:00",
         "outcome": "finished",
         "labels": {"1": "disc", "2": "bar"},
@@ -59,7 +60,7 @@ def test_the_card_tells_them(model_file: Callable[..., Path]) -> None:
     source = exportable(load_for_inference(model_file()))
     card = model_card(source, facts=facts(record(), model="personal"), licences="CC0 1.0", use="x")
     assert "| disc | 3 | 0.700 | 0.600 to 0.800 | 7.0 |" in card
-    assert "| sites that trained in its run | 2 |" in card
+    assert "| sites that trained | 2 |" in card
     assert "| data role | shapes |" in card
     assert "Research, not for diagnosis." in card
     assert "hospital" not in card, "no site is named"
@@ -78,11 +79,14 @@ def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path
     file = tmp_path / "report" / "run.json"
     file.write_text(json.dumps(record()))
     for place in (file, tmp_path / "report", tmp_path):
-        assert read_facts(place, experiment="cd" * 32, model="personal").training_sites == 2
+        assert read_facts(place, experiment="cd" * 32, run="r1", model="personal").training_sites == 2
     with pytest.raises(ConfigurationError, match="the record of experiment cdcdcdcdcdcdcdcd"):
-        read_facts(file, experiment="ab" * 32, model="personal")
+        read_facts(file, experiment="ab" * 32, run="r1", model="personal")
+    for run, words in (("r2", "the record of run r1.*which trained the model, r2"), ("", "a model that names its run")):
+        with pytest.raises(ConfigurationError, match=words):
+            read_facts(file, experiment="cd" * 32, run=run, model="personal")
     with pytest.raises(ConfigurationError, match=r"no run\.json"):
-        read_facts(tmp_path / "nothing", experiment="cd" * 32, model="personal")
+        read_facts(tmp_path / "nothing", experiment="cd" * 32, run="r1", model="personal")
     file.write_text("[")
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        read_facts(file, experiment="cd" * 32, model="personal")
+        read_facts(file, experiment="cd" * 32, run="r1", model="personal")

@@ -60,7 +60,7 @@ def test_a_bundle_passes_monais_checks_and_its_weights_are_a_plain_state_dict(
     assert content["data_license"] == "CC0 1.0"
     assert "CC0 1.0" in (out / "docs" / "license.txt").read_text()
     card = (out / "docs" / "README.md").read_text()
-    assert "| sites that trained in its run | Not given. |" in card
+    assert "| sites that trained | Not given. |" in card
     assert "| 2 | bar |" in card
     assert "resampled to 1.5 mm x as scanned x as scanned" in card
 

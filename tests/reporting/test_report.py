@@ -169,7 +169,7 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     assert "No alarm: no collapse, no standstill. Whether an update is unlike the others shows from" in said(pair)
     for answer in record["rounds"][-1]["sites"].values():
         answer["metrics"] |= {"dice/personal/myocardium": 0.0}
-    assert "Found nothing: personal model, myocardium, at site-1, site-2, site-3" in said(record)
+    assert "Beside the truth everywhere: personal model, myocardium, at site-1, site-2, site-3" in said(record)
     assert "Worse than it should be: floor MISSED: the personal models reach a mean Dice of 0.493" in said(record)
 
 

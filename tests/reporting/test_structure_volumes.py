@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,8 +38,22 @@ def test_a_structure_that_is_missing_or_in_pieces_is_doubtful() -> None:
     found = structure_volumes(labels, {1: "cavity", 2: "wall", 4: "valve"}, np.eye(4))
     assert [(one.pieces, one.voxels) for one in found.values()] == [(2, 15), (2, 13), (0, 0)]
     assert [one.doubt for one in found.values()] == ["in 2 pieces, the largest 80% of it", None, "not found"]
-    assert replace(found["cavity"], scattered=True).doubt is None
-    assert replace(found["valve"], scattered=True).doubt == "not found"
+
+
+def test_what_lies_in_several_places_by_nature_is_doubtful_only_beyond_them() -> None:
+    """By hand: 6, 3 and 1 voxels; the two largest pieces are 90 % of them, and of 6, 3 and 2 they are 82 %."""
+    labels = np.zeros((8, 8, 1), np.uint8)
+    labels[0, :6], labels[2, :3], labels[4, 0] = 1, 1, 1
+
+    def doubt(natural: int | None) -> str | None:
+        return structure_volumes(labels, {1: "tree"}, np.eye(4), natural={"tree": natural})["tree"].doubt
+
+    assert (doubt(None), doubt(2)) == (None, None)
+    assert doubt(1) == "in 3 pieces, the largest 60% of it"
+    labels[4, 1] = 1
+    assert doubt(2) == "in 3 pieces, the 2 largest 82% of it"
+    labels[:] = 0
+    assert doubt(None) == "not found"
 
 
 def test_ejection_fraction_is_the_stroke_volume_in_the_end_diastolic() -> None:

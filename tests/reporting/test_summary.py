@@ -61,9 +61,10 @@ def test_who_took_no_part_and_how_many_cases_were_set_aside_is_told() -> None:
 
 def test_a_model_that_finds_a_structure_nowhere_is_told() -> None:
     record = records.finished()
-    assert "found nothing" not in plain_text_summary(record)
+    assert "not one voxel right" not in plain_text_summary(record)
     for site in ("site-1", "site-3"):
         record["rounds"][-1]["sites"][site]["metrics"]["dice/personal/myocardium"] = 0.0
-    assert "found nothing in any test volume: personal model, myocardium, at site-1, site-3" in plain_text_summary(
-        record
+    assert (
+        "not one voxel right in any test volume: personal model, myocardium, at site-1, site-3"
+        in plain_text_summary(record)
     )

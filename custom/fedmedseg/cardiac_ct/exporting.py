@@ -60,7 +60,11 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
         whole=found.which == CNN,
         overlap=experiment.segmentation.overlap,
         origin=Origin(
-            study=experiment.study, system=experiment.system, model=found.which, experiment=experiment.digest
+            study=experiment.study,
+            system=experiment.system,
+            model=found.which,
+            experiment=experiment.digest,
+            run=foundation.run,
         ),
     )
 

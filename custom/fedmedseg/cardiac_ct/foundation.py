@@ -39,6 +39,8 @@ class Foundation:
     """The study that trained it."""
     tensors: Mapping[str, torch.Tensor]
     """By their names on the wire."""
+    run: str = ""
+    """The run that trained them; empty where the file names none."""
 
     @property
     def digest(self) -> str:
@@ -47,9 +49,9 @@ class Foundation:
 
 
 def save_foundation(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment, what: What = "all"
+    path: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment, what: What = "all", run: str = ""
 ) -> None:
-    """Write what ``what`` says of ``tensors``.
+    """Write what ``what`` says of ``tensors``, which ``run`` trained.
 
     Raises:
         ConfigurationError: there is nothing of it.
@@ -59,15 +61,15 @@ def save_foundation(
     if not chosen:
         raise ConfigurationError("networks", got="none", expected=f"a run that trained {what}")
     settings = experiment.model_dump(mode="json", exclude={"resume"})
-    checkpoint.save(path, {"format": FORMAT, "kind": KIND, "settings": settings, "tensors": chosen})
+    checkpoint.save(path, {"format": FORMAT, "kind": KIND, "settings": settings, "run": run, "tensors": chosen})
 
 
-def save_models(folder: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment) -> None:
+def save_models(folder: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment, run: str) -> None:
     """Write ``student.safetensors`` and ``cnn.safetensors``, where there is any of them."""
     kinds: tuple[What, ...] = ("student", "cnn")
     for what in kinds:
         if any(name.startswith(PREFIXES[what]) for name in tensors):
-            save_foundation(folder / f"{what}.safetensors", tensors, experiment=experiment, what=what)
+            save_foundation(folder / f"{what}.safetensors", tensors, experiment=experiment, what=what, run=run)
 
 
 def load_foundation(path: Path) -> Foundation:
@@ -97,7 +99,7 @@ def load_foundation(path: Path) -> Foundation:
     if unknown:
         raise _wrong(path, f"{len(unknown)} tensor(s) that its settings do not build, first {unknown[0]}")
     Schema({name: expected[name] for name in tensors}).require(tensors, sender=path.name)
-    return Foundation(experiment=experiment, tensors=tensors)
+    return Foundation(experiment=experiment, tensors=tensors, run=str(tree.get("run", "")))
 
 
 def tuning_study(

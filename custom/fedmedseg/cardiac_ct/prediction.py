@@ -95,7 +95,11 @@ class TaskPredictor:
         self.maps = tuple(task for task in self.tasks if TASKS[task].kind != "points" or self._spheres)
         self.points = tuple(name for task in self.tasks if TASKS[task].kind == "points" for name in TASKS[task].names)
         self.origin = Origin(
-            study=experiment.study, system=experiment.system, model=found.which, experiment=foundation.experiment.digest
+            study=experiment.study,
+            system=experiment.system,
+            model=found.which,
+            experiment=foundation.experiment.digest,
+            run=foundation.run,
         )
         # compute settings are fixed above, so that nothing is timed and nothing is kept here
         with tempfile.TemporaryDirectory() as folder:

@@ -55,7 +55,7 @@ def score_models(task: Task, *, networks: Networks, test: Volumes, folder: Path)
         task.state.save(TESTED, {"key": key, "models": tested})
     results = {model: [from_plain(one) for one in every] for model, every in tested.items()}
     write_results(folder / "test_scores.json", results, experiment=experiment)
-    save_models(folder, networks.tensors, experiment=experiment)
+    save_models(folder, networks.tensors, experiment=experiment, run=task.state.run)
     drawn = {model: predict() for model, predict in models.items() if model != UNTRAINED}
     write_page(folder, results, drawn, volumes=test, marked=marked, experiment=experiment)
     cases = len({index for one in marked.values() for index in one.indices})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -40,13 +41,8 @@ def audit(
         report = {"entries": entries, "verification": None if found is None else found.__dict__}
         typer.echo(json.dumps(report, indent=2))
     else:
-        table = Table("line", "time (UTC)", "who", "action", "", "job", "reason", box=box.SIMPLE_HEAD)
-        for one in entries:
-            outcome = f"[{COLOURS.get(one['outcome'], 'red')}]{escape(one['outcome'])}[/]"
-            words = (escape(str(one[key])) for key in ("who", "action"))
-            job, reason = escape(one["job"][:8]), escape(one["reason"])
-            table.add_row(str(one["number"]), escape(one["time"][:19]), *words, outcome, job, reason)
-        console.print(table)
+        show = _table if console.is_terminal else _lines
+        show(entries)
         if found is not None:
             console.print(f"lines {found.first} to {found.last}; digest of the last: {found.digest}", highlight=False)
             for problem in found.problems:
@@ -54,3 +50,27 @@ def audit(
             if found.let_go:
                 console.print(f"lines up to {found.let_go} were let go: the trail's size is bounded", highlight=False)
     raise typer.Exit(BROKEN if found is not None and found.problems else 0)
+
+
+def _table(entries: Sequence[Mapping[str, Any]]) -> None:
+    """For a person: nothing is cut, however narrow the terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("line", "time (UTC)", "who", "action", "", "job", "reason"):
+        table.add_column(name, overflow="fold")
+    for one in entries:
+        outcome = f"[{COLOURS.get(one['outcome'], 'red')}]{escape(one['outcome'])}[/]"
+        words = (escape(str(one[key])) for key in ("who", "action"))
+        job, reason = escape(one["job"][:8]), escape(one["reason"])
+        table.add_row(str(one["number"]), escape(one["time"][:19]), *words, outcome, job, reason)
+    console.print(table)
+
+
+def _lines(entries: Sequence[Mapping[str, Any]]) -> None:
+    """For a file or another program: a line each, whole."""
+    for one in entries:
+        words = [
+            str(one["number"]),
+            one["time"][:19],
+            *(one[key] for key in ("who", "action", "outcome", "job", "reason")),
+        ]
+        console.print("  ".join(word or "-" for word in words), highlight=False, markup=False, soft_wrap=True)

@@ -54,7 +54,8 @@ def export(
         from fedmedseg.export.run_facts import read_facts
 
         source = open_exportable(model, network=network, task=task, start=start)
-        facts = read_facts(run, experiment=source.origin.experiment, model=source.origin.model) if run else None
+        origin = source.origin
+        facts = read_facts(run, experiment=origin.experiment, run=origin.run, model=origin.model) if run else None
         place = out or Path(f"{source.origin.study}-{source.origin.model}-{to}")
         with progress_bar() as steps:
             # neither torch's exporters nor MONAI's checks tell how far they are

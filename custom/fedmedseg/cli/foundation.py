@@ -59,7 +59,7 @@ def export(
                 expected=f"one of the given study, {study.digest[:16]}",
                 remedy="name the experiment.yaml of the run that wrote it",
             )
-        save_foundation(out, tree["tensors"], experiment=study, what=what)
+        save_foundation(out, tree["tensors"], experiment=study, what=what, run=str(tree.get("run", "")))
         held = load_foundation(out)
     size = sum(tensor.numel() for tensor in held.tensors.values())
     console.print(f"written: {out} ({size:,} parameters; SHA-256 {held.digest})", highlight=False, soft_wrap=True)

@@ -84,7 +84,7 @@ class View:
 
 
 def monitor(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `nvflare job list` shows it.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, or its first characters.")],
     startup_kit: Annotated[
         Path, typer.Option("--startup-kit", help="Startup kit of an administrator who may look on.")
     ],
@@ -103,6 +103,7 @@ def monitor(
         from fedmedseg.core import admin
 
         with admin.session(startup_kit) as session:
+            job = admin.whole_id(session, job)
 
             def looks() -> Iterator[View]:
                 unanswered = -SECONDS_UNANSWERED

@@ -18,7 +18,7 @@ ENDING_SECONDS = 15.0
 
 
 def resume(
-    job: Annotated[str, typer.Argument(help="Id of the job, as `nvflare job list` shows it.")],
+    job: Annotated[str, typer.Argument(help="Id of the job, or its first characters.")],
     startup_kit: Annotated[Path, typer.Option("--startup-kit", help="Startup kit of the one who submitted it.")],
 ) -> None:
     """Submit a job of a federation again so that it continues after its last whole round."""
@@ -26,6 +26,7 @@ def resume(
     from fedmedseg.core import admin
 
     with friendly_errors(), admin.session(startup_kit) as session:
+        job = admin.whole_id(session, job)
         with suppress(TimeoutError):
             # FLARE takes some seconds to end a job that was aborted a moment ago
             admin.wait(session, job, timeout=ENDING_SECONDS)

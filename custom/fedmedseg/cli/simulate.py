@@ -98,7 +98,7 @@ def _run(
     folder, experiment = study.folder, study.experiment
     console.print(f"{experiment.study}: preparing {workspace}", highlight=False, soft_wrap=True)
     # FLARE is imported only once there is something to run
-    from fedmedseg.core import simulation
+    from fedmedseg.core import kept_results, simulation
     from fedmedseg.core.state import HOME_SUFFIX
     from fedmedseg.reporting.summary import plain_text_summary
 
@@ -136,6 +136,9 @@ def _run(
     console.print(f"report: {call.record_file.parent / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"shared model: {call.record_file.parents[1] / 'models'}", highlight=False, soft_wrap=True)
     console.print(f"site models: {home / '<site>' / 'models' / experiment.study}", highlight=False, soft_wrap=True)
+    kept = home / "server" / kept_results.FOLDER / experiment.study
+    if kept.is_dir():
+        console.print(f"report and shared model, after the next run too: {kept}", highlight=False, soft_wrap=True)
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
         raise typer.Exit(1)

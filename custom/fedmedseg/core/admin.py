@@ -39,6 +39,8 @@ SUBMITTED = RunStatus.SUBMITTED.value
 ENDED = "FINISHED"
 """How FLARE begins the name of every status after which a job does not run any more, but for the two below."""
 NEVER_RAN = (RunStatus.FAILED_TO_RUN.value, RunStatus.ABANDONED.value)
+WHOLE_ID = 36
+"""Characters of a job's id, a UUID."""
 GONE = (NoConnection, NoReply, SessionClosed, InternalError)
 """What FLARE raises where the server of an open session answers no more."""
 _TIME = re.compile(r"^[0-9-]{10} [0-9:]{8}: ")
@@ -122,6 +124,16 @@ def submit(open_session: Session, job: Path) -> str:
             ) from None
 
 
+def whole_id(open_session: Session, job: str) -> str:
+    """The id of the one job whose id begins with ``job``; ``job`` itself where none or several do, which the server
+    then refuses."""
+    if not job or len(job) >= WHOLE_ID:
+        return job
+    with _told_with_a_remedy(job):
+        found = [str(one[JobMetaKey.JOB_ID.value]) for one in open_session.list_jobs(id_prefix=job)]
+    return found[0] if len(found) == 1 else job
+
+
 def meta_of(open_session: Session, job_id: str) -> Mapping[str, Any]:
     """What the server knows of a job.
 
@@ -143,7 +155,7 @@ def _told_with_a_remedy(job: str) -> Iterator[None]:
             "job",
             got=f"{job!r} ({type(error).__name__})",
             expected="the id of a job you may manage",
-            remedy="`nvflare job list` shows them",
+            remedy="`nvflare job list --startup-kit KIT` shows them; their first characters are enough",
         ) from None
     except AuthenticationError:
         raise ConfigurationError(

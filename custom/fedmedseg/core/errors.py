@@ -116,8 +116,10 @@ def why(error: OSError) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or None when nothing comes close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    choices = list(known)
+    alike = {choice.lower(): choice for choice in reversed(choices)}
+    found = difflib.get_close_matches(name.lower(), list(alike), n=1, cutoff=0.6)
+    return alike[found[0]] if found else None
 
 
 def choose(name: object, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +55,8 @@ class SharedModelPersistor(ModelPersistor):
         self._place: Place | None = None
         self._alone: IO[str] | None = None
         self.run = ""
+        self.started = ""
+        """When the run began that this one may continue: ISO 8601, UTC."""
         self.personal: dict[str, Mapping[str, torch.Tensor]] = {}
         """Tensors of single sites, which replace the shared ones of these names in what that site alone is sent."""
         self.exchanged: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -85,6 +88,7 @@ class SharedModelPersistor(ModelPersistor):
             require_earlier(root, asked="resume", **key)
         known = earlier_run(root, **key) if self.experiment.resume else None
         self.run = known or uuid.uuid4().hex
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._state = SiteState(root, run=self.run, **key)
         saved = self._state.load("shared") if known else None
         if saved is not None:
@@ -96,6 +100,7 @@ class SharedModelPersistor(ModelPersistor):
             self.exchanged = dict(saved.get("exchanged", {}))
             self.rounds_done = dict(saved["rounds_done"])
             self.history = list(saved["history"])
+            self.started = saved["started"]
             self.resumed_sha256 = checkpoint.content_sha256(self._shared)
             self._export()
             self.log_info(fl_ctx, f"resuming after {self.rounds_done}")
@@ -127,6 +132,7 @@ class SharedModelPersistor(ModelPersistor):
             "exchanged": self.exchanged,
             "rounds_done": self.rounds_done,
             "history": self.history,
+            "started": self.started,
         }
         self._state.save("shared", tree)
         self._saved, self._to_export = dict(self._shared), True
@@ -159,6 +165,7 @@ class SharedModelPersistor(ModelPersistor):
                 "study": self.experiment.study,
                 "experiment": self.experiment.digest,
                 "settings": self.experiment.model_dump(mode="json", exclude={"resume"}),
+                "run": self.run,
                 "tensors": dict(self._saved),
             },
         )

@@ -18,6 +18,8 @@ from nvflare.widgets.widget import Widget
 
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import why
+from fedmedseg.core.kept_results import keep_results
 from fedmedseg.core.place import place_of
 from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.versions import installed_versions
@@ -52,6 +54,7 @@ class RunRecord(Widget):
         self._record: dict[str, Any] = {}
         self._reason: str | None = None
         self._began = time.monotonic()
+        self._earlier = 0.0
         self._written = False
 
     def begin(
@@ -61,22 +64,31 @@ class RunRecord(Widget):
         sites: list[str],
         stages: int,
         history: list[dict[str, Any]],
+        run: str,
+        started: str,
         shared_sha256: str | None = None,
     ) -> None:
-        """Start the record; later stages of the same run add their sites only."""
+        """Start the record; later stages of the same run add their sites only.
+
+        Of a run that is continued ``started`` is when it first began, and the rounds in ``history`` count with the time
+        they took.
+        """
         if self._record:
             self._record["sites"] = sorted({*self._record["sites"], *sites})
             return
         self._began = time.monotonic()
+        self._earlier = sum(one.get("wall_seconds") or 0.0 for one in history)
         self._record = {
             "study": experiment.study,
             "system": experiment.system,
+            "run": run,
             "seed": experiment.seed,
             "experiment_sha256": experiment.digest,
             "shared_sha256": shared_sha256,
             "versions": installed_versions(),
             "hardware": f"{platform.processor() or platform.machine()}, {platform.system()}",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": started,
+            "continued": datetime.now(UTC).isoformat(timespec="seconds") if history else None,
             "seconds": 0.0,
             "outcome": "stopped",
             "ended": False,
@@ -131,9 +143,17 @@ class RunRecord(Widget):
                 logger.info("%s", line)
             logger.info("report: %s", report)
             logger.info("shared model: %s", folder.parent / "models")
+            if (place := place_of(fl_ctx)).simulated:
+                try:
+                    kept = keep_results(
+                        place.run, place.home, study=self._record["study"], started=self._record["started"]
+                    )
+                    logger.info("both stay, after the next run too: %s", kept)
+                except OSError as error:
+                    logger.error("the next run empties this workspace, and nothing could be kept: %s", why(error))
 
     def _write(self, folder: Path) -> None:
-        self._record["seconds"] = round(time.monotonic() - self._began, 3)
+        self._record["seconds"] = round(self._earlier + time.monotonic() - self._began, 3)
         _write_json(folder / RECORD_FILE, self._record)
 
 

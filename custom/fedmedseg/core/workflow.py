@@ -160,6 +160,8 @@ class QuorumScatterAndGather(ScatterAndGather):
             stages=self._stages,
             history=self.persistor.history,
             shared_sha256=self.persistor.resumed_sha256,
+            run=self.persistor.run,
+            started=self.persistor.started,
         )
         try:
             self._encryption = self._open_encryption(fl_ctx)

@@ -16,6 +16,14 @@ NO_LICENCES = (
     "Not given. Whoever hands the model on states here under which licences and consents the data of the sites were "
     "used.\n"
 )
+MODELS = {
+    "personal": "personal: begun from the shared model, finished at one site",
+    "shared": "shared: of all sites together",
+    "scratch": "scratch: trained at one site alone; of the federation it has nothing",
+    "student": "student: the transformer, of all sites together",
+    "cnn": "cnn: the tasks' CNNs, each of the sites that annotate it",
+}
+"""What a model's name means, for somebody who has the card alone."""
 NO_RUN = "Not given: the model was exported without the record of its run (`--run`)."
 
 
@@ -27,7 +35,7 @@ def model_card(source: Exportable, *, facts: RunFacts | None, licences: str | No
         "## What it marks\n\n" + _labels(source),
         "## What goes in\n\n" + _inputs(source),
         "## How it was trained\n\n" + _training(source, facts),
-        "## What was measured\n\n" + _measured(facts),
+        "## What was measured\n\n" + _measured(source, facts),
         "## Limits\n\n" + _limits(source, facts),
         f"## Data licences\n\n{(licences or NO_LICENCES).strip()}",
         f"## How to use it\n\n{use.strip()}",
@@ -83,32 +91,39 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
     rows = {
         "system": origin.system,
         "study": origin.study,
-        "model": origin.model,
+        "model": MODELS.get(origin.model, origin.model),
         "experiment (SHA-256)": origin.experiment,
         "tensors (SHA-256)": source.digest,
         "parameters": f"{source.parameters:,}",
         "data role": source.data.role,
-        "sites that trained in its run": str(facts.training_sites) if facts else NOT_GIVEN,
+        "sites that trained": _sites(origin.model, facts),
         "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
         "software": f"fedmedseg {fedmedseg.__version__}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _measured(facts: RunFacts | None) -> str:
+def _sites(model: str, facts: RunFacts | None) -> str:
+    if model == "scratch":
+        return "1"
+    return str(facts.training_sites) if facts else NOT_GIVEN
+
+
+def _measured(source: Exportable, facts: RunFacts | None) -> str:
     if facts is None:
         return NO_RUN
-    if not facts.measured:
+    measured = [one for one in facts.measured if one.structure in source.labels.values()]
+    if not measured:
         return "Not given: the run tested no model of this name."
     rows = [
         f"| {one.structure} | {one.sites} | {one.dice:.3f} | {_range(one)} | "
         f"{'-' if one.hd95 is None else f'{one.hd95:.1f}'} |"
-        for one in facts.measured
+        for one in measured
     ]
     return "\n".join(
         [
             "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
-            "itself.",
+            f"itself. A range is told of {FEWEST} sites and more.",
             "",
             "| structure | sites | Dice | lowest to highest site | HD95, mm |",
             "|---|---|---|---|---|",

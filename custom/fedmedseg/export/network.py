@@ -93,7 +93,9 @@ def exportable(model: InferenceModel) -> Exportable:
         activation="softmax",
         shape=tuple(model.data.crop),
         overlap=model.overlap,
-        origin=Origin(study=model.study, system=model.system, model=model.start, experiment=model.experiment),
+        origin=Origin(
+            study=model.study, system=model.system, model=model.start, experiment=model.experiment, run=model.run
+        ),
         settings=dict(model.settings),
     )
 

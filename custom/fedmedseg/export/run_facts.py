@@ -40,11 +40,12 @@ class RunFacts:
     """Of the model in question; empty where the run did not test it."""
 
 
-def read_facts(place: Path, *, experiment: str, model: str) -> RunFacts:
+def read_facts(place: Path, *, experiment: str, run: str, model: str) -> RunFacts:
     """The facts of the run in ``place`` (its run.json, or a folder that holds it) on the model called ``model``.
 
     Raises:
-        ConfigurationError: no record there, or one of another experiment than ``experiment``, a digest.
+        ConfigurationError: no record there, or one of another experiment than ``experiment``, a digest, or of another
+            run than ``run``; the same settings may have run elsewhere, with other sites.
     """
     files = [place] if place.is_file() else [place / RECORD_FILE, place / "report" / RECORD_FILE]
     file = next((one for one in files if one.is_file()), None)
@@ -61,7 +62,14 @@ def read_facts(place: Path, *, experiment: str, model: str) -> RunFacts:
         raise ConfigurationError(
             "--run",
             got=f"the record of experiment {str(found)[:16]}",
-            expected=f"that of the run which trained the model, {experiment[:16]}",
+            expected=f"one of the experiment that the model is of, {experiment[:16]}",
+            remedy="name the report folder of the run that trained it, or leave --run out",
+        )
+    if not run or record.get("run") != run:
+        raise ConfigurationError(
+            "--run",
+            got=f"the record of run {str(record.get('run'))[:8]}",
+            expected=f"that of the run which trained the model, {run[:8]}" if run else "a model that names its run",
             remedy="name that run's report folder, or leave --run out",
         )
     return facts(record, model=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import socket
 import threading
@@ -208,6 +209,8 @@ def run_job(
             try:
                 job_id = admin.submit(session, job)
                 tell(f"job {job_id}: submitted")
+                kit = shlex.quote(str(administrator(federation.kits)))
+                tell(f"from another terminal: fedmedseg monitor {job_id} --startup-kit {kit}")
                 follower = Follower(federation.kits, run=job_id)
 
                 def look(_: Mapping[str, Any]) -> None:

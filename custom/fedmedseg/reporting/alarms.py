@@ -83,7 +83,7 @@ def mismatches(record: Record) -> list[str]:
 
 
 def blind(rows: Sequence[DiceRow]) -> list[str]:
-    """Which trained models found a structure in no test volume at all (Dice 0 everywhere, not one overlap)."""
+    """Which trained models met a structure in no test volume at all: Dice 0 everywhere, whatever they marked."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.model != "untrained" and row.dice == 0.0:

@@ -117,6 +117,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "outcome": outcome_of(record),
         "reason": record.get("reason"),
         "started": moment(record.get("started")),
+        "continued": moment(record["continued"]) if record.get("continued") else None,
         "took": "unknown time" if seconds is None else duration(seconds),
         "sites": sites_of(record),
         "rounds": len(rounds_of(record)),

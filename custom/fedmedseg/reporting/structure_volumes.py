@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +27,19 @@ class StructureVolume:
     pieces: int
     """Parts that touch each other by no face."""
     largest: float
-    """Share of the voxels in the largest piece; nan where nothing was found."""
-    scattered: bool = False
-    """Whether it lies in many places by nature, as calcifications do."""
+    """Share of the voxels in the largest piece, or in as many as it has by nature; nan where nothing was found."""
+    natural: int | None = 1
+    """Pieces it has by nature: an organ one, the coronary arteries two; None: any number, as calcifications."""
 
     @property
     def doubt(self) -> str | None:
         """Why the figure should be looked at, or None: not found, or in pieces, which an organ is not."""
         if self.voxels == 0:
             return "not found"
-        if self.scattered or self.largest >= ONE_PIECE:
+        if self.natural is None or self.largest >= ONE_PIECE:
             return None
-        return f"in {self.pieces} pieces, the largest {self.largest:.0%} of it"
+        largest = "the largest" if self.natural == 1 else f"the {self.natural} largest"
+        return f"in {self.pieces} pieces, {largest} {self.largest:.0%} of it"
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,15 @@ class Ventricle:
 
 
 def structure_volumes(
-    labels: NDArray[np.integer], names: Mapping[int, str], affine: NDArray[np.floating]
+    labels: NDArray[np.integer],
+    names: Mapping[int, str],
+    affine: NDArray[np.floating],
+    *,
+    natural: Mapping[str, int | None] = MappingProxyType({}),
 ) -> dict[str, StructureVolume]:
     """Voxels, ml and pieces of every structure of ``names`` (number from 1 -> name) in ``labels`` (X, Y, Z).
+
+    ``natural`` says of what is no organ in one piece how many it has (``StructureVolume.natural``).
 
     A voxel's volume is the determinant of ``affine`` (mm), which is right for tilted and sheared grids too.
 
@@ -82,15 +90,20 @@ def structure_volumes(
         raise DataError("affine", got=f"voxels of {each} mm3", expected="voxels that have a volume")
     # numbers between that no structure has leave None among the boxes
     boxes = ndimage.find_objects(labels, max_label=max(names, default=0))
-    return {name: _measured(labels, number, boxes[number - 1], each) for number, name in names.items()}
+    return {
+        name: _measured(labels, number, boxes[number - 1], each, natural.get(name, 1)) for number, name in names.items()
+    }
 
 
-def _measured(labels: NDArray[np.integer], number: int, box: tuple[slice, ...] | None, each: float) -> StructureVolume:
+def _measured(
+    labels: NDArray[np.integer], number: int, box: tuple[slice, ...] | None, each: float, natural: int | None
+) -> StructureVolume:
     if box is None:
-        return StructureVolume(voxels=0, ml=0.0, pieces=0, largest=math.nan)
+        return StructureVolume(voxels=0, ml=0.0, pieces=0, largest=math.nan, natural=natural)
     parts, pieces = ndimage.label(labels[box] == number)
     sizes = np.bincount(parts.ravel())[1:]
     voxels = int(sizes.sum())
+    largest = float(np.sort(sizes)[-(natural or 1) :].sum()) / voxels
     return StructureVolume(
-        voxels=voxels, ml=voxels * each / MM3_PER_ML, pieces=int(pieces), largest=float(sizes.max()) / voxels
+        voxels=voxels, ml=voxels * each / MM3_PER_ML, pieces=int(pieces), largest=largest, natural=natural
     )

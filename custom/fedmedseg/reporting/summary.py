@@ -64,7 +64,7 @@ def plain_text_summary(record: Record) -> str:
     if run is not None:
         tail += textwrap.wrap(verdict(run), _WIDTH)
     nothing = blind(rows)
-    tail += [short(f"found nothing in any test volume: {one}", _WIDTH) for one in nothing[:_MOST_BLIND]]
+    tail += [short(f"not one voxel right in any test volume: {one}", _WIDTH) for one in nothing[:_MOST_BLIND]]
     if len(nothing) > _MOST_BLIND:
         tail.append(f"... and {len(nothing) - _MOST_BLIND} more of which nothing was found, in the report")
     silent = withholding(record)

@@ -80,7 +80,7 @@ class Bench:
         self, start: str, tensors: Mapping[str, torch.Tensor], task: Task, *, key: str, metrics: Mapping[str, float]
     ) -> None:
         """Save ``tensors`` as this run's model of ``start``, with a record that evaluation asks for."""
-        save_model(self.model_file(start), tensors, experiment=self.experiment, start=start)
+        save_model(self.model_file(start), tensors, experiment=self.experiment, start=start, run=task.state.run)
         record = {"key": key, "metrics": dict(metrics), "sha256": content_sha256(tensors)}
         task.state.save(_record(start), record)
         # the finished model is safe; copies of the network with its optimiser need not stay on the disk

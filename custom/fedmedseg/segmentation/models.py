@@ -43,6 +43,8 @@ class InferenceModel:
     """Digest of the experiment that trained it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What ``describe`` says of it, from which ``study_of`` builds the network again."""
+    run: str = ""
+    """The run that trained it, as that run's record names itself; empty where none did."""
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class InferenceModel:
         start: str,
         digest: str,
         settings: Mapping[str, Any] | None = None,
+        run: str = "",
     ) -> InferenceModel:
         """``model``, in evaluation mode from now on, with what ``experiment`` says of it; ``digest`` is that of the
         experiment that trained it, of which this one may be a part.
@@ -66,6 +69,7 @@ class InferenceModel:
             start=start,
             experiment=digest,
             settings=settings or {},
+            run=run,
         )
 
 
@@ -91,15 +95,17 @@ def describe(experiment: Experiment, start: str) -> dict[str, Any]:
     }
 
 
-def save_model(path: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment, start: str) -> None:
+def save_model(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, experiment: Experiment, start: str, run: str = ""
+) -> None:
     """Write one model atomically; the one before it stays as ``<name>.previous``.
 
-    ``tensors`` is the network's state dict, ``start`` names what it was fine-tuned from.
+    ``tensors`` is the network's state dict, ``start`` names what it was fine-tuned from, ``run`` the run it is of.
 
     Raises:
         OSError: disk full or not writable.
     """
-    checkpoint.save(path, describe(experiment, start) | {"tensors": dict(tensors)})
+    checkpoint.save(path, describe(experiment, start) | {"run": run, "tensors": dict(tensors)})
 
 
 def load_model(path: Path, model: nn.Module, *, experiment: Experiment, start: str) -> None:
@@ -148,7 +154,12 @@ def load_for_inference(path: Path) -> InferenceModel:
     load_tensors(model, tree["tensors"], source=path.name)
     settings = {name: value for name, value in tree.items() if name in (*SETTINGS, *UNUSUAL)}
     return InferenceModel.of(
-        model, experiment, start=str(tree["start"]), digest=str(tree["experiment"]), settings=settings
+        model,
+        experiment,
+        start=str(tree["start"]),
+        digest=str(tree["experiment"]),
+        settings=settings,
+        run=str(tree.get("run", "")),
     )
 
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin, Predicto
 NOTICE = "Research, not for diagnosis."
 CALCIFICATION = TASKS["calc"].names[0]
 """The structure whose Agatston score is told, wherever a model of CT has it."""
-SCATTERED = frozenset(name for task in TASKS.values() if task.kind == "mask" for name in task.names)
-"""Structures that no organ holds together."""
+PIECES: dict[str, int | None] = {CALCIFICATION: None, TASKS["coronaries"].names[0]: 2}
+"""Structures that no organ holds together, and how many pieces they have: calcifications any number, coronaries two."""
 VOLUMES, POINTS, CALCIUM, FUNCTION = "volumes.csv", "points.csv", "calcium.csv", "function.csv"
 FAILED = "failed.csv"
 TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION, FAILED)
@@ -90,8 +90,7 @@ def measured(name: str, answer: Answer, image: Path, *, modality: str) -> Measur
     solid = [one for one in answer.maps.values() if one.solid]
     volumes: dict[str, StructureVolume] = {}
     for one in solid:
-        for structure, volume in structure_volumes(one.labels, one.names, grid.affine).items():
-            volumes[structure] = replace(volume, scattered=structure in SCATTERED)
+        volumes |= structure_volumes(one.labels, one.names, grid.affine, natural=PIECES)
     calcium = None
     for one in solid if modality == "ct" else ():
         for number, structure in one.names.items():

@@ -56,7 +56,7 @@ def predict_all(
                 _one(predictor, source, outputs[source.name], flips=flips, budget_mb=budget_mb, heart=heart)
             )
         except CaseRejected as rejected:
-            batch.failed[source.name] = rejected.reason
+            batch.failed[source.name] = rejected.reason + _sizes(rejected.shape, predictor.data.crop)
         except DataError as error:
             batch.failed[source.name] = f"{error.field}: {error.got}"
         except (MemoryError, torch.OutOfMemoryError):
@@ -94,6 +94,14 @@ def require_cavity(predictor: Predictor, cavity: str) -> None:
             expected=f"a structure of this model: {', '.join(known)}",
             remedy="name the structure whose volume at end-diastole and end-systole counts, or leave the frames out",
         )
+
+
+def _sizes(shape: tuple[int, ...] | None, crop: tuple[int, ...]) -> str:
+    """How many voxels there are, at the model's spacing, and how many it takes at once."""
+    if shape is None:
+        return ""
+    has, takes = (" x ".join(map(str, one)) for one in (shape[: len(crop)], crop))
+    return f": {has} voxels at the model's spacing, of which it takes {takes} at once"
 
 
 def _one(

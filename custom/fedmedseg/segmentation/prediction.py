@@ -54,6 +54,8 @@ class Origin:
     model: str
     experiment: str
     """Digest of the experiment that trained it."""
+    run: str = ""
+    """The run that trained it; empty where its file names none."""
 
 
 class Predictor(Protocol):
@@ -122,7 +124,9 @@ class SegmentationPredictor:
         self.model, self.device, self.flips = model, device, flips
         self.data = model.data
         self.maps: tuple[str, ...] = ("",)
-        self.origin = Origin(study=model.study, system=model.system, model=model.start, experiment=model.experiment)
+        self.origin = Origin(
+            study=model.study, system=model.system, model=model.start, experiment=model.experiment, run=model.run
+        )
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
         """See ``Predictor``. ``heart`` is not read."""

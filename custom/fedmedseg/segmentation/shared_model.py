@@ -40,7 +40,9 @@ def from_shared(tree: Mapping[str, Any], *, source: str, start: str | None = Non
         )
     load_tensors(model, {one: tensors.get(one, state[one]) for one in state}, source=source)
     settings = describe(experiment, name)
-    return InferenceModel.of(model, experiment, start=name, digest=experiment.digest, settings=settings)
+    return InferenceModel.of(
+        model, experiment, start=name, digest=experiment.digest, settings=settings, run=str(tree.get("run", ""))
+    )
 
 
 def _chosen(
