@@ -51,12 +51,14 @@ def export(
         text = _text(licences)
         from fedmedseg.cli.model_file import open_exportable
         from fedmedseg.export.files import export as write
+        from fedmedseg.export.files import require_room
         from fedmedseg.export.run_facts import read_facts
 
         source = open_exportable(model, network=network, task=task, start=start)
         origin = source.origin
         facts = read_facts(run, experiment=origin.experiment, run=origin.run, model=origin.model) if run else None
         place = out or Path(f"{source.origin.study}-{source.origin.model}-{to}")
+        require_room(place, to, force=force)
         with progress_bar() as steps:
             # neither torch's exporters nor MONAI's checks tell how far they are
             what = f"writing {to} and comparing its answers with the network's; seconds to a minute"

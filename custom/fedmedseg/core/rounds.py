@@ -12,6 +12,7 @@ import torch
 
 from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.exchange import rows_in, split
+from fedmedseg.core.federation_settings import FederationSection
 from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.wire import tensor_bytes
@@ -98,6 +99,23 @@ def _sealed(aggregator: GuardedAggregator) -> bool:
     """Whether the round's replies are tensors that the server cannot read."""
     current = aggregator.round
     return current is not None and current.sealing is not None and current.contract.returns == "shared"
+
+
+def too_few(federation: FederationSection, sites: int, *, aggregates: bool) -> str | None:
+    """Why ``sites`` connected sites cannot begin a stage, or None; ``aggregates``: whether it puts updates together."""
+    needed = federation.needed(sites)
+    if needed > sites:
+        return (
+            f"federation.quorum: got {needed}. Expected at most {sites}, the connected sites. "
+            "Remedy: lower federation.quorum or connect more sites."
+        )
+    robust = federation.robust
+    if aggregates and robust.least > sites:
+        return (
+            f"federation.robust: got {sites} connected sites. Expected at least {robust.least} for "
+            f"{robust.named}. Remedy: connect more sites, lower federation.robust.faulty, or remove robust."
+        )
+    return None
 
 
 def shortfall(

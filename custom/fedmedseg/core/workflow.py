@@ -41,7 +41,7 @@ from fedmedseg.core.place import place_of
 from fedmedseg.core.question import Round
 from fedmedseg.core.records import RunRecord
 from fedmedseg.core.robust import earlier_medians
-from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall
+from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall, too_few
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.transport import codec_of, down_codec_of
@@ -168,21 +168,11 @@ class QuorumScatterAndGather(ScatterAndGather):
         except ConfigurationError as error:
             self.system_panic(f"{self.stage}: {error}", fl_ctx)
             return
-        needed = self.experiment.federation.needed(len(sites))
-        if needed > len(sites):
-            self.system_panic(
-                f"federation.quorum: got {needed}. Expected at most {len(sites)}, the connected sites. "
-                "Remedy: lower federation.quorum or connect more sites.",
-                fl_ctx,
-            )
-            return
-        if self._num_rounds and self._least > len(sites):
-            robust = self.experiment.federation.robust
-            self.system_panic(
-                f"federation.robust: got {len(sites)} connected sites. Expected at least {robust.least} for "
-                f"{robust.named}. Remedy: connect more sites, lower federation.robust.faulty, or remove robust.",
-                fl_ctx,
-            )
+        problem = too_few(
+            self.experiment.federation, len(sites), aggregates=bool(self._num_rounds) and self._aggregates
+        )
+        if problem is not None:
+            self.system_panic(problem, fl_ctx)
             return
         if len(sites) == 1:
             self.log_warning(fl_ctx, "only one site takes part: this is local training, nothing is federated")
@@ -230,40 +220,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         abort_signal: Signal | None = None,
     ) -> None:
         """Ask the sites, once more those that failed, and stop the job below the quorum."""
-        kept = self._global_weights[ModelLearnableKey.WEIGHTS]
-        shared, _ = split(kept)
-        current = Round.begin(
-            run=self.persistor.run,
-            stage=self.stage,
-            number=self._current_round,
-            nonce=uuid.uuid4().hex,
-            contract=self.contract,
-            schema=self.persistor.schema,
-            shared=shared,
-            personal=self.persistor.personal,
-            exchanged=features_of_others(
-                self.contract.exchange,
-                self.persistor.exchanged,
-                self._connected(),
-                seed=self.experiment.seed,
-                stage=self.stage,
-                number=self._current_round,
-            ),
-            sealing=self._sealing(kept),
-            behind=self.aggregator.behind(
-                self.persistor.history, stage=self.stage, number=self._current_round, sites=self._connected()
-            ),
-            robust=self.experiment.federation.robust,
-            medians=earlier_medians(self.persistor.history, stage=self.stage, number=self._current_round),
-            codec=codec_of(
-                self.experiment,
-                self.contract,
-                self.persistor.schema.part(self.contract.returned_in(self._current_round)),
-            ),
-            down=down_codec_of(
-                self.experiment, self.contract, self.persistor.schema.part(self.contract.sent_in(self._current_round))
-            ),
-        )
+        current = self._question()
         self._folder = place_of(fl_ctx).run / "report"
         self._sites.open_round()
         self._traffic = Traffic()
@@ -306,6 +263,38 @@ class QuorumScatterAndGather(ScatterAndGather):
         self._round_facts.update(needed=needed, asked=counted)
         if self._accepted() < needed and not self._aborted(abort_signal):
             self._stop_below_quorum(fl_ctx)
+
+    def _question(self) -> Round:
+        """What this round asks of the sites, and what it takes for an answer."""
+        kept = self._global_weights[ModelLearnableKey.WEIGHTS]
+        shared, _ = split(kept)
+        number, sites, history, schema = (
+            self._current_round, self._connected(), self.persistor.history, self.persistor.schema
+        )  # fmt: skip
+        return Round.begin(
+            run=self.persistor.run,
+            stage=self.stage,
+            number=number,
+            nonce=uuid.uuid4().hex,
+            contract=self.contract,
+            schema=schema,
+            shared=shared,
+            personal=self.persistor.personal,
+            exchanged=features_of_others(
+                self.contract.exchange,
+                self.persistor.exchanged,
+                sites,
+                seed=self.experiment.seed,
+                stage=self.stage,
+                number=number,
+            ),
+            sealing=self._sealing(kept),
+            behind=self.aggregator.behind(history, stage=self.stage, number=number, sites=sites),
+            robust=self.experiment.federation.robust,
+            medians=earlier_medians(history, stage=self.stage, number=number),
+            codec=codec_of(self.experiment, self.contract, schema.part(self.contract.returned_in(number))),
+            down=down_codec_of(self.experiment, self.contract, schema.part(self.contract.sent_in(number))),
+        )
 
     def _sealing(self, kept: Mapping[str, torch.Tensor]) -> Sealing | None:
         if self._encryption is None:
@@ -562,10 +551,14 @@ class QuorumScatterAndGather(ScatterAndGather):
         return max(1, self.experiment.federation.needed(taking_part), self._least)
 
     @property
+    def _aggregates(self) -> bool:
+        """Whether this stage puts updates together."""
+        return self.contract.returns == "shared" and not self.contract.collects
+
+    @property
     def _least(self) -> int:
         """Sites without which the study's rule would not hold in this stage."""
-        aggregates = self.contract.returns == "shared" and not self.contract.collects
-        return self.experiment.federation.robust.least if aggregates else 1
+        return self.experiment.federation.robust.least if self._aggregates else 1
 
     @staticmethod
     def _aborted(abort_signal: Signal | None) -> bool:
