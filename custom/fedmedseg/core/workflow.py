@@ -35,6 +35,7 @@ from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
 from fedmedseg.core.memory import set_lasting_objects_aside
+from fedmedseg.core.pace import request_interval
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
@@ -344,6 +345,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         if event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
             # FLARE tells of a return only to the stage that saw the loss; whoever asks for work is back
             self._sites.back(fl_ctx.get_peer_context().get_identity_name())
+            self._set_pace(fl_ctx)
             return
         if fl_ctx.get_prop(AppConstants.PHASE) is None or self._phase != AppConstants.PHASE_TRAIN:
             return
@@ -353,6 +355,15 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._round_facts["aggregated"] = time.monotonic()
         elif event_type == AppEventType.ROUND_DONE:
             self._finish_round(fl_ctx)
+
+    def _set_pace(self, fl_ctx: FLContext) -> None:
+        """Say how soon a site asks again (``core.pace``). The simulator keeps the job's own interval: its sites sleep a
+        fixed half second whenever they ask in vain."""
+        runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+        at_work = self._phase == AppConstants.PHASE_TRAIN and "began" in self._round_facts
+        if at_work and runner is not None and not place_of(fl_ctx).simulated:
+            # FLARE reads it for every answer, and has no other way to change it
+            runner.config.task_request_interval = request_interval(time.monotonic() - self._round_facts["began"])
 
     def _tell_status(self, fl_ctx: FLContext) -> None:
         """Answer somebody who looks on; a stage that does not run, or has sent nothing yet, has nothing to say."""
