@@ -273,3 +273,9 @@ def events_in() -> Callable[[Path], dict[str, dict[str, list[tuple[int, float]]]
         return found
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def _nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's sweeper would go on in the tests' own process."""
+    monkeypatch.setattr("fedmedseg.core.workflow.sweep_from_now_on", lambda: None)

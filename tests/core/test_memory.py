@@ -13,6 +13,7 @@ import pytest
 from nvflare.fuel.f3.streaming.byte_receiver import RxTask
 from nvflare.fuel.f3.streaming.byte_streamer import TxTask
 
+from fedmedseg.core import memory
 from fedmedseg.core.memory import TaskCollector, set_lasting_objects_aside
 
 
@@ -116,3 +117,26 @@ def test_flares_receiver_keeps_a_thread_for_a_reply_for_65_seconds_and_no_longer
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.05)
     assert threading.active_count() == before
+
+
+def test_the_sweeper_collects_where_the_process_grew_and_not_for_what_stays() -> None:
+    """By hand, in units of what it takes: 10 -> 10.5 nothing; 11 collected down to 10.2; 11.1 nothing; 11.3 stays 11.3;
+    12 nothing; 9 is the new level, so that 10 collects again."""
+    held = iter([10, 10.5, 11, 10.2, 11.1, 11.3, 11.3, 12, 9, 10, 9])
+    collected: list[int] = []
+    sweeper = memory.Sweeper(resident=lambda: int(next(held) * memory.GROWTH), collect=lambda: collected.append(1))
+    found = []
+    for _ in range(7):
+        sweeper.look()
+        found.append(len(collected))
+    assert found == [0, 1, 1, 2, 2, 2, 3]
+
+
+def test_a_process_has_one_sweeper_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = MagicMock()
+    monkeypatch.setattr(memory.threading, "Thread", started)
+    monkeypatch.setattr(memory, "_sweeping", threading.Lock())
+    memory.sweep_from_now_on()
+    memory.sweep_from_now_on()
+    assert started.call_count == 1
+    assert started.call_args.kwargs["daemon"], "it keeps no process alive"

@@ -3,12 +3,22 @@
 FLARE 2.9.0's sender of a stream and its future hold each other (``fuel/f3/streaming/byte_streamer.py``, ``TxTask``),
 and with them a buffer of 1 MiB and the message: all of it waits for a full run of Python's collector after every
 message. In the server's process, which holds some hundred thousand lasting objects of torch and MONAI, such a run
-comes by itself only once in many rounds, and visiting them all takes longer than a small round.
+comes by itself only once in many rounds, and visiting them all takes longer than a small round. A model that is sent
+to many sites in pieces leaves that many models of pieces behind before the first reply comes.
 """
 
 from __future__ import annotations
 
 import gc
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+GROWTH = 64 * 2**20
+"""Bytes."""
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def set_lasting_objects_aside() -> None:
@@ -26,6 +36,51 @@ def set_lasting_objects_aside() -> None:
 def free_messages() -> None:
     """Let go of what the messages so far left behind: at the server, of a large model as often as a reply has come."""
     gc.collect()
+
+
+class Sweeper:
+    """Runs the collector whenever this process has grown by ``GROWTH``; cheap once lasting objects are set aside.
+
+    What grew for good is the level that the next growth counts from, so that a model which is read in costs one run.
+
+    Args:
+        resident: bytes that this process holds.
+        collect: frees what nothing refers to.
+    """
+
+    def __init__(
+        self,
+        resident: Callable[[], int] = lambda: psutil.Process().memory_info().rss,
+        collect: Callable[[], object] = gc.collect,
+    ) -> None:
+        self._resident, self._collect = resident, collect
+        self._level = resident()
+
+    def look(self) -> None:
+        """Collect if there is reason to."""
+        held = self._resident()
+        if held - self._level >= GROWTH:
+            self._collect()
+            self._level = self._resident()
+        else:
+            self._level = min(self._level, held)
+
+
+_sweeping = threading.Lock()
+
+
+def sweep_from_now_on() -> None:
+    """Look ten times a second until the process ends; the first call in a process counts."""
+    if not _sweeping.acquire(blocking=False):
+        return
+    sweeper = Sweeper()
+
+    def run() -> None:
+        while True:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            sweeper.look()
+
+    threading.Thread(target=run, name="memory-sweeper", daemon=True).start()
 
 
 class TaskCollector:

@@ -34,7 +34,7 @@ from fedmedseg.core.errors import ConfigurationError, Reason, choose
 from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
-from fedmedseg.core.memory import set_lasting_objects_aside
+from fedmedseg.core.memory import set_lasting_objects_aside, sweep_from_now_on
 from fedmedseg.core.pace import request_interval
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
@@ -134,6 +134,8 @@ class QuorumScatterAndGather(ScatterAndGather):
         self.communicator._task_check_period = TASK_CHECK_SECONDS
         super().start_controller(fl_ctx)
         set_lasting_objects_aside()
+        if not place_of(fl_ctx).simulated:
+            sweep_from_now_on()
         record = self._engine.get_component(self.record_id)
         if not (
             isinstance(self.persistor, SharedModelPersistor)
