@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -140,3 +143,29 @@ def test_a_process_has_one_sweeper_at_most(monkeypatch: pytest.MonkeyPatch) -> N
     memory.sweep_from_now_on()
     assert started.call_count == 1
     assert started.call_args.kwargs["daemon"], "it keeps no process alive"
+
+
+HOLES = """
+import sys
+import psutil
+from fedmedseg.core.memory import return_what_is_freed
+
+told = return_what_is_freed() if sys.argv[1] == "told" else True
+# glibc takes the largest block that was freed for a sign that such blocks come and go
+first = bytearray(8 * 2**20)
+del first
+pieces = [bytearray(2 * 2**20) for _ in range(64)]
+full = psutil.Process().memory_info().rss
+del pieces[::2]
+print(told, (full - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+@pytest.mark.parametrize(("way", "least", "most"), [("told", 60, 70), ("untold", 0, 10)])
+def test_what_is_freed_between_what_stays_goes_back_to_the_system(way: str, least: int, most: int) -> None:
+    """32 of 64 pieces of 2 MiB are freed, every second one."""
+    done = subprocess.run([sys.executable, "-c", HOLES, way], capture_output=True, text=True, check=True)
+    told, returned = done.stdout.split()
+    assert told == "True"
+    assert least <= int(returned) <= most

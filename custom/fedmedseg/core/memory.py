@@ -9,6 +9,7 @@ to many sites in pieces leaves that many models of pieces behind before the firs
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
@@ -16,6 +17,9 @@ from collections.abc import Callable
 
 import psutil
 
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+"""glibc's numbers of two of its settings (``mallopt(3)``)."""
+RETURNED_FROM, ARENAS = 512 * 1024, 4
 GROWTH = 64 * 2**20
 """Bytes."""
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -31,6 +35,18 @@ def set_lasting_objects_aside() -> None:
         return
     gc.collect()
     gc.freeze()
+
+
+def return_what_is_freed() -> bool:
+    """Have glibc give the pieces of large tensors back to the system as they are freed; whether it could be told.
+
+    By itself it keeps them for later, and once for each of its arenas, of which it makes eight for every core: a server
+    that sends to many sites at once would hold about as many models. Another C library is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        mallopt(what, value) == 1 for what, value in ((M_MMAP_THRESHOLD, RETURNED_FROM), (M_ARENA_MAX, ARENAS))
+    )
 
 
 def free_messages() -> None:
