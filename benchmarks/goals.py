@@ -205,7 +205,13 @@ def data_loading(file: Path) -> list[Figure]:
 def determinism(file: Path) -> list[Figure]:
     """How many different final models two runs with one seed make."""
     return [
-        Figure("-", f"different models of two runs with one seed, {job}", len(set(one["shared_sha256"])), 1.0, "most")
+        Figure(
+            "-",
+            f"different models of two runs with one seed, {job}",
+            float(len(set(one["shared_sha256"]))),
+            1.0,
+            "most",
+        )
         for job, one in _read(file)["jobs"].items()
     ]
 

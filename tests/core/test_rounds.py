@@ -53,5 +53,5 @@ def test_a_sites_words_are_short_and_on_one_line() -> None:
 
 
 def test_a_disk_problem_names_no_path() -> None:
-    assert disk_problem(OSError(errno.ENOSPC, "No space left on device", "/home/somebody")) == "disk full"
-    assert disk_problem(PermissionError(errno.EACCES, "Permission denied", "/home/somebody")) == "PermissionError"
+    assert disk_problem(OSError(errno.ENOSPC, "No space left on device", "somewhere/else")) == "disk full"
+    assert disk_problem(PermissionError(errno.EACCES, "Permission denied", "somewhere/else")) == "PermissionError"
