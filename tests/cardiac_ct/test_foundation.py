@@ -40,9 +40,12 @@ def test_a_file_holds_what_was_asked_for_and_the_settings_that_build_it(study: S
 
 def test_a_site_gets_a_file_for_each_kind_that_there_is(study: Study, tmp_path: Path) -> None:
     tensors = initial_shared(study())
-    save_models(tmp_path / "both", tensors, experiment=study())
+    save_models(tmp_path / "both", tensors, experiment=study(), run="r1")
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["cnn.safetensors", "student.safetensors"]
-    save_models(tmp_path / "one", {n: t for n, t in tensors.items() if n.startswith("teacher.")}, experiment=study())
+    assert load_foundation(tmp_path / "both" / "cnn.safetensors").run == "r1"
+    save_models(
+        tmp_path / "one", {n: t for n, t in tensors.items() if n.startswith("teacher.")}, experiment=study(), run=""
+    )
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["cnn.safetensors"]
 
 
