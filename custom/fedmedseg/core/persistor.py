@@ -100,7 +100,8 @@ class SharedModelPersistor(ModelPersistor):
             self.exchanged = dict(saved.get("exchanged", {}))
             self.rounds_done = dict(saved["rounds_done"])
             self.history = list(saved["history"])
-            self.started = saved["started"]
+            # a checkpoint of an earlier state of this version does not say when its run began
+            self.started = saved.get("started", self.started)
             self.resumed_sha256 = checkpoint.content_sha256(self._shared)
             self._export()
             self.log_info(fl_ctx, f"resuming after {self.rounds_done}")

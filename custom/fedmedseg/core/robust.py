@@ -31,9 +31,6 @@ from fedmedseg.core.spilled import DerivedTensors
 
 LONG = 3.0
 """An update so many times as long as the round's (low) median is called an outlier."""
-AWAY = -0.1
-"""A median cosine with the other updates below it is called pointing away. Where sites have little in common it lies
-around 0, now above, now below."""
 FEWEST = 3
 """Sites below which none is called an outlier: the median of two is one of them, and a direction has no majority."""
 WINDOW = 5
@@ -98,7 +95,7 @@ class Survey:
                 times = f"{norm / typical:.3g} times the median" if typical else "where the median is 0"
                 found.setdefault(site, []).append(f"its update is long: {times}")
         for site, cosine in self.agreement.items():
-            if cosine < AWAY:
+            if cosine < 0.0:
                 found.setdefault(site, []).append(f"its update points away from most: median cosine {cosine:.2f}")
         return found
 
