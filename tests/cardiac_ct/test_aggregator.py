@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,18 @@ def site(trunk: float, *, hps: float = 0.0, ms: float = 0.0, calc: float = 0.0) 
     return {name: torch.tensor([value]) for name, value in ((TRUNK, trunk), (HPS, hps), (MS, ms), (CALC, calc))}
 
 
-def test_an_untouched_head_dilutes_nobodys() -> None:
+def sent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of it leaves a site: no head that did not move."""
+    return {name: tensor for name, tensor in tensors.items() if name == TRUNK or bool(tensor.any())}
+
+
+@pytest.mark.parametrize("leaves", [dict, sent], ids=["zeros", "left out"])
+def test_an_untouched_head_dilutes_nobodys(leaves: Callable[[Any], dict[str, torch.Tensor]]) -> None:
     replies = {"a": site(1.0, hps=3.0, ms=2.0), "b": site(2.0, hps=5.0), "c": site(3.0, hps=7.0)}
-    mean, owners = mean_by_head(replies, {"a": 0.5, "b": 0.25, "c": 0.25})
+    came = {name: leaves(tensors) for name, tensors in replies.items()}
+    mean, owners = mean_by_head(site(0.0), came, {"a": 0.5, "b": 0.25, "c": 0.25})
+    assert list(came["b"]) == ([TRUNK, HPS] if leaves is sent else [TRUNK, HPS, MS, CALC])
+    assert mean.keys() == site(0.0).keys()
     assert mean[TRUNK].item() == 0.5 + 0.5 + 0.75
     assert mean[HPS].item() == 1.5 + 1.25 + 1.75
     assert mean[MS].item() == 2.0
@@ -50,14 +60,14 @@ def test_an_untouched_head_dilutes_nobodys() -> None:
 
 def test_two_of_three_share_a_head_by_their_own_weights() -> None:
     replies = {"a": site(0.0, ms=4.0), "b": site(0.0), "c": site(0.0, ms=1.0)}
-    mean, _ = mean_by_head(replies, {"a": 0.2, "b": 0.4, "c": 0.4})
+    mean, _ = mean_by_head(site(0.0), replies, {"a": 0.2, "b": 0.4, "c": 0.4})
     torch.testing.assert_close(mean[MS], torch.tensor([4.0 / 3 + 2.0 / 3]))
 
 
 def test_where_everybody_trained_everything_it_is_fedavg_to_the_bit() -> None:
     replies = {"a": site(1.0, hps=0.1, ms=0.2, calc=0.3), "b": site(0.7, hps=0.5, ms=0.6, calc=0.9)}
     weights = {"a": 0.3, "b": 0.7}
-    mean, _ = mean_by_head(replies, weights)
+    mean, _ = mean_by_head(site(0.0), replies, weights)
     assert all(torch.equal(mean[name], tensor) for name, tensor in weighted_mean(replies, weights).items())
 
 
@@ -65,7 +75,10 @@ def test_permuting_who_owns_what_permutes_the_result_and_nothing_else() -> None:
     """Invariant 10."""
     one, other = site(1.0, hps=3.0), site(1.0, ms=3.0)
     weights = {"a": 0.5, "b": 0.5}
-    first, second = mean_by_head({"a": one, "b": other}, weights)[0], mean_by_head({"a": other, "b": one}, weights)[0]
+    first, second = (
+        mean_by_head(site(0.0), {"a": one, "b": other}, weights)[0],
+        mean_by_head(site(0.0), {"a": other, "b": one}, weights)[0],
+    )
     assert {name: tensor.item() for name, tensor in first.items()} == {
         name: tensor.item() for name, tensor in second.items()
     }
@@ -85,8 +98,8 @@ def test_a_rule_that_looks_at_heads_cannot_be_encrypted_and_the_mean_over_all_is
     by_head, over_all = rule("trained"), rule("all")
     assert "head_mean trained reads the sites' differences" in by_head.needs_plain
     assert over_all.needs_plain == ""
-    assert by_head.combine({}, came, weights)[HPS].item() == 4.0
-    found = over_all.combine({}, came, weights)
+    assert by_head.combine(site(0.0), came, weights)[HPS].item() == 4.0
+    found = over_all.combine(site(0.0), came, weights)
     assert {name: tensor.item() for name, tensor in found.items()} == {TRUNK: 1.25, HPS: 3.0, MS: 2.0, CALC: 0.0}
     # who trained what is recorded all the same
     assert over_all.notes["heads"] == by_head.notes["heads"] == {"hps": ["a"], "ms": ["b"], "calc": []}

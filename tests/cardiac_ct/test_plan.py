@@ -45,6 +45,16 @@ def test_each_stage_sends_and_returns_what_it_trains_and_no_more(study: Study) -
     }
 
 
+def test_only_heads_that_moved_are_sent_but_where_the_mean_goes_over_all_sites(study: Study) -> None:
+    trained, over_all = stages(study()), stages(study(cardiac_ct={"head_mean": "all"}))
+    heads = tuple(f"student.heads.{task}." for task in ("hps", "ms", "calc"))
+    assert {stage: one.separable for stage, one in trained.items() if one.separable} == {
+        "distillation": heads,
+        "head_tuning": heads,
+    }
+    assert not any(contract.separable for contract in over_all.values())
+
+
 def test_where_nothing_is_shared_nothing_moves(study: Study) -> None:
     experiment = study(
         cardiac_ct={"share": "nothing", "distillation": {"pseudo_labels": False}, "gate": None},

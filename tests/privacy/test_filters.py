@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from fedmedseg.core.aggregator import SharedKeysAggregator
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.question import Round
 from fedmedseg.core.scopes import SCOPES, privacy_policy
-from fedmedseg.core.wire import Header, Meta
+from fedmedseg.core.wire import Header, Meta, Schema
 from fedmedseg.privacy import filters
 from fedmedseg.privacy.clipping import l2_norm
 from fedmedseg.privacy.ledger import LEDGER, read_ledger
@@ -294,6 +295,20 @@ def test_noise_is_added_under_the_bound_and_entered(
     assert torch.allclose(received["a"], torch.full((2,), 1 / math.sqrt(6) + 2.0))
     assert read_ledger(kit.state / LEDGER).releases == 1
     assert "release 1 of this site, epsilon 4.377 of 1000 at delta 1e-05; 1 figure(s) leave outside" in caplog.text
+
+
+def test_what_a_site_leaves_out_for_not_having_moved_gets_no_noise_either(
+    kit: Kit, reply: Make, monkeypatch: pytest.MonkeyPatch, toy: Any
+) -> None:
+    """Noise on zeros would make this site look like one that trained them."""
+    monkeypatch.setitem(toy[0], "training", dataclasses.replace(toy[0]["training"], separable=("b",)))
+    kit.site(privacy={"min_count": 0, "clip_norm": 1.0, "noise": NOISE})
+    alone = {"a": torch.ones(2)}
+    left_out = {Header.SCHEMA: Schema(alone).digest}
+    assert list(passed(kit.run(reply(dict(alone), headers=left_out)))) == ["a"]
+    refused(kit.run(reply(dict(alone))), "PRIVACY: MISSING_TENSORS: tensors from this site")
+    without_a = reply({"b": torch.ones(2, 2)}, headers={Header.SCHEMA: Schema({"b": torch.ones(2, 2)}).digest})
+    refused(kit.run(without_a), "PRIVACY: another schema than that of this site")
 
 
 def test_the_noise_is_entered_before_it_is_drawn(kit: Kit, reply: Make, monkeypatch: pytest.MonkeyPatch) -> None:

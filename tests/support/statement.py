@@ -93,6 +93,9 @@ class Declared:
         contract, parts = self.contracts[stage], []
         if contract.returns == "shared":
             parts.append(f"differences of {self._by_round(stage, contract.returned_in)}")
+        if contract.separable:
+            groups = _code(f"{group}*" for group in contract.separable)
+            parts.append(f"of {groups} those alone that moved")
         if contract.held:
             parts.append("the SHA-256 of the target it started from")
         if contract.exchange is not None:

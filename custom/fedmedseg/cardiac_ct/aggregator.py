@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -22,36 +22,61 @@ def head_of(name: str) -> str:
 
 
 def trained_heads(differences: Mapping[str, torch.Tensor]) -> frozenset[str]:
-    """The tasks whose heads moved at a site: one that no batch taught is exactly as it came."""
-    return frozenset(head_of(name) for name, tensor in differences.items() if head_of(name) and bool(tensor.any()))
+    """The tasks whose heads moved at a site: one that no batch taught is exactly as it came, and is not sent."""
+    heads = [name for name in differences if head_of(name)]
+    return frozenset(head_of(name) for name in heads if bool(differences[name].any()))
 
 
-def owners_of(differences: Differences) -> dict[str, list[str]]:
-    """Per task whose head was returned the sites that trained it."""
+def owners_of(differences: Differences, names: Iterable[str]) -> dict[str, list[str]]:
+    """Per task whose head has tensors among ``names`` the sites that trained it."""
     moved = {site: trained_heads(tensors) for site, tensors in differences.items()}
-    tasks = dict.fromkeys(task for tensors in differences.values() for task in map(head_of, tensors) if task)
+    tasks = dict.fromkeys(task for task in map(head_of, names) if task)
     return {task: [site for site in sorted(moved) if task in moved[site]] for task in tasks}
 
 
 def mean_by_head(
-    differences: Differences, weights: Mapping[str, float], *, mean_of: Mean = weighted_mean
+    shared: Mapping[str, torch.Tensor],
+    differences: Differences,
+    weights: Mapping[str, float],
+    *,
+    mean_of: Mean = weighted_mean,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """Weighted mean per tensor, of each head over those sites alone that trained it, and which those are.
+    """Weighted mean per tensor of ``shared``, of each head over those sites alone that trained it, and which those are.
 
-    ``mean_of`` is the mean, or what a study has in its place. A site that returns a head untouched would dilute what
-    the others learned of it. A head that nobody trained stays.
+    ``mean_of`` is the mean, or what a study has in its place. A head that nobody trained stays.
+
+    Raises:
+        FedMedSegError: fewer sites trained a head than ``mean_of`` takes (reason ROBUST).
     """
-    mean, owners = mean_of(differences, weights), owners_of(differences)
-    for task, sites in owners.items():
-        if not sites or len(sites) == len(differences):
+    owners = owners_of(differences, shared)
+    groups = {"": sorted(differences)} | {task: sites for task, sites in owners.items() if sites}
+    mean: dict[str, torch.Tensor] = {}
+    for task, sites in groups.items():
+        names = [name for name in shared if head_of(name) == task]
+        if not names:
             continue
-        total = sum(weights[site] for site in sites)
-        own = {
-            site: {name: tensor for name, tensor in differences[site].items() if head_of(name) == task}
-            for site in sites
-        }
-        mean |= mean_of(own, {site: weights[site] / total for site in sites})
-    return mean, owners
+        total = 1.0 if len(sites) == len(differences) else sum(weights[site] for site in sites)
+        mean |= mean_of(
+            {site: Chosen(differences[site], names) for site in sites},
+            {site: weights[site] / total for site in sites},
+        )
+    return mean | {name: torch.zeros_like(tensor) for name, tensor in shared.items() if name not in mean}, owners
+
+
+class Chosen(Mapping[str, torch.Tensor]):
+    """Some tensors of a reply; those of a large one lie on the disk and are read one by one."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class TrainedHeadsAggregator(GuardedAggregator):
@@ -80,9 +105,9 @@ class TrainedHeadsAggregator(GuardedAggregator):
         """See ``mean_by_head``; the record says who trained which head."""
         differences = {site: one.differences for site, one in contributions.items()}
         if self._over_all:
-            self.notes["heads"] = owners_of(differences)
+            self.notes["heads"] = owners_of(differences, shared)
             return self.mean(differences, weights)
-        mean, self.notes["heads"] = mean_by_head(differences, weights, mean_of=self.mean)
+        mean, self.notes["heads"] = mean_by_head(shared, differences, weights, mean_of=self.mean)
         return mean
 
     def comparable(self, names: Iterable[str]) -> list[str]:

@@ -67,6 +67,9 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
     }
     metrics = {"pseudo_labelling": LABELLING_METRICS, "evaluation": TEST_METRICS}
     alone = experiment.wing.share == "nothing"
+    # the mean over all sites takes every head of every site, as encrypted replies must all be alike
+    apart = experiment.wing.head_mean == "trained" and not alone
+    heads = tuple(f"{HEADS}{task}." for task in experiment.wing.tasks) if apart else ()
     sends: Literal["shared", "nothing"] = "nothing" if alone else "shared"
     return {
         stage: StageContract(
@@ -76,6 +79,7 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
             counts=COUNTS,
             sent=there,
             returned=back,
+            separable=heads if back.holds(HEADS) else (),
         )
         for stage, (there, back) in trained.items()
     }

@@ -67,7 +67,8 @@ def judge(
     ):
         if shareable.get_header(header) != expected:
             raise rejected(Reason.STALE, f"{header.removeprefix('fedmedseg.')} of another task")
-    if shareable.get_header(Header.SCHEMA) != current.schema.digest:
+    schema = current.contract.replies_of(current.schema).get(shareable.get_header(Header.SCHEMA))
+    if schema is None:
         raise rejected(Reason.SCHEMA, "another schema")
     dxo = from_shareable(shareable)
     metrics = dxo.get_meta_prop(Meta.METRICS, {})
@@ -85,10 +86,11 @@ def judge(
             if (found := exchange.problem(features)) is not None:
                 raise rejected(*found)
         if current.codec is not None:
-            if (found := current.codec.problem(differences)) is not None:
+            codec = current.codec.narrowed(schema.specs)
+            if (found := codec.problem(differences)) is not None:
                 raise rejected(*found)
-            carried, differences = tensor_bytes(differences), current.codec.decode(differences)
-        sealing, schema = current.sealing, current.schema
+            carried, differences = tensor_bytes(differences), codec.decode(differences)
+        sealing = current.sealing
         found = schema.problem(differences, finite=False) if sealing is None else sealing.problem(differences)
         if found is not None:
             raise rejected(*found)

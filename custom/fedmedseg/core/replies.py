@@ -44,6 +44,9 @@ def encode(
     returned = schema.part(contract.returned_in(request.get_header(Header.ROUND)))
     base = {**reply.known, **given}
     differences = differences_to(base, reply.tensors, returned) if contract.returns == "shared" else {}
+    if contract.separable:
+        moved = contract.moved(differences)
+        differences, returned = moved.of(differences), returned.part(moved)
     if contract.exchange is not None:
         if reply.features is None:
             raise FedMedSegError("features", expected="those that the stage exchanges", reason=Reason.EMPTY)
@@ -74,6 +77,7 @@ def thin(answer: Shareable, *, codec: Codec, state: SiteState) -> None:
     """
     dxo = from_shareable(answer)
     differences, features = split(dxo.data)
+    codec = codec.narrowed(differences)
     codec.schema.require(differences, sender="this site")
     stage, number = answer.get_header(Header.STAGE), answer.get_header(Header.ROUND)
     memory = f"unsent_{stage}"

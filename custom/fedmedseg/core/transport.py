@@ -37,14 +37,14 @@ they were; it is arithmetic on what may leave anyway. The server decodes before 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.wire import Schema, StageContract
+from fedmedseg.core.wire import Part, Schema, StageContract
 
 PREFIX = "wire."
 """Beginning of the names of what crosses the wire; no shared tensor is called so."""
@@ -71,6 +71,14 @@ class Codec:
         self.plain = tuple(name for name in single if name not in self.packed)
         self.others = tuple(name for name in schema.specs if name not in single)
         """Tensors of another type than float32, which travel under their own names."""
+
+    def narrowed(self, names: Iterable[str]) -> Codec:
+        """The same for those tensors of the schema alone that are among ``names``."""
+        chosen = set(names)
+        if chosen >= self.schema.specs.keys():
+            return self
+        left_out = tuple(name for name in self.schema.specs if name not in chosen)
+        return Codec(transport=self.transport, schema=self.schema.part(Part(without=left_out)))
 
     def encode(self, tensors: Tensors, kept: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """What crosses the wire, and under ``topk`` what is kept for later; ``kept`` is what was kept before.

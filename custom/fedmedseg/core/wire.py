@@ -7,6 +7,7 @@
 | server -> one site | workflow | the contract's extra tensors besides, where that site fell behind |
 | server -> site | workflow | under encryption: the plain tensors of the start, and encrypted sums to be added to them |
 | site -> server | executor | reply header, differences of exactly the shared tensors or nothing, and declared metrics |
+| site -> server | executor | of the contract's separable tensors: none of those that did not move at the site |
 | server -> one site | workflow | where the stage's contract declares an exchange: the other sites' features |
 | site -> server | executor | the same: this site's features with their part ids, in no order (``core.exchange``) |
 | site -> server | executor | where the contract says so: SHA-256 of what the site worked out without being sent it |
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -137,6 +139,8 @@ class StageContract:
     """Of which of the shared tensors the differences come back: among those sent, or known to a site without."""
     returned_at: ByRound | None = None
     """Which of ``returned`` come back, where that differs from round to round."""
+    separable: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that belong together: a site where none of them moved returns none of them."""
     extra: Part | None = None
     """What a single site is sent besides where it fell behind the others (``GuardedAggregator.behind``)."""
     held: bool = False
@@ -164,6 +168,21 @@ class StageContract:
     def returned_in(self, number: int) -> Part:
         """Of which of them the differences come back in round ``number`` (from 0)."""
         return self.returned if self.returned_at is None else self.returned_at(number)
+
+    def moved(self, differences: Mapping[str, torch.Tensor]) -> Part:
+        """Those of ``differences`` that a reply holds: all but the separable ones that are 0 throughout."""
+        still = {
+            group: not any(bool(tensor.any()) for name, tensor in differences.items() if name.startswith(group))
+            for group in self.separable
+        }
+        return Part(without=tuple(group for group, it_is in still.items() if it_is))
+
+    def replies_of(self, schema: Schema) -> dict[str, Schema]:
+        """Digest -> schema of every reply that may come of ``schema``: without none, some or all separable tensors."""
+        groups = self.separable
+        chosen = (left for number in range(len(groups) + 1) for left in itertools.combinations(groups, number))
+        schemas = (schema.part(Part(without=left)) if left else schema for left in chosen)
+        return {one.digest: one for one in schemas}
 
     def check_metrics(self, metrics: Mapping[str, float]) -> None:
         """Raise unless every metric is declared and a finite number, and they are no flood.

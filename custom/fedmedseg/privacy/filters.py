@@ -157,8 +157,9 @@ class DeclaredContents(SiteFilter):
         contract.check_metrics(reply.metrics)
         if (Header.HELD in reply.tokens) != contract.held:
             raise blocked("an undeclared header, or one that is missing")
-        returned = self.schema(setting.experiment).part(contract.returned_in(reply.round))
-        if reply.tokens[Header.SCHEMA] != returned.digest:
+        whole = self.schema(setting.experiment).part(contract.returned_in(reply.round))
+        returned = contract.replies_of(whole).get(reply.tokens[Header.SCHEMA])
+        if returned is None:
             raise blocked("another schema than that of this site")
         if contract.returns == "metrics":
             if reply.tensors:
