@@ -64,6 +64,31 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not heading or heading in anchors(text_of(there)), target
 
 
+def sources(text: str) -> set[str]:
+    """DOIs and arXiv ids that a text links to."""
+    return set(re.findall(r"https://(?:doi\.org/|arxiv\.org/abs/)([^)\s]+)", text))
+
+
+def test_every_paper_of_the_table_of_systems_is_linked_and_cited() -> None:
+    """Links that lead outside are not followed here: they must be those of the one list of papers."""
+    cited = text_of(ROOT / "CITATION.cff")
+    for page in (ROOT / "README.md", DOCS / "citing.md"):
+        found = sources(text_of(page))
+        assert len(found) >= 6
+        for source in found:
+            assert source in cited, f"{page.name}: {source}"
+
+
+def test_no_page_calls_a_study_to_be_run_whose_results_are_there() -> None:
+    state = dict(
+        re.findall(r"^\| \[.*?\]\(\.\./jobs/(\w+)/README\.md\) \|.*\| (.*) \|$", text_of(DOCS / "systems.md"), re.M)
+    )
+    assert set(state) == set(SYSTEMS)
+    for system, said in state.items():
+        worth = text_of(ROOT / "jobs" / system / "README.md").partition("## What it is worth")[2]
+        assert not ("to be run" in said and "|" in worth), system
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_is_long(page: Path) -> None:
     assert len(text_of(page).splitlines()) <= (LONGEST_FRONT if page == ROOT / "README.md" else LONGEST)

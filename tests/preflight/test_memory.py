@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,26 @@ def test_each_stage_of_cardiac_ct_counts_on_its_own_network_and_size() -> None:
     assert usual["distillation"].parameters > 5 * usual["teacher_hps"].parameters
     assert larger["teacher_ms"].per_crop == pytest.approx(2 * usual["teacher_ms"].per_crop, rel=0.05)
     assert larger["distillation"] == usual["distillation"]
+
+
+def test_the_page_of_cardiac_ct_says_what_the_estimate_is() -> None:
+    from fedmedseg.core.jobs import find_job, find_preset, read_settings
+    from fedmedseg.core.schema import read_yaml
+
+    job = find_job("cardiac_ct")
+    page = (job / "README.md").read_text(encoding="utf-8")
+    layers = [read_yaml(find_preset("cardiac_ct", "paper"))]
+    published = {need.stage: need for need in needs(read_settings(job, layers)[1])}
+    for stage, kind in (("teacher_hps", "CNN"), ("distillation", "transformer")):
+        need = published[stage]
+        (row,) = re.findall(rf"\| `paper`: {kind}[^|]*\| ([\d.]+) M \| ([\d.]+) GiB \| ([\d.]+) GiB \|", page)
+        found = (need.parameters / 1e6, need.total / GIB, (need.total - need.training) / GIB)
+        assert row == tuple(f"{number:.1f}" for number in found)
+    shipped = {need.stage: need for need in needs(read_settings(job, [])[1])}
+    (row,) = re.findall(r"\| ([\d.]+) M, ([\d.]+) M \| (\d+) MiB, (\d+) MiB \|", page)
+    cnn, transformer = shipped["teacher_hps"], shipped["distillation"]
+    assert row[:2] == tuple(f"{need.parameters / 1e6:.1f}" for need in (cnn, transformer))
+    assert row[2:] == tuple(f"{need.total / 2**20:.0f}" for need in (cnn, transformer))
 
 
 @pytest.mark.parametrize(("system", "views"), [("fcl", 1), ("fclopt", 2)])
