@@ -14,8 +14,8 @@ import torch
 from fedmedseg.cardiac_ct.answers import found_in
 from fedmedseg.cardiac_ct.foundation import Foundation
 from fedmedseg.cardiac_ct.lessons import stacked
-from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks
-from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
+from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks, answered_anew
+from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.federation_settings import ComputeSection
@@ -44,10 +44,9 @@ def held(foundation: Foundation, which: Which | None = None) -> Held:
     Raises:
         ConfigurationError: the file has no such network.
     """
-    wing = foundation.experiment.wing
-    moved = {
-        name: [wing.transfer.task] if _has(foundation, f"{TRANSFER}{name}.") else [] for name in (CNN, TRANSFORMER)
-    }
+    experiment, tensors = foundation.experiment, foundation.tensors
+    wing = experiment.wing
+    moved = {name: [anew] if (anew := answered_anew(experiment, tensors, name)) else [] for name in (CNN, TRANSFORMER)}
     source = _has(foundation, f"{TEACHER}{wing.transfer.cnn}.")
     tasks: dict[Which, list[str]] = {
         "student": [*wing.tasks, *moved[TRANSFORMER]] if _has(foundation, STUDENT) else [],
