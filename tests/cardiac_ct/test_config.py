@@ -39,6 +39,7 @@ OFF = {"rounds": 0}
         ({"cardiac_ct": {"teacher": {"size": [32, 30, 24]}}}, r"teacher\.size\[1\].*use 32"),
         ({"cardiac_ct": {"teacher": {"size": [4, 4, 4]}}}, r"teacher\.size.*instance norm"),
         ({"cardiac_ct": {"transfer": {"backbones": []}}}, r"transfer\.backbones"),
+        ({"cardiac_ct": {"transfer": {"task": "calc"}}}, r"transfer\.task: got calc, which is among .*--start"),
         (
             {"cardiac_ct": {"share": "nothing"}, "stages": {"distillation": {"rounds": 2}}},
             r"distillation\.rounds.*nothing",
@@ -73,6 +74,9 @@ def test_a_stage_alone_needs_an_earlier_runs_tensors(study: Study) -> None:
         study(**alone)
     alone["cardiac_ct"]["start"] = "0" * 64
     assert study(**alone).wing.start == "0" * 64
+    alone["stages"] |= {"head_tuning": OFF, "transfer": {"rounds": 1}}
+    alone["cardiac_ct"] |= {"head_steps": 0, "transfer": {"task": "calc"}}
+    assert study(**alone).wing.transfer.task in study(**alone).wing.tasks, "a layer that is trained alone may be"
 
 
 def test_one_changed_setting_of_the_cnns_optimiser_leaves_the_others_as_published(study: Study) -> None:

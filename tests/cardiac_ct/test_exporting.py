@@ -12,11 +12,14 @@ from monai.bundle import ConfigParser
 from fedmedseg.cardiac_ct.exporting import exportable
 from fedmedseg.cardiac_ct.foundation import Foundation, load_foundation, save_foundation
 from fedmedseg.cardiac_ct.inference import activated
-from fedmedseg.cardiac_ct.models import CNN
+from fedmedseg.cardiac_ct.lessons import stacked
+from fedmedseg.cardiac_ct.models import CNN, Networks
 from fedmedseg.cardiac_ct.network import build_last_layer, build_student, build_teacher, load_parameters
 from fedmedseg.cardiac_ct.plan import initial_shared
+from fedmedseg.cardiac_ct.prediction import Which, plainly_computed
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.site import Site
 from fedmedseg.export.bundle import configuration
 from fedmedseg.export.network import require_agreement
 
@@ -33,6 +36,14 @@ def foundation(study: Study, tmp_path: Path) -> Foundation:
     }
     save_foundation(tmp_path / "all.safetensors", tensors, experiment=experiment)
     return load_foundation(tmp_path / "all.safetensors")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(
+        name="here", state_root=tmp_path, cache=tmp_path, models=tmp_path, device="cpu",
+        datasets={}, salt="", simulated=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("task", ["hps", "coronaries"])
@@ -68,6 +79,29 @@ def test_a_cnn_is_a_dynunet(foundation: Foundation, task: str) -> None:
     built = ConfigParser(configuration(source)).get_parsed_content("network_def")
     built.load_state_dict(source.network.state_dict())
     assert require_agreement(source, built.eval(), what="x") < 1e-6
+
+
+@pytest.mark.parametrize("backbone", ["student", "cnn"])
+def test_a_new_layer_for_a_task_with_a_head_is_exported_as_it_is_tested(
+    study: Study, site: Site, tmp_path: Path, backbone: Which
+) -> None:
+    wing = {"gate": None, "head_steps": 0, "start": "0" * 64, "transfer": {"task": "calc", "backbones": [backbone]}}
+    stages = ("teacher_hps", "teacher_ms", "teacher_calc", "pseudo_labelling", "distillation", "head_tuning")
+    experiment = study(
+        cardiac_ct=wing,
+        stages={stage: {"rounds": 0} for stage in stages} | {"transfer": {"rounds": 1}},
+    )
+    generator = torch.Generator().manual_seed(5)
+    tensors = {n: t + 0.2 * torch.randn(t.shape, generator=generator) for n, t in initial_shared(experiment).items()}
+    save_foundation(tmp_path / "x.safetensors", tensors, experiment=experiment)
+    source = exportable(load_foundation(tmp_path / "x.safetensors"), which=backbone, task="calc")
+    image = torch.rand((1, 1, *source.shape), generator=generator)
+    networks = Networks(experiment=plainly_computed(experiment), site=site, tensors=tensors)
+    predict = networks.predict_student() if backbone == "student" else networks.predict_cnn()
+    tested = predict(stacked(image[0].numpy(), None, experiment), ["calc"])["calc"]
+    with torch.inference_mode():
+        exported = torch.softmax(source.network(image), dim=1)[0]
+    assert torch.allclose(exported, tested, atol=1e-6)
 
 
 def test_one_of_several_heads_must_be_named(foundation: Foundation) -> None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from click.testing import Result
+from small_cardiac_ct import SMALL
 from typer.testing import CliRunner
 
-from fedmedseg.cardiac_ct.foundation import load_foundation, save_foundation, save_models, tuning_study
+from fedmedseg.cardiac_ct.exporting import exportable
+from fedmedseg.cardiac_ct.foundation import What, load_foundation, save_foundation, save_models, tuning_study
+from fedmedseg.cardiac_ct.learner import KnowledgeDistillationLearner
+from fedmedseg.cardiac_ct.network import build_last_layer, parameters_of
 from fedmedseg.cardiac_ct.plan import initial_shared
+from fedmedseg.cardiac_ct.prediction import TaskPredictor
+from fedmedseg.cardiac_ct.tuning import _figures_of
 from fedmedseg.cli.main import app
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.core.jobs import find_job, read_settings, write_job
+from fedmedseg.core.learner import Reply, Task
+from fedmedseg.core.start_file import START_FILE, save_start, tensors_of, with_start
 from fedmedseg.data.site import write_phantoms
+from fedmedseg.data.tasks import TASKS
 
 Study = Callable[..., Experiment]
 
@@ -75,40 +87,139 @@ def test_a_new_task_is_a_study_of_transfer_alone(file: Path) -> None:
     options = {"steps": 3, "learning_rate": 0.01, "patients": 1, "number": 2}
     found = tuning_study(load_foundation(file), task="coronaries", backbone="student", **options)  # type: ignore[arg-type]
     assert {stage for stage, section in found.stages.items() if section.rounds} == {"transfer", "evaluation"}
-    assert found.data.labels == {1: "label 1", 2: "coronaries"}
+    assert [number for number, name in found.data.labels.items() if name in TASKS["coronaries"].names] == [2]
+    assert len(found.data.labels) == 254, "other numbers in label maps set no case aside"
     assert (found.wing.transfer.patients, found.wing.transfer.backbones) == (1, ("student",))
     with pytest.raises(ConfigurationError, match="backbone: got cnn"):
         tuning_study(load_foundation(file), task="coronaries", backbone="cnn", **options)  # type: ignore[arg-type]
 
 
-def test_one_command_learns_a_new_task_on_the_file_and_moves_nothing_else(file: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data list of a site that annotates every task; its label maps hold 1 and 2."""
     numbers = {"training": 1, "unlabeled": 0, "validation": 0, "test": 1, "sites": 1, "size": [96, 56, 56]}
-    section = PhantomSection.model_validate({"family": "cardiac_ct", "annotation": "published", **numbers})
-    listed = write_phantoms(section, seed=3, name="site-1", home=tmp_path / "site")
-    out = tmp_path / "coronaries.safetensors"
-    command = [
-        "foundation",
-        "tune",
-        str(file),
-        "--list",
-        str(listed),
-        "--out",
-        str(out),
-        "--steps",
-        "1",
-        "--label",
-        "2",
-    ]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    assert "dice/student/coronaries" in done.output
-    before, after = load_foundation(file), load_foundation(out)
-    kept = [name for name in after.tensors if name.startswith("student.")]
-    assert kept
-    assert all(torch.equal(after.tensors[name], before.tensors[name]) for name in kept)
-    assert not torch.equal(
-        after.tensors["transfer.student.conv.conv.weight"], before.tensors["transfer.student.conv.conv.weight"]
+    section = PhantomSection.model_validate(
+        {"family": "cardiac_ct", "annotation": "published", "heart": True, **numbers}
     )
-    again = CliRunner().invoke(app, command)
+    return write_phantoms(section, seed=3, name="site-1", home=tmp_path_factory.mktemp("site"))
+
+
+def trained(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """The study's networks and layers as far from their start as a run would leave them."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in initial_shared(experiment).items()
+    }
+
+
+def tune(file: Path, listed: Path, out: Path, *options: str) -> Result:
+    command = ["foundation", "tune", str(file), "--list", str(listed), "--out", str(out), "--steps", "1"]
+    return CliRunner().invoke(app, [*command, *options])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("what", "backbone"), [("all", "student"), ("cnn", "cnn")])
+def test_a_new_layer_for_any_task_on_either_network_begins_at_the_seed_and_moves_nothing_else(
+    study: Study,
+    listed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    what: What,
+    backbone: Literal["student", "cnn"],
+) -> None:
+    """The file is of a run with several CNNs and with layers of its own, for the coronaries."""
+    began: list[Mapping[str, torch.Tensor]] = []
+    run = KnowledgeDistillationLearner.run
+
+    def watched(self: KnowledgeDistillationLearner, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
+        began.append(dict(shared))
+        return run(self, task, shared)
+
+    monkeypatch.setattr(KnowledgeDistillationLearner, "run", watched)
+    file, out = tmp_path / "run.safetensors", tmp_path / "tuned.safetensors"
+    save_foundation(file, trained(study()), experiment=study(), what=what)
+    number = "2" if task == "coronaries" else "1"
+    done = tune(file, listed, out, "--task", task, "--backbone", backbone, "--label", number)
+    assert done.exit_code == 0, done.output
+    found = {line.strip().split("  ")[0] for line in done.output.splitlines() if f"/{backbone}/" in line}
+    assert found
+    assert {figure.rpartition("/")[2] for figure in found} - {"all points"} <= set(TASKS[task].names)
+    assert TASKS[task].kind == "points" or "all points" not in done.output
+
+    before, after = load_foundation(file), load_foundation(out)
+    layer = parameters_of(build_last_layer(after.experiment, backbone), f"transfer.{backbone}.")
+    assert {name for name in after.tensors if name.startswith("transfer.")} == set(layer)
+    for name, tensor in layer.items():
+        assert torch.equal(began[0][name], tensor)
+    assert any(not torch.equal(after.tensors[name], tensor) for name, tensor in layer.items())
+    frozen = {name: tensor for name, tensor in after.tensors.items() if name not in layer}
+    assert frozen
+    assert all(torch.equal(before.tensors[name], tensor) for name, tensor in frozen.items())
+
+    assert task in TaskPredictor(foundation=after).tasks
+    assert exportable(after, which=backbone, task=task).labels[1] == TASKS[task].names[0]
+    digest = save_start(tmp_path / START_FILE, tensors_of(out))
+    again = tuning_study(after, task="coronaries", backbone=backbone, steps=1, learning_rate=0.01, patients=None)
+    assert again.wing.start == digest
+    started = with_start(initial_shared(again), again, tmp_path)
+    assert all(torch.equal(started[name], tensor) for name, tensor in frozen.items())
+
+
+def test_a_cnn_of_a_whole_runs_file_takes_a_new_layer_and_the_file_is_not_replaced_unasked(
+    study: Study, listed: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "run.safetensors", tmp_path / "tuned.safetensors"
+    save_foundation(file, trained(study()), experiment=study())
+    done = tune(file, listed, out, "--task", "ms", "--backbone", "cnn")
+    assert done.exit_code == 0, done.output
+    assert "ms by a new last layer on the CNN of hps" in done.output
+    assert {name.split(".")[0] for name in load_foundation(out).tensors} == {"teacher", "transfer"}
+    again = tune(file, listed, out, "--task", "ms", "--backbone", "cnn")
     assert again.exit_code == 2
     assert "--force" in again.output
+
+
+def test_what_is_said_of_all_points_is_the_new_layers_alone() -> None:
+    own = {"distance/median/student/MS1": 1.0, "points/student/MS1": 1.0, "points/student/all points": 1.0}
+    other = {"points/student/RCC": 1.0, "dice/student/calcification": 0.5, "points/cnn/RCC": 1.0}
+    assert set(_figures_of("ms", "student", own | {"points/cnn/RCC": 1.0})) == set(own)
+    assert set(_figures_of("ms", "student", own | other)) == set(own) - {"points/student/all points"}
+    assert set(_figures_of("calc", "student", own | other)) == {"dice/student/calcification"}
+
+
+def test_one_command_writes_a_runs_networks_as_a_file(tmp_path: Path) -> None:
+    settings, experiment = read_settings(find_job("cardiac_ct"), [SMALL])
+    job = write_job(find_job("cardiac_ct"), settings, tmp_path / "job")
+    tensors, shared = trained(experiment), tmp_path / "shared.safetensors"
+
+    def leave(**entries: object) -> None:
+        content = {"format": 1, "system": "cardiac_ct", "experiment": experiment.digest, "run": "r1"}
+        checkpoint.save(shared, {**content, "tensors": tensors, **entries})
+
+    def export(out: str, *options: str) -> Result:
+        command = ["foundation", "export", str(shared), "--experiment", str(job), "--out", str(tmp_path / out)]
+        return CliRunner().invoke(app, [*command, *options])
+
+    leave()
+    for what, beginnings in (("student", {"student"}), ("cnn", {"teacher"}), ("all", {"student", "teacher"})):
+        done = export(f"{what}.safetensors", "--what", what)
+        assert done.exit_code == 0, done.output
+        found = load_foundation(tmp_path / f"{what}.safetensors")
+        assert found.digest in done.output
+        assert f"{sum(tensor.numel() for tensor in found.tensors.values()):,} parameters" in done.output
+        assert (found.run, found.experiment.digest) == ("r1", experiment.digest)
+        assert {name.split(".")[0] for name in found.tensors} == {*beginnings, "transfer"}
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.tensors.items())
+    assert set(load_foundation(tmp_path / "all.safetensors").tensors) == set(tensors)
+    leave(experiment="0" * 64)
+    for refused, words in (
+        (export("x.safetensors"), "a model of experiment 0000"),
+        (export("x.txt"), "ends with .safetensors"),
+        (export("all.safetensors"), "--force"),
+        (export("x.safetensors", "--experiment", "segviz"), "a study of segviz"),
+    ):
+        assert refused.exit_code == 2
+        assert words in " ".join(refused.output.split())
+    assert not (tmp_path / "x.safetensors").exists()

@@ -55,6 +55,16 @@ def test_only_heads_that_moved_are_sent_but_where_the_mean_goes_over_all_sites(s
     assert not any(contract.separable for contract in over_all.values())
 
 
+def test_transfer_sends_the_networks_it_puts_a_layer_on_and_no_other(study: Study) -> None:
+    def sent(backbone: str) -> set[str]:
+        experiment = study(cardiac_ct={"transfer": {"backbones": [backbone]}})
+        part = stages(experiment)["transfer"].sent_in(0)
+        return kinds([name for name in initial_shared(experiment) if part.holds(name)])
+
+    assert sent("student") == {"student.trunk", "student.heads", "transfer.student"}
+    assert sent("cnn") == {"teacher.hps", "transfer.cnn"}
+
+
 def test_where_nothing_is_shared_nothing_moves(study: Study) -> None:
     experiment = study(
         cardiac_ct={"share": "nothing", "distillation": {"pseudo_labels": False}, "gate": None},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedmedseg.cardiac_ct.foundation import load_foundation, save_foundation
 from fedmedseg.cardiac_ct.lessons import inputs_of
 from fedmedseg.cardiac_ct.models import Networks
 from fedmedseg.cardiac_ct.plan import initial_shared
-from fedmedseg.cardiac_ct.prediction import TaskPredictor, held
+from fedmedseg.cardiac_ct.prediction import TaskPredictor, Which, held
 from fedmedseg.cli.main import app
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import PhantomSection
@@ -115,8 +116,43 @@ def test_the_hearts_structures_reach_a_network_that_was_trained_beside_them(
     bare = predictor(Path(scan["image"]))
     beside = predictor(Path(scan["image"]), heart=Path(scan["heart"]))
     assert any((bare.maps[task].labels != beside.maps[task].labels).any() for task in predictor.maps)
-    with pytest.raises(ConfigurationError, match="change places"):
+    with pytest.raises(ConfigurationError, match=r"--flips: got a model that answers hps, ms\..*change places"):
         TaskPredictor(foundation=load_foundation(tmp_path / "cnn.safetensors"), flips=True)
+
+
+@pytest.mark.parametrize("which", ["student", "cnn"])
+def test_flips_of_masks_are_the_mean_over_mirror_images(
+    study: Study, listed: Path, tmp_path: Path, which: Which
+) -> None:
+    off = {"rounds": 0}
+    experiment = study(
+        cardiac_ct={"tasks": ["calc"], "conditioning": True, "transfer": {"cnn": "calc"}},
+        data={"phantom": {"heart": True}},
+        stages={"teacher_hps": off, "teacher_ms": off},
+    )
+    file = tmp_path / "masks.safetensors"
+    save_foundation(file, networks(experiment), experiment=experiment)
+    scan, out = entry(listed), tmp_path / "out"
+    command = ["predict", str(file), scan["image"], str(out), "--heart", scan["heart"], "--network", which, "--flips"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+
+    site, volumes = opened(listed, experiment, tmp_path)
+    built = Networks(experiment=experiment, site=site, tensors=networks(experiment))
+    predict = built.predict_student() if which == "student" else built.predict_cnn()
+    inputs, tasks = inputs_of(volumes, 0, experiment), ["calc", "coronaries"]
+    answers = []
+    for x, y, z in itertools.product((1, -1), repeat=3):
+        found = predict(inputs[:, ::x, ::y, ::z].copy(), tasks)
+        answers.append({task: found[task].numpy()[:, ::x, ::y, ::z] for task in tasks})
+    changed = False
+    for task in tasks:
+        mean = torch.from_numpy(np.mean([answer[task] for answer in answers], axis=0))
+        written = np.asarray(nib.load(next(out.glob(f"*_{task}.nii.gz"))).dataobj)
+        assert (written == label_map(volumes.to_native(0, mean))).mean() > 0.9999
+        plain = label_map(volumes.to_native(0, torch.from_numpy(answers[0][task].copy())))
+        changed |= bool((written != plain).mean() > 0.001)
+    assert changed
 
 
 def test_heat_maps_give_points_and_no_spheres(study: Study, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.errors import FedMedSegError
+from fedmedseg.core.optimizer import (
+    build_optimizer,
+    descend,
+    learning_rate,
+    restore_optimizer,
+    scheduled_rate,
+    set_learning_rate,
+)
 from fedmedseg.core.training_settings import OptimizerSection
 
 
@@ -32,6 +40,27 @@ def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
 def test_the_rate_is_never_above_the_setting_nor_zero_before_the_end(total: int, warmup: float) -> None:
     rates = [learning_rate(section(warmup), step, total) for step in range(total)]
     assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
+
+
+def test_a_constant_rate_stays_after_its_warm_up() -> None:
+    rates = [scheduled_rate(section(0.5), "constant", step, 4) for step in range(4)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1])
+    assert {scheduled_rate(section(0.0), "constant", step, 4) for step in range(4)} == {0.1}
+    falling = [scheduled_rate(section(0.5), "cosine", step, 4) for step in range(4)]
+    assert falling == [learning_rate(section(0.5), step, 4) for step in range(4)]
+
+
+def test_a_step_goes_down_a_gradient_of_the_given_length_and_takes_in_nothing_that_is_not_finite() -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    descend(optimizer, (weight * torch.tensor([3.0, 4.0])).sum(), iter([weight]), clip_norm=1.0)
+    assert weight.tolist() == pytest.approx([2.0 - 0.6, 1.0 - 0.8])
+    before = weight.detach().clone()
+    descend(optimizer, weight.sum() * math.inf, [weight], clip_norm=1.0)
+    with pytest.raises(FedMedSegError, match="gradient norm"):
+        # the loss is finite, its slope at 0 is not
+        descend(optimizer, (weight - before).sum().abs().sqrt(), [weight], clip_norm=1.0)
+    assert torch.equal(weight, before)
 
 
 def test_a_group_keeps_its_factor() -> None:

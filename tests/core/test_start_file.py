@@ -49,6 +49,26 @@ def test_what_the_study_trains_itself_stays_and_what_it_has_no_use_for_is_left_a
     assert list(found) == list(INITIAL)
 
 
+@pytest.mark.parametrize("shape", [(3,), (5,)])
+def test_a_layer_that_the_study_trains_anew_is_none_of_the_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """An earlier run's layer may be another task's, of the same size or not."""
+    digest = save_start(tmp_path / START_FILE, {"student.a": torch.ones(2), "transfer.b": torch.ones(shape)})
+    found = with_start(INITIAL, study(digest), tmp_path)
+    assert found["student.a"].tolist() == [1.0, 1.0]
+    assert found["transfer.b"] is INITIAL["transfer.b"]
+
+
+def test_what_a_stage_trains_is_continued_where_the_file_holds_it(tmp_path: Path) -> None:
+    digest = save_start(tmp_path / START_FILE, {"student.a": torch.ones(2), "teacher.hps.x": torch.ones(1)})
+    wing = {"start": digest, "head_steps": 0, "transfer": None}
+    stages = OFF | {"transfer": {"rounds": 0}, "pseudo_labelling": {"rounds": 1}, "distillation": {"rounds": 1}}
+    stages |= {"teacher_hps": {"rounds": 1}}
+    experiment = read_settings(find_job("cardiac_ct"), [{"stages": stages, "cardiac_ct": wing}])[1]
+    initial = {"student.a": torch.zeros(2), "teacher.hps.x": torch.zeros(1)}
+    found = with_start(initial, experiment, tmp_path)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"student.a": [1.0] * 2, "teacher.hps.x": [1.0]}
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [

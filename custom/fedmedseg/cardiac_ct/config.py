@@ -159,6 +159,8 @@ class TransferSection(Strict):
     """A new last layer on frozen networks."""
 
     task: Transferred = "coronaries"
+    """One of the study's ``tasks`` only where this layer is all that it trains: the layer then answers that task in
+    place of the head or CNN of the file, in the test and in what is exported."""
     backbones: tuple[Backbone, ...] = ("student", "cnn")
     """``student``: the frozen transformer; ``cnn``: for comparison, the frozen CNN of the task ``cnn``."""
     cnn: Taught = "hps"
@@ -333,6 +335,14 @@ class Section(Strict):
         if "student" in self.transfer.backbones and not student:
             raise _needs(
                 "transfer", rounds, "the stage distillation before it, or cardiac_ct.start, or backbones [cnn]"
+            )
+        others = sum(number for stage, number in rounds.items() if stage not in ("transfer", "evaluation"))
+        if self.transfer.task in self.tasks and others:
+            raise ConfigurationError(
+                "cardiac_ct.transfer.task",
+                got=f"{self.transfer.task}, which is among cardiac_ct.tasks",
+                expected="a task that this study trains no head for: the new layer would answer in that head's place",
+                remedy="name another task, or train the new layer alone from the finished run (--start)",
             )
         trained = self.start is not None or rounds[f"teacher_{self.transfer.cnn}"] > 0
         if "cnn" in self.transfer.backbones and not (trained and self.transfer.cnn in self.tasks):

@@ -8,7 +8,7 @@ from monai.networks.nets import DynUNet, SwinUNETR
 from torch import nn
 
 from fedmedseg.cardiac_ct.foundation import Foundation
-from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER
+from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, answered_anew
 from fedmedseg.cardiac_ct.network import (
     build_last_layer,
     build_student,
@@ -70,11 +70,11 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
 
 
 def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:
-    """MONAI's SwinUNETR, whose output block is the task's head."""
+    """MONAI's SwinUNETR, whose output block is the task's head, or the new layer that answers it."""
     experiment = foundation.experiment
     student = build_student(experiment)
     load_parameters(student, foundation.tensors, STUDENT)
-    moved = task not in student.heads
+    moved = task == answered_anew(experiment, foundation.tensors, TRANSFORMER)
     last = _last(foundation, TRANSFORMER) if moved else student.heads[task]
     definition = {"_target_": f"{NETS}SwinUNETR", **_swin(experiment, task)}
     network = SwinUNETR(**_swin(experiment, task))
@@ -87,7 +87,7 @@ def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, An
 def _cnn(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:
     """MONAI's DynUNet, which in evaluation gives its finest output alone."""
     experiment = foundation.experiment
-    moved = task not in experiment.wing.tasks
+    moved = task == answered_anew(experiment, foundation.tensors, CNN)
     source = experiment.wing.transfer.cnn if moved else task
     teacher = build_teacher(experiment, source)
     load_parameters(teacher, foundation.tensors, f"{TEACHER}{source}.")

@@ -29,6 +29,8 @@ PREFIXES: Mapping[What, tuple[str, ...]] = {
     "cnn": (TEACHER, f"{TRANSFER}cnn."),
     "all": ("",),
 }
+MOST_LABELS = 254
+"""The highest number in a label map."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def tuning_study(
 ) -> Experiment:
     """The study that trains a new last layer for ``task`` on a foundation, and tests it; nothing else.
 
-    ``number`` is what label maps call the task where it marks voxels.
+    ``number`` is what label maps call the task where they mark it; other numbers in them are nobody's. A task of the
+    file is answered by the new layer from then on.
 
     Raises:
         ConfigurationError: the file has no such backbone, or a setting is not valid.
@@ -147,9 +150,9 @@ def tuning_study(
 
 
 def _labels(task: str, number: int) -> dict[int, str]:
-    """Label numbers 1 to ``number``, of which the last is the task's; the others are nobody's."""
-    name = TASKS[task].names[0] if TASKS[task].kind == "mask" else "unread"
-    return {**{other: f"label {other}" for other in range(1, number)}, number: name}
+    """Every number that a label map may hold: ``number`` is the task's where label maps mark it, others nobody's."""
+    own = {number: TASKS[task].names[0]} if TASKS[task].kind == "mask" else {}
+    return {other: f"label {other}" for other in range(1, MOST_LABELS + 1)} | own
 
 
 def _wrong(path: Path, got: str) -> ConfigurationError:

@@ -37,6 +37,15 @@ Tensors = Mapping[str, torch.Tensor]
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
+def answered_anew(experiment: Experiment, tensors: Tensors, backbone: str) -> str | None:
+    """The task that the new last layer on ``backbone`` answers, in place of any head or CNN of that task.
+
+    None where ``tensors`` hold no such layer.
+    """
+    held = any(name.startswith(f"{TRANSFER}{backbone}.") for name in tensors)
+    return experiment.wing.transfer.task if held else None
+
+
 class Networks:
     """Builds what is asked for, with its tensors out of ``tensors``, by their names on the wire."""
 
@@ -87,14 +96,14 @@ class Networks:
         known = [task for task in self.experiment.wing.tasks if self.has(f"{TEACHER}{task}.")]
         built = {task: self.teacher(task).to(self.site.device) for task in known}
         ways = {task: self.way("inference", teacher) for task, teacher in built.items()}
-        transfer = self.experiment.wing.transfer
-        last = self.last_layer(CNN).to(self.site.device) if self.has(f"{TRANSFER}{CNN}.") else None
+        anew = answered_anew(self.experiment, self.tensors, CNN)
+        last = self.last_layer(CNN).to(self.site.device) if anew is not None else None
 
         def predict(inputs: np.ndarray, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
             found = {}
             for task in tasks:
-                moved = last is not None and task == transfer.task
-                source = transfer.cnn if moved else task
+                moved = task == anew
+                source = self.experiment.wing.transfer.cnn if moved else task
                 if source in built:
                     found[task] = predict_whole(
                         built[source],
@@ -121,9 +130,10 @@ class Networks:
         student.to(self.site.device)
         way = self.way("inference", student)
         heads: dict[str, Callable[[torch.Tensor], torch.Tensor]] = dict(student.heads.items())
-        if self.has(f"{TRANSFER}{TRANSFORMER}."):
-            fresh = build_last_layer(self.experiment, TRANSFORMER) if untrained else self.last_layer(TRANSFORMER)
-            heads[self.experiment.wing.transfer.task] = fresh.to(self.site.device)
+        anew = answered_anew(self.experiment, self.tensors, TRANSFORMER)
+        if anew is not None:
+            last = build_last_layer(self.experiment, TRANSFORMER) if untrained else self.last_layer(TRANSFORMER)
+            heads[anew] = last.to(self.site.device)
 
         def predict(inputs: np.ndarray, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
             asked = {task: heads[task] for task in tasks if task in heads}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,21 +15,19 @@ from fedmedseg.cardiac_ct.distillation import distilled
 from fedmedseg.cardiac_ct.losses import deeply_supervised, task_loss
 from fedmedseg.cardiac_ct.network import Student, teacher_features, teacher_outputs
 from fedmedseg.core.compute import ComputeChoice
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
-from fedmedseg.core.training import require_finite
+from fedmedseg.core.optimizer import (
+    build_optimizer,
+    descend,
+    restore_optimizer,
+    scheduled_rate,
+    set_learning_rate,
+)
 from fedmedseg.core.training_settings import OptimizerSection
 from fedmedseg.networks.compute import prepare
 
 Terms = Callable[[Batch], Mapping[str, torch.Tensor]]
 """From a batch to what the loss is the sum of, by task."""
 Draw = Callable[[np.random.Generator], Batch]
-
-
-def rate(section: OptimizerSection, schedule: str, step: int, total: int) -> float:
-    """Learning rate at step ``step`` (from 0) of ``total``: linear warm-up, then as ``schedule`` says."""
-    if schedule == "constant" and step >= math.ceil(section.warmup_fraction * total):
-        return section.learning_rate
-    return learning_rate(section, step, total)
 
 
 class TaskObjective:
@@ -61,22 +58,15 @@ class TaskObjective:
         Raises:
             FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
         """
-        set_learning_rate(self._optimizer, rate(self.section, self.schedule, self.first_step + index, self.total))
+        step = self.first_step + index
+        set_learning_rate(self._optimizer, scheduled_rate(self.section, self.schedule, step, self.total))
         # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
         batch = self.draw(np.random.default_rng(int(torch.randint(2**62, (1,)))))
         terms = self.terms(batch)
         loss = torch.stack(list(terms.values())).sum()
-        figures = {"loss": float(loss.detach())}
-        if not math.isfinite(figures["loss"]):
-            # the training loop raises on it; the weights must not take it in before
-            return figures
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         # a head whose task this batch does not teach has no gradient, and AdamW leaves it alone
-        norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.section.clip_norm)
-        require_finite("gradient norm", float(norm))
-        self._optimizer.step()
-        return figures
+        descend(self._optimizer, loss, self.trained.values(), clip_norm=self.section.clip_norm)
+        return {"loss": float(loss.detach())}
 
     def state(self) -> dict[str, Any]:
         """What is trained, and the optimiser."""

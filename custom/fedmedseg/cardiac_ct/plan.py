@@ -54,22 +54,22 @@ def stages(experiment: Experiment) -> dict[str, StageContract]:
     student; head tuning sends it and returns its heads; transfer returns the new last layers. With ``share: nothing``
     no tensor moves at all.
     """
+    wing = experiment.wing
+    networks = {"student": STUDENT, "cnn": f"{TEACHER}{wing.transfer.cnn}."}
+    frozen = [within for name, within in networks.items() if name in wing.transfer.backbones]
     trained = {
         **{f"teacher_{task}": (Part(within=(f"{TEACHER}{task}.",)),) * 2 for task in TAUGHT},
         "pseudo_labelling": (Part(within=(TEACHER,)), NOTHING),
         "distillation": (Part(within=(STUDENT,)),) * 2,
         "head_tuning": (Part(within=(STUDENT,)), Part(within=(HEADS,))),
-        "transfer": (
-            Part(within=(STUDENT, f"{TEACHER}{experiment.wing.transfer.cnn}.", TRANSFER)),
-            Part(within=(TRANSFER,)),
-        ),
+        "transfer": (Part(within=(*frozen, TRANSFER)), Part(within=(TRANSFER,))),
         "evaluation": (Part(), NOTHING),
     }
     metrics = {"pseudo_labelling": LABELLING_METRICS, "evaluation": TEST_METRICS}
-    alone = experiment.wing.share == "nothing"
+    alone = wing.share == "nothing"
     # the mean over all sites takes every head of every site, as encrypted replies must all be alike
-    apart = experiment.wing.head_mean == "trained" and not alone
-    heads = tuple(f"{HEADS}{task}." for task in experiment.wing.tasks) if apart else ()
+    apart = wing.head_mean == "trained" and not alone
+    heads = tuple(f"{HEADS}{task}." for task in wing.tasks) if apart else ()
     sends: Literal["shared", "nothing"] = "nothing" if alone else "shared"
     return {
         stage: StageContract(
@@ -108,10 +108,18 @@ def made(experiment: Experiment) -> dict[str, bool]:
     return found | {f"{TRANSFER}{name}": rounds["transfer"] > 0 for name in wing.transfer.backbones}
 
 
+def anew(experiment: Experiment) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that this study trains from its own seed, whatever a file holds.
+
+    A last layer of an earlier run may be another task's. CNNs and student of a file are continued.
+    """
+    return (TRANSFER,)
+
+
 def fresh(experiment: Experiment) -> tuple[str, ...]:
     """Beginnings of the names of tensors that an earlier run's file need not hold: this study trains them itself."""
     stages_of = {f"{TEACHER}{task}.": f"teacher_{task}" for task in TAUGHT} | {STUDENT: "distillation"}
-    return (TRANSFER, *(name for name, stage in stages_of.items() if experiment.stages[stage].rounds))
+    return (*anew(experiment), *(name for name, stage in stages_of.items() if experiment.stages[stage].rounds))
 
 
 def initial_shared(experiment: Experiment) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from fedmedseg.cardiac_ct.answers import found_in
+from fedmedseg.cardiac_ct.evaluation import Predict
 from fedmedseg.cardiac_ct.foundation import Foundation
 from fedmedseg.cardiac_ct.lessons import stacked
-from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks
-from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
+from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks, answered_anew
+from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.federation_settings import ComputeSection
@@ -24,7 +25,7 @@ from fedmedseg.data.landmarks import Place
 from fedmedseg.data.preprocessing import Prepared, Steps, back_to_native, prepare_heart, prepare_image
 from fedmedseg.data.site import Site
 from fedmedseg.data.tasks import TASKS
-from fedmedseg.segmentation.inference import label_map
+from fedmedseg.segmentation.inference import label_map, mirrorings
 from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin
 
 Which = Literal["student", "cnn"]
@@ -44,10 +45,9 @@ def held(foundation: Foundation, which: Which | None = None) -> Held:
     Raises:
         ConfigurationError: the file has no such network.
     """
-    wing = foundation.experiment.wing
-    moved = {
-        name: [wing.transfer.task] if _has(foundation, f"{TRANSFER}{name}.") else [] for name in (CNN, TRANSFORMER)
-    }
+    experiment, tensors = foundation.experiment, foundation.tensors
+    wing = experiment.wing
+    moved = {name: [anew] if (anew := answered_anew(experiment, tensors, name)) else [] for name in (CNN, TRANSFORMER)}
     source = _has(foundation, f"{TEACHER}{wing.transfer.cnn}.")
     tasks: dict[Which, list[str]] = {
         "student": [*wing.tasks, *moved[TRANSFORMER]] if _has(foundation, STUDENT) else [],
@@ -83,11 +83,12 @@ class TaskPredictor:
         self.experiment, self.device = experiment, device
         found = held(foundation, which)
         self.tasks = found.tasks
-        if flips:
+        placed = [task for task in self.tasks if TASKS[task].kind == "points"]
+        if flips and placed:
             raise ConfigurationError(
                 "--flips",
-                got=f"a cardiac_ct model of {', '.join(self.tasks)}",
-                expected="a model with one label map: in mirror images left and right landmarks change places",
+                got=f"a model that answers {', '.join(placed)}",
+                expected="one that answers masks alone: in mirror images left and right landmarks change places",
                 remedy="leave --flips out",
             )
         self.data = experiment.data
@@ -104,7 +105,8 @@ class TaskPredictor:
         # compute settings are fixed above, so that nothing is timed and nothing is kept here
         with tempfile.TemporaryDirectory() as folder:
             networks = Networks(experiment=experiment, site=_here(Path(folder), device), tensors=foundation.tensors)
-            self._predict = networks.predict_student() if found.which == TRANSFORMER else networks.predict_cnn()
+            predict: Predict = networks.predict_student() if found.which == TRANSFORMER else networks.predict_cnn()
+        self._predict = mirrored(predict) if flips else predict
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
         """See ``segmentation.prediction.Predictor``."""
@@ -139,6 +141,21 @@ class TaskPredictor:
             for name, (x, y, z) in zip(TASKS[task].names, world.tolist(), strict=True):
                 placed[name] = None if np.isnan(x) else (x, y, z)
         return placed
+
+
+def mirrored(predict: Predict) -> Predict:
+    """The mean of what ``predict`` says of a scan and of its mirror images, each mirrored back."""
+    ways = mirrorings(3)
+
+    def mean(inputs: np.ndarray, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+        total: dict[str, torch.Tensor] = {}
+        for axes in ways:
+            for task, found in predict(np.flip(inputs, tuple(axes)), tasks).items():
+                back = found.flip(axes)
+                total[task] = total[task] + back if task in total else back
+        return {task: found / len(ways) for task, found in total.items()}
+
+    return mean
 
 
 def plainly_computed(experiment: Experiment) -> Experiment:

@@ -85,13 +85,16 @@ def tune(
     patients: Annotated[
         int | None, typer.Option("--patients", min=1, help="At most so many labelled patients. Default: all.")
     ] = None,
-    number: Annotated[int, typer.Option("--label", min=1, max=254, help="The task's number in the label maps.")] = 1,
+    number: Annotated[
+        int, typer.Option("--label", min=1, max=254, help="The number of calc, or coronaries, in the label maps.")
+    ] = 1,
     device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
     force: Force = False,
 ) -> None:
-    """Learn a new task with a new last layer on frozen networks, test it on the list's test cases, write both.
+    """Learn a new task with a new last layer on a frozen network, test it on the list's test cases, write both.
 
-    The list's volumes go through the preparation that the networks were trained with. Nothing leaves this machine.
+    The list's volumes go through the preparation that the network was trained with; label maps may hold other numbers
+    beside the task's. Nothing leaves this machine.
     """
     from fedmedseg.cardiac_ct.foundation import load_foundation, tuning_study
     from fedmedseg.cardiac_ct.tuning import tune as learn
@@ -116,11 +119,14 @@ def tune(
     if not figures:
         console.print("not tested: the list has no test case that annotates the task", highlight=False)
         return
-    console.print(_table(figures, f"{task} on {datalist.name}"))
+    frozen = "student" if backbone == "student" else f"CNN of {study.wing.transfer.cnn}"
+    what = f"{task} by a new last layer on the {frozen}, on the test cases of {datalist.name}:"
+    console.print(what, highlight=False, soft_wrap=True)
+    console.print(_table(figures))
 
 
-def _table(figures: Mapping[str, float], title: str) -> Table:
-    table = Table("figure", title=title, box=box.SIMPLE_HEAD)
+def _table(figures: Mapping[str, float]) -> Table:
+    table = Table("figure", box=box.SIMPLE_HEAD)
     table.add_column("value", justify="right")
     for name, value in sorted(figures.items()):
         table.add_row(name, f"{value:.3f}")

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay over all steps of a stage, whatever the rounds; never restarted."""
+"""Optimisers, the course of their rate over all steps of a stage, whatever the rounds, and one step of theirs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fedmedseg.core.training import require_finite
 from fedmedseg.core.training_settings import OptimizerSection, SGDSection
 
 
@@ -50,10 +51,40 @@ def learning_rate(section: Schedule, step: int, total: int) -> float:
     return section.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def scheduled_rate(section: Schedule, schedule: str, step: int, total: int) -> float:
+    """As ``learning_rate``, where ``schedule`` is ``constant`` without the fall after the warm-up."""
+    if schedule == "constant" and step >= math.ceil(section.warmup_fraction * total):
+        return section.learning_rate
+    return learning_rate(section, step, total)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group ``rate`` times its own ``rate_factor`` (1 where it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    parameters: Iterable[torch.nn.Parameter],
+    *,
+    clip_norm: float,
+) -> None:
+    """One step of ``optimizer`` down ``loss``, the gradient of ``parameters`` cut to ``clip_norm``.
+
+    None where the loss is not finite: the training loop raises on it, and the weights must not take it in before.
+
+    Raises:
+        FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
+    """
+    if not math.isfinite(float(loss.detach())):
+        return
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    require_finite("gradient norm", float(norm))
+    optimizer.step()
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:

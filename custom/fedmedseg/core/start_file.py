@@ -71,8 +71,8 @@ def named_start(experiment: Experiment, folder: Path) -> dict[str, torch.Tensor]
 def with_start(initial: Mapping[str, torch.Tensor], experiment: Experiment, folder: Path) -> Mapping[str, torch.Tensor]:
     """``initial`` with what ``experiment`` starts from laid over it; the very same object where it names nothing.
 
-    A file may lack what the study trains itself (``fresh`` of its system's plan), which keeps its initial values, and
-    hold more than the study shares, which is left aside.
+    A file may lack what the study trains itself (``fresh`` of its system's plan), which then keeps its initial values;
+    what of it begins anew (``anew``) keeps them whatever the file holds. What the study does not share is left aside.
 
     Raises:
         ConfigurationError: see ``named_start``; or a tensor is missing, has another shape or type, or is not finite.
@@ -80,8 +80,9 @@ def with_start(initial: Mapping[str, torch.Tensor], experiment: Experiment, fold
     tensors = named_start(experiment, folder)
     if tensors is None:
         return initial
-    own = {name: tensor for name, tensor in tensors.items() if name in initial}
-    fresh = system_module(experiment.system, "plan").fresh(experiment)
+    plan = system_module(experiment.system, "plan")
+    anew, fresh = plan.anew(experiment), plan.fresh(experiment)
+    own = {name: tensor for name, tensor in tensors.items() if name in initial and not name.startswith(anew)}
     missing = sorted(name for name in initial if name not in own and not name.startswith(fresh))
     if missing:
         raise _wrong(f"a file without {len(missing)} tensor(s) that this study starts from, first {missing[0]}")

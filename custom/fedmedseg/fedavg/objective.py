@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import build_sgd, learning_rate, set_learning_rate
+from fedmedseg.core.optimizer import build_sgd, scheduled_rate, set_learning_rate
 from fedmedseg.fedavg.controls import ControlVariates
 from fedmedseg.fedavg.parts import Proximal
 from fedmedseg.segmentation.objective import SupervisedObjective
@@ -18,10 +17,8 @@ from fedmedseg.segmentation.objective import SupervisedObjective
 
 def rate(experiment: Experiment, step: int) -> float:
     """A site's rate at step ``step`` (from 0) of ``segmentation.steps``: warm-up, then as ``schedule`` says."""
-    section, total = experiment.wing.sgd or experiment.segmentation.optimizer, experiment.segmentation.steps
-    if experiment.wing.schedule == "constant" and step >= math.ceil(section.warmup_fraction * total):
-        return float(section.learning_rate)
-    return learning_rate(section, step, total)
+    section = experiment.wing.sgd or experiment.segmentation.optimizer
+    return scheduled_rate(section, experiment.wing.schedule, step, experiment.segmentation.steps)
 
 
 class RoundObjective(SupervisedObjective):

@@ -84,15 +84,23 @@ def predict_flipped(
     Four passes in 2D, eight in 3D; each answer is mirrored back before the mean.
     """
     volume = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image, dtype=torch.float32)
-    ways = list(itertools.product((False, True), repeat=data.spatial_dims))
+    ways = mirrorings(data.spatial_dims)
     total: torch.Tensor | None = None
-    for way in ways:
-        # of (1, X, Y, Z) and of (classes, X, Y, Z) alike
-        axes = [axis for axis, mirrored in enumerate(way, start=1) if mirrored]
+    for axes in ways:
         found = predict(model, volume.flip(axes), data, overlap, device, choice).flip(axes)
         total = found if total is None else total.add_(found)
     assert total is not None
     return total / len(ways)
+
+
+def mirrorings(dims: int) -> list[list[int]]:
+    """Axes to mirror of (1, X, Y, Z) and (classes, X, Y, Z) alike, for each image over the first ``dims`` of X, Y, Z.
+
+    >>> mirrorings(2)
+    [[], [2], [1], [1, 2]]
+    """
+    ways = itertools.product((False, True), repeat=dims)
+    return [[axis for axis, mirrored in enumerate(way, start=1) if mirrored] for way in ways]
 
 
 def windows_per_forward(data: DataSection) -> int:

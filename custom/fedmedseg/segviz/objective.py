@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,21 +11,18 @@ from torch import nn
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
-from fedmedseg.core.training import require_finite
-from fedmedseg.core.training_settings import OptimizerSection
+from fedmedseg.core.optimizer import (
+    build_optimizer,
+    descend,
+    restore_optimizer,
+    scheduled_rate,
+    set_learning_rate,
+)
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.networks.compute import logits_of, prepare
 from fedmedseg.segmentation.batches import LabelledBatches
 from fedmedseg.segviz.distillation import distillation_loss
 from fedmedseg.segviz.loss import MarginalDice, exclusion_dice
-
-
-def rate(section: OptimizerSection, schedule: str, step: int, total: int) -> float:
-    """Learning rate at step ``step`` (from 0) of ``total``: linear warm-up, then as ``schedule`` says."""
-    if schedule == "constant" and step >= math.ceil(section.warmup_fraction * total):
-        return section.learning_rate
-    return learning_rate(section, step, total)
 
 
 class PartialLabelObjective:
@@ -78,7 +74,8 @@ class PartialLabelObjective:
         """
         section = self.experiment.segmentation
         step = self.first_step + index
-        set_learning_rate(self._optimizer, rate(section.optimizer, self.experiment.wing.schedule, step, self.total))
+        rate = scheduled_rate(section.optimizer, self.experiment.wing.schedule, step, self.total)
+        set_learning_rate(self._optimizer, rate)
         # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
         rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
         images, labels, marks = self._batches.draw(rng)
@@ -89,14 +86,7 @@ class PartialLabelObjective:
         figures = {"loss": float(loss.detach())}
         if len(terms) > 1:
             figures |= {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
-        if not math.isfinite(figures["loss"]):
-            # the training loop raises on it; the weights must not take it in before
-            return figures
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.optimizer.clip_norm)
-        require_finite("gradient norm", float(norm))
-        self._optimizer.step()
+        descend(self._optimizer, loss, self.model.parameters(), clip_norm=section.optimizer.clip_norm)
         return figures
 
     def _terms(
