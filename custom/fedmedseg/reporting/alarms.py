@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedmedseg.reporting.floor import judged, verdict
+from fedmedseg.reporting.point_table import PointRow
+from fedmedseg.reporting.points import ALL
 from fedmedseg.reporting.tables import DiceRow, Record, evaluations, label_of, number, reply, rounds_of, sites_of
 
 STANDSTILL = 2
@@ -89,6 +91,17 @@ def blind(rows: Sequence[DiceRow]) -> list[str]:
         if row.model != "untrained" and row.dice == 0.0:
             found.setdefault((label_of(row.model), row.structure), []).append(row.site)
     return [f"{model} model, {structure}, at {', '.join(sites)}" for (model, structure), sites in found.items()]
+
+
+def lost(rows: Sequence[PointRow]) -> list[str]:
+    """Which trained models found a point in no test volume that holds it, as far as sites tell how many were missed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    nowhere = [row for row in rows if row.model != "untrained" and row.points and row.missed == row.points]
+    whole = {(row.site, row.model) for row in nowhere if row.point == ALL}
+    for row in nowhere:
+        if row.point == ALL or (row.site, row.model) not in whole:
+            found.setdefault((label_of(row.model), row.point), []).append(row.site)
+    return [f"{model} model, {point}, at {', '.join(sites)}" for (model, point), sites in found.items()]
 
 
 def missed_floor(record: Record) -> str | None:

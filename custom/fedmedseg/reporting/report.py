@@ -20,7 +20,14 @@ from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
 from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
-from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles
+from fedmedseg.reporting.scores import (
+    calcium_section,
+    pair_section,
+    point_section,
+    previous_section,
+    score_table,
+    tiles,
+)
 from fedmedseg.reporting.summary import plain_text_summary
 from fedmedseg.reporting.tables import (
     Record,
@@ -32,6 +39,7 @@ from fedmedseg.reporting.tables import (
     moment,
     number,
     outcome_of,
+    points_of,
     reply,
     rounds_of,
     sites_of,
@@ -127,6 +135,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "withholding": withholding(record),
         "withheld_whole": withheld_whole(record),
         "points": point_section(record),
+        "calcium": calcium_section(record),
         "pairs": pair_section(rows),
         "previous": previous_section(record, rows),
         "collapses": alarms.collapses(record),
@@ -134,6 +143,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "mismatches": alarms.mismatches(record),
         "outliers": alarms.outliers(record),
         "blind": alarms.blind(rows),
+        "lost": alarms.lost(points_of(record)),
         "comparable": len(sites_of(record)) >= alarms.FEWEST_TO_COMPARE,
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),

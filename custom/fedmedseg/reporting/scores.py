@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmedseg.reporting.against import Against, changed, pairs, scores_of, since
+from fedmedseg.reporting.point_table import WITHHELD, hidden_missed
 from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
+    calcium_of,
     decimal,
     dice_table,
     evaluations,
@@ -82,7 +84,7 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
         "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
         "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
         "failures": any(row.failures for row in rows),
-        "hidden": hidden_failures(record),
+        "hidden": _withheld(hidden_failures(record), "such volumes"),
     }
 
 
@@ -121,7 +123,34 @@ def point_section(record: Record) -> dict[str, Any] | None:
         {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
         for site, point in places
     ]
+    return {
+        "models": [label_of(model) for model in models],
+        "lines": lines,
+        "hidden": _withheld(hidden_missed(rows), "points missed"),
+    }
+
+
+def calcium_section(record: Record) -> dict[str, Any] | None:
+    """Errors in calcium: two lines per site, a cell per model."""
+    rows = calcium_of(record)
+    if not rows:
+        return None
+    models = ordered(row.model for row in rows)
+    errors = {
+        "volume, mm\N{SUPERSCRIPT THREE}": {(row.site, row.model): row.volume for row in rows},
+        "Agatston score": {(row.site, row.model): row.agatston for row in rows},
+    }
+    lines = [
+        {"site": site, "what": what, "cells": [decimal(by.get((site, model)), 1) for model in models]}
+        for site in dict.fromkeys(row.site for row in rows)
+        for what, by in errors.items()
+    ]
     return {"models": [label_of(model) for model in models], "lines": lines}
+
+
+def _withheld(sites: Sequence[str], what: str) -> str:
+    """The legend of counts that sites keep back; empty where none does."""
+    return f"{', '.join(sites)}: {WITHHELD.format(what)}." if sites else ""
 
 
 def pair_section(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
