@@ -158,19 +158,33 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     for number, one in enumerate(record["rounds"][:6]):
         one["unchanged"] = max(0, number - 1)
         for answer in one["sites"].values():
-            answer["metrics"].pop("collapse_alarm", None)
+            answer["metrics"]["collapse_alarm"] = 0.0
     assert "No progress: the shared model did not change in pretraining rounds 3-6" in said(record)
     for one in record["rounds"]:
         one["unchanged"] = 0
     assert "No alarm: no collapse, no standstill" in said(record)
     assert "No alarm" not in said(record | {"ended": False}), "nobody knows how it went on"
     pair = records.finished(("site-1", "site-2"), rounds=1)
-    pair["rounds"][0]["sites"]["site-2"]["metrics"].pop("collapse_alarm")
+    pair["rounds"][0]["sites"]["site-2"]["metrics"]["collapse_alarm"] = 0.0
     assert "No alarm: no collapse, no standstill. Whether an update is unlike the others shows from" in said(pair)
     for answer in record["rounds"][-1]["sites"].values():
         answer["metrics"] |= {"dice/personal/myocardium": 0.0}
     assert "Beside the truth everywhere: personal model, myocardium, at site-1, site-2, site-3" in said(record)
     assert "Worse than it should be: floor MISSED: the personal models reach a mean Dice of 0.493" in said(record)
+
+
+def test_no_collapse_is_claimed_only_where_somebody_watched_for_it() -> None:
+    record = records.finished()
+    for one in record["rounds"]:
+        for answer in one["sites"].values():
+            answer["metrics"].pop("collapse_alarm", None)
+    quiet = "No alarm: no standstill, no update unlike the others. Collapse is not watched in this system or by these"
+    assert quiet in said(record)
+    sealed = said({**record, "encryption": {"scheme": "ckks", "guards_off": []}})
+    assert "No alarm. Collapse is not watched in this system or by these sites. Standstill and updates" in sealed
+    record["rounds"][0]["sites"]["site-1"]["metrics"]["collapse_alarm"] = 0.0
+    assert "No alarm: no collapse, no standstill, no update unlike the others. " in said(record)
+    assert "not watched" not in said(record)
 
 
 def test_refusals_alike_are_one_line_and_those_made_good_are_told() -> None:
@@ -368,7 +382,7 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     assert "Replies were encrypted (ckks)." in text
     for one in record["rounds"]:
         for answer in one["sites"].values():
-            answer["metrics"].pop("collapse_alarm", None)
+            answer["metrics"]["collapse_alarm"] = 0.0
     text = said(record)
     assert "No alarm: no collapse. Standstill and updates unlike the others do not show" in text
     assert "no standstill" not in text

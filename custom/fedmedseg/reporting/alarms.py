@@ -9,7 +9,17 @@ from typing import Any
 from fedmedseg.reporting.floor import judged, verdict
 from fedmedseg.reporting.point_table import PointRow
 from fedmedseg.reporting.points import ALL
-from fedmedseg.reporting.tables import DiceRow, Record, evaluations, label_of, number, reply, rounds_of, sites_of
+from fedmedseg.reporting.tables import (
+    DiceRow,
+    Record,
+    encryption_of,
+    evaluations,
+    label_of,
+    number,
+    reply,
+    rounds_of,
+    sites_of,
+)
 
 STANDSTILL = 2
 """Rounds in a row without any change of the shared model from which it is told."""
@@ -50,6 +60,30 @@ def collapses(record: Record) -> list[str]:
             if number((reply(one, site).get("metrics") or {}).get("collapse_alarm")):
                 found.setdefault((site, stage_of(one)), []).append(round_of(one))
     return [f"{site}, {stage} {_rounds(numbers)}" for (site, stage), numbers in found.items()]
+
+
+def watched(record: Record) -> bool:
+    """Whether any reply told if something collapsed; few systems look, and a site may keep it."""
+    return any(
+        "collapse_alarm" in (reply(one, site).get("metrics") or {})
+        for one in rounds_of(record)
+        for site in sites_of(record)
+    )
+
+
+def all_quiet(record: Record) -> str:
+    """What to say where nothing was alarming: what was looked for and did not happen, and what nobody looked for."""
+    sealed, comparable = encryption_of(record) is not None, len(sites_of(record)) >= FEWEST_TO_COMPARE
+    seen = [] if sealed else ["no standstill", *(["no update unlike the others"] if comparable else [])]
+    seen = (["no collapse"] if watched(record) else []) + seen
+    said = ["No alarm: " + ", ".join(seen) if seen else "No alarm"]
+    if not watched(record):
+        said.append("Collapse is not watched in this system or by these sites")
+    if sealed:
+        said.append("Standstill and updates unlike the others do not show where replies are encrypted")
+    elif not comparable:
+        said.append("Whether an update is unlike the others shows from three sites on")
+    return ". ".join(said) + "."
 
 
 def standstills(record: Record) -> list[str]:
