@@ -119,8 +119,8 @@ def test_what_else_differs_is_named() -> None:
     assert changed(now, then) == [
         "system fedata, then fcl",
         "other settings",
-        "flare none, then 1",
-        "torch 2, then none",
+        "flare of the server none, then 1",
+        "torch of the server 2, then none",
     ]
 
 

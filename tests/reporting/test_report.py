@@ -53,7 +53,7 @@ def test_a_finished_run_has_every_section_and_its_numbers(written: Path) -> None
     assert "site-1 8 of 8 10 21.0 MiB 12.0 MiB 37 s 8.0 s" in shown.text
     assert "site-3 7 of 8 10 21.0 MiB 10.0 MiB 33 s 8.0 s" in shown.text
     assert "pretraining 2 2 of 3 9.0 MiB 4.0 MiB 4.0 s 1.0 s 0.2 s 6.0 s" in shown.text, "every round in numbers"
-    for fact in ("seconds aggregating 2.00", "torch 2.13.0", "cd" * 32, "2026-01-02 03:04 UTC", "seed 1"):
+    for fact in ("seconds aggregating 2.00", "torch of the server 2.13.0", "cd" * 32, "2026-01-02 03:04 UTC", "seed 1"):
         assert fact in shown.text
     assert "sites site-1, site-2, site-3 stages, with their rounds pretraining (6), fine tuning (1)" in shown.text
 
@@ -217,7 +217,7 @@ def test_a_run_is_compared_with_the_one_before() -> None:
         answer["metrics"]["dice/personal/myocardium"] -= 0.3
     text = said({**now, "previous": json.loads(json.dumps(reduced(before)))})
     assert "cardiac-study, started 2025-12-30 10:00 UTC." in text
-    assert "seed 1, then 2; only now: site-3; only then: old; torch 2.13.0, then 2.12.0" in text
+    assert "seed 1, then 2; only now: site-3; only then: old; torch of the server 2.13.0, then 2.12.0" in text
     # by hand: a third of 0.3, at the two sites of both runs
     assert "site-1 +0.100 0.760 \N{MINUS SIGN} 0.660 0.000" in text
     assert "sites that are better than before 2 of 2 0 of 2 0 of 2" in text

@@ -124,7 +124,7 @@ def changed(record: Record, earlier: Mapping[str, Any]) -> list[str]:
     lines += [f"only then: {', '.join(sorted(then - now))}"] if then - now else []
     new, old = dict(record.get("versions") or {}), dict(earlier.get("versions") or {})
     lines += [
-        f"{name} {new.get(name, 'none')}, then {old.get(name, 'none')}"
+        f"{name} of the server {new.get(name, 'none')}, then {old.get(name, 'none')}"
         for name in sorted({*new, *old})
         if new.get(name) != old.get(name)
     ]

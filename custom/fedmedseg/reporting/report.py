@@ -205,7 +205,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("experiment SHA-256", record.get("experiment_sha256")),
         ("shared model SHA-256", record.get("shared_sha256")),
     ]
-    facts += [(str(name), version) for name, version in (record.get("versions") or {}).items()]
+    facts += [(f"{name} of the server", version) for name, version in (record.get("versions") or {}).items()]
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
