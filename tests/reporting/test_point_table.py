@@ -91,8 +91,8 @@ def test_of_many_sites_the_summary_tells_points_as_far_as_there_is_room() -> Non
 
 
 def test_the_report_has_a_line_per_point_and_says_nothing_of_a_missing_evaluation() -> None:
-    text = render(record(FIGURES), {})
+    text = Page(render(record(FIGURES), {})).text
     assert "Landmarks" in text
-    assert "2.0 (1.0-3.2), mean 2.1 mm" in text
+    assert "site-1 all points none (1.5-none) mean 3.0 mm, 2 of 4 missed 2.0 (1.0-3.2) mean 2.2 mm" in text
     assert "No evaluation was recorded" not in text
     assert "Landmarks" not in render(record({"dice/student/calcification": 0.5}), {})

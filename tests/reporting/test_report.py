@@ -17,6 +17,7 @@ from html_page import Page
 
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.figures import draw_dice, draw_hd95, figures
+from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.report import HTMLReporter, render, write_report
 from fedmedseg.reporting.summary import plain_text_summary
 
@@ -78,6 +79,13 @@ def test_figures_draw_a_spread_as_a_line_over_its_bar() -> None:
             assert figure is not None
             drawn = [line.get_segments()[0][:, 1] for line in figure.axes[0].collections]
             assert [tuple(line) for line in drawn] == [pytest.approx(one) for one in lines]
+
+
+def test_no_two_models_of_a_study_are_drawn_alike() -> None:
+    figure = draw_dice(records.cardiac_ct())
+    assert figure is not None
+    panel = figure.axes[0]
+    assert len({bars.patches[0].get_facecolor() for bars in panel.containers}) == 3
 
 
 def test_what_a_site_withheld_is_called_so_and_never_a_zero() -> None:
@@ -391,6 +399,21 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     assert "encrypted" not in said(records.finished())
     assert "encrypted" not in plain_text_summary(records.finished())
     assert "encrypted" not in plain_text_summary({**record, "rounds": []}), "nothing was sent yet"
+
+
+def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
+    """What the browser's tests open, wherever there is a browser."""
+    text = said({**records.cardiac_ct(), "previous": reduced(records.cardiac_ct())})
+    for words in (
+        "Landmarks Distance to the true point", "site-1 RCC 2.0 (1.5-none) mean 3.2 mm, missed: withheld",
+        "site-1: numbers of points missed are withheld", "site-1: numbers of such volumes are withheld",
+        "number of cases withheld", "Found nowhere: transformer model, all points, at site-3",
+        "calcification 0.600 (best) ±",
+        "Mean absolute error of calcium", "Updates unlike the others", "Parts may not correspond", "No progress",
+        "Replies were encrypted (ckks)", "Median point distance in mm of one model", "Mean HD95 in mm of this run",
+    ):  # fmt: skip
+        assert words in text
+    assert "distillation: validation Dice, transformer" in in_words(records.cardiac_ct())["curves"]
 
 
 def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:

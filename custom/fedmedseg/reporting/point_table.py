@@ -31,15 +31,22 @@ class PointRow:
     points: int
 
     @property
-    def told(self) -> str:
-        """``3.2 (2.1-4.0), mean 3.1 mm``, with how many were missed where any was, or where that is withheld."""
-        middle, first, third, average = (
-            "none" if one is None else f"{one:.1f}" for one in (self.median, self.q25, self.q75, self.mean)
-        )
+    def middle(self) -> str:
+        """``3.2 (2.1-4.0)``."""
+        median, first, third = ("none" if one is None else f"{one:.1f}" for one in (self.median, self.q25, self.q75))
+        return f"{median} ({first}-{third})"
+
+    @property
+    def under(self) -> str:
+        """``mean 3.1 mm``, with how many were missed where any was, or where that is withheld."""
+        mean = "none" if self.mean is None else f"{self.mean:.1f}"
         missed = f", {self.missed} of {self.points} missed" if self.missed else ""
-        if self.missed is None:
-            missed = ", missed: withheld"
-        return f"{middle} ({first}-{third}), mean {average} mm{missed}"
+        return f"mean {mean} mm{', missed: withheld' if self.missed is None else missed}"
+
+    @property
+    def told(self) -> str:
+        """All of it in one line."""
+        return f"{self.middle}, {self.under}"
 
 
 def point_table(evaluations: Mapping[str, Mapping[str, Any]]) -> list[PointRow]:

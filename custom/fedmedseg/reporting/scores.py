@@ -130,10 +130,14 @@ def point_section(record: Record) -> dict[str, Any] | None:
     if not rows:
         return None
     models = ordered(row.model for row in rows)
-    by = {(row.site, row.point, row.model): row.told for row in rows}
+    by = {(row.site, row.point, row.model): {"middle": row.middle, "under": row.under} for row in rows}
     places = dict.fromkeys((row.site, row.point) for row in rows)
     lines = [
-        {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
+        {
+            "site": site,
+            "point": point,
+            "cells": [by.get((site, point, model), {"middle": "-", "under": ""}) for model in models],
+        }
         for site, point in places
     ]
     return {

@@ -39,7 +39,7 @@ from fedmedseg.reporting.tables import (
 _WIDTH = 96
 _MOST_LINES = 30
 _MOST_BLIND = 3
-_LEAST_BODY = 3
+_LEAST_BODY = 8
 
 
 def plain_text_summary(record: Record) -> str:
@@ -70,7 +70,7 @@ def plain_text_summary(record: Record) -> str:
     silent = withholding(record)
     if silent:
         tail.append(short(f"tested, and figures withheld by the site: {', '.join(silent)}", _WIDTH))
-    tail += _cut(measured, _MOST_LINES - len(head) - len(tail) - 2 - _LEAST_BODY)
+    tail += _cut(measured, _MOST_LINES - len(head) - len(tail) - 2 - min(len(body), _LEAST_BODY))
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
         body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]
@@ -82,8 +82,9 @@ def plain_text_summary(record: Record) -> str:
 
 
 def _measured(record: Record) -> list[str]:
-    """Points and calcium of every site."""
-    points, calcium = points_of(record), calcium_of(record)
+    """Points and calcium of every site, of the models that were trained."""
+    points = [row for row in points_of(record) if row.model != "untrained"]
+    calcium = [row for row in calcium_of(record) if row.model != "untrained"]
     told = [
         *point_lines(points, ordered(row.model for row in points), MODELS),
         *calcium_lines(calcium, ordered(row.model for row in calcium), MODELS),
