@@ -89,9 +89,18 @@ def scores_of(earlier: Mapping[str, Any]) -> list[DiceRow]:
 
 def medians_of(earlier: Mapping[str, Any]) -> list[PointRow]:
     """The inverse of ``reduced``, of its points."""
-    unknown = dict.fromkeys(("q25", "q75", "mean", "missed"))
     return [
-        PointRow(**{name: one.get(name) for name in ("site", "model", "median")}, **unknown, point=ALL, points=0)
+        PointRow(
+            site=one["site"],
+            model=one["model"],
+            median=one["median"],
+            point=ALL,
+            q25=None,
+            q75=None,
+            mean=None,
+            missed=None,
+            points=0,
+        )
         for one in earlier.get("points") or []
     ]
 
