@@ -51,6 +51,7 @@ def test_a_head_of_the_transformer_is_a_swinunetr(foundation: Foundation, task: 
     source = exportable(foundation, task=task)
     assert (source.channels[1][:10], source.origin.model) == ("structures", "student")
     assert source.activation == ("sigmoid" if task == "hps" else "softmax")
+    assert source.trained_in == (("distillation", "head_tuning") if task == "hps" else ("transfer",))
     student = build_student(foundation.experiment).eval()
     load_parameters(student, foundation.tensors, "student.")
     head = student.heads[task] if task in student.heads else build_last_layer(foundation.experiment, "student")
@@ -68,6 +69,7 @@ def test_a_cnn_is_a_dynunet(foundation: Foundation, task: str) -> None:
     source = exportable(foundation, which="cnn", task=task)
     assert source.whole
     moved = task == "coronaries"
+    assert source.trained_in == (("transfer",) if moved else ("teacher_calc",))
     teacher = build_teacher(foundation.experiment, "hps" if moved else task).eval()
     load_parameters(teacher, foundation.tensors, "teacher.hps." if moved else f"teacher.{task}.")
     answer: Callable[[torch.Tensor], torch.Tensor] = teacher

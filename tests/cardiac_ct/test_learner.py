@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from html_page import Page
 
 from fedmedseg.cardiac_ct.foundation import load_foundation
 from fedmedseg.cardiac_ct.learner import OWN
@@ -98,6 +99,22 @@ def _check_evaluation(federation: InProcessFederation, figures: dict[str, dict[s
         held = load_foundation(learner.folder / "student.safetensors")  # type: ignore[attr-defined]
         ours = part(federation, "student.") | part(federation, "transfer.student.")
         assert content_sha256(held.tensors) == content_sha256(ours)
+
+
+def test_a_site_whose_test_cases_were_all_set_aside_finds_them_on_its_page(federate: Federate) -> None:
+    federation = federate()
+    learner: Any = federation.learner("site-1", "evaluation")
+    listed = learner.site.datasets["cardiac_ct"]
+    (case,) = json.loads(listed.read_text())["test"]
+    (listed.parent / case["image"]).write_bytes(b"no image")
+    learner.folder.mkdir(parents=True, exist_ok=True)
+    (learner.folder / "overlay_best.png").write_bytes(b"of an earlier test")
+    federation.run_stage("evaluation")
+    assert federation.declined["evaluation"] == {"site-1": "NO_CASES: section test"}
+    page = Page((learner.folder / "site_report.html").read_text()).text
+    assert "No test section test: got 0 usable of 1 listed cases" in page
+    assert f"{case['image']} test " in page
+    assert not list(learner.folder.glob("*.png"))
 
 
 def test_what_nobody_learned_is_sent_back_as_it_came(federate: Federate) -> None:

@@ -18,6 +18,7 @@ from fedmedseg.cli import monitor as module
 from fedmedseg.cli.main import app
 from fedmedseg.cli.monitor import View, line, lines, render
 from fedmedseg.core import admin
+from fedmedseg.core.live import FEWEST
 
 JOB = "3f1c8a52-0000-4000-8000-000000000001"
 STUDY: dict[str, Any] = {
@@ -77,6 +78,21 @@ def test_few_figures_are_shown_how_many_are_not_is_said_and_the_time_left_may_be
     assert not [text for text in [*lines(few), line(few)] if "more" in text]
     unknown = View(job=JOB, status="RUNNING", study={**STUDY, "left": None, "metrics": {}, "metrics_of": None})
     assert "time left: not known before a round has ended" in lines(unknown)
+
+
+def test_that_figures_of_one_or_two_sites_are_not_told_is_said_once(monitor: Monitor) -> None:
+    few = {**STUDY, "metrics": {}, "metrics_of": None, "too_few": True}
+    assert lines(View(job=JOB, status="RUNNING", study=few)).count(module.FEW) == 1
+    assert f"figures are told from {['no', 'one', 'two', 'three'][FEWEST]} sites on" == module.FEW
+    stats = {"server": {"fedmedseg": few}}
+    server = Server("RUNNING", "RUNNING", "RUNNING", admin.COMPLETED, stats=stats)
+    ended = f"job 3f1c8a52: {admin.COMPLETED}"
+    plain = line(View(job=JOB, status="RUNNING", study=few, seen=SEEN))
+    assert monitor(server)[1] == [module.FEW, plain, ended]
+    assert monitor(Server("RUNNING", stats=stats), "--once")[1].count(module.FEW) == 1
+    assert module.FEW not in monitor(Server("RUNNING"), "--once")[1]
+    stats = {"server": {"fedmedseg": {**few, "too_few": False}}}
+    assert module.FEW not in monitor(Server("RUNNING", admin.COMPLETED, stats=stats))[1]
 
 
 def test_who_has_not_replied_is_named_and_no_more_is_claimed_than_the_server_knows() -> None:

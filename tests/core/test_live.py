@@ -46,6 +46,10 @@ def test_figures_are_means_over_the_sites_that_let_them_out() -> None:
     for others in ({}, {"loss": float("nan")}):
         nothing = told(history=[record("pretraining", 0, 20.0, a=one, b=one, c=others)])
         assert (nothing["metrics"], nothing["metrics_of"]) == ({}, None), "of two sites each would know the other's"
+        assert nothing["too_few"], "and whoever looks on is told why there is none"
+    assert not found["too_few"]
+    assert not told(history=[])["too_few"], "no round has ended"
+    assert not told(history=[record("pretraining", 0, 20.0, a={}, b={})])["too_few"], "the sites sent no figure"
 
 
 def test_the_figures_of_the_last_round_that_had_any_are_told() -> None:

@@ -141,3 +141,18 @@ def test_a_resumed_run_writes_the_files_of_the_rounds_before_it_too(
     record.add_round(round_record("training", 1, "b"), folder)
     files = sorted(file.name for file in (folder / "rounds").iterdir())
     assert files == ["training-0000.json", "training-0001.json"]
+
+
+def test_the_record_names_every_model_that_the_server_kept_published_heads_too(
+    record: RunRecord, study: Callable[..., Experiment], context: Callable[..., FLContext], folder: Path
+) -> None:
+    for name in ("shared", "published/site-1", "published/site-2"):
+        file = folder.parent / "models" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"four")
+    record.begin(study(), sites=["site-1"], stages=1, history=[], **RUN)
+    event(record, EventType.END_RUN, context("server"))
+    assert json.loads((folder / "run.json").read_text())["models"] == [
+        {"file": f"models/{name}.safetensors", "bytes": 4}
+        for name in ("published/site-1", "published/site-2", "shared")
+    ]

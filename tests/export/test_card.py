@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.export.card import model_card
+from fedmedseg.export.metadata import metadata_of
 from fedmedseg.export.network import exportable
 from fedmedseg.export.run_facts import facts, read_facts
 from fedmedseg.segmentation.models import load_for_inference
@@ -72,6 +74,63 @@ def test_the_card_tells_them(model_file: Callable[..., Path]) -> None:
     bare = model_card(source, facts=None, licences=None, use="x")
     assert bare.count("Not given") >= 4
     assert "was not measured" in bare
+
+
+def points_record(*, missed: bool = True) -> dict[str, Any]:
+    """A CNN of the root's points, of which two sites have any; a third trained and tested something else."""
+
+    def tested(median: float, number: float) -> dict[str, Any]:
+        metrics = {
+            "points/cnn/RCC": 6.0, "distance/median/cnn/RCC": median, "distance/mean/cnn/RCC": median + 1,
+            "points/cnn/LCC": 6.0, "distance/mean/cnn/LCC": 9.0, "missed/cnn/LCC": 5.0,
+            "points/cnn/all points": 12.0, "dice/cnn/calcification": 0.5, "calcium/volume_error/cnn": 12.3,
+        }  # fmt: skip
+        return {"accepted": True, "metrics": metrics | ({"missed/cnn/RCC": number} if missed else {})}
+
+    rounds = [
+        {"stage": "teacher_hps", "round": 0, "accepted": list(SITES[:2]), "sites": {}},
+        {"stage": "teacher_calc", "round": 0, "accepted": list(SITES), "sites": {}},
+        {"stage": "evaluation", "round": 0, "sites": {SITES[0]: tested(2.0, 0.0), SITES[1]: tested(3.0, 1.0)}},
+    ]
+    return record(rounds=rounds)
+
+
+def test_a_card_of_landmarks_tells_distances_and_how_many_were_missed(model_file: Callable[..., Path]) -> None:
+    head = replace(exportable(load_for_inference(model_file())), labels={1: "RCC", 2: "LCC"})
+    found = facts(points_record(), model="cnn", stages=("teacher_hps",))
+    card = model_card(head, facts=found, licences=None, use="x")
+    assert "| RCC | 2 | 2.5 | - | 3.5 | 1 of 12 |" in card
+    assert "| LCC | 2 | none | - | 9.0 | 10 of 12 |" in card, "a median is infinite where most were missed"
+    assert "| sites that trained | 2 |" in card
+    assert "may fare worse than the worst site above" in card
+    for other in ("calcification", "calcium", "was not measured", "no site told"):
+        assert other not in card
+    metrics = metadata_of(head, facts=found, licences=None)["eval_metrics"]
+    assert metrics == {"distance/median/RCC": 2.5}, "nothing of another head"
+    withheld = facts(points_record(missed=False), model="cnn")
+    assert "| RCC | 2 | 2.5 | - | 3.5 | withheld |" in model_card(head, facts=withheld, licences=None, use="x")
+    assert withheld.training_sites == 3
+
+
+def test_a_card_of_calcification_tells_the_error_of_calcium(model_file: Callable[..., Path]) -> None:
+    head = replace(exportable(load_for_inference(model_file())), labels={1: "calcification"})
+    found = facts(points_record(), model="cnn", stages=("teacher_calc",))
+    card = model_card(head, facts=found, licences=None, use="x")
+    assert "| per scan | 2 | 12.3 | - |" in card
+    assert "| calcification | 2 | 0.500 | - | - |" in card
+    assert "RCC" not in card
+    assert metadata_of(head, facts=found, licences=None)["eval_metrics"] == {
+        "dice/calcification": 0.5,
+        "calcium/volume_error": 12.3,
+    }
+
+
+def test_a_model_that_no_site_tested_or_trained_in_this_run_is_said_to_be_so(model_file: Callable[..., Path]) -> None:
+    head = replace(exportable(load_for_inference(model_file())), labels={1: "MS1"})
+    card = model_card(head, facts=facts(points_record(), model="cnn", stages=("teacher_ms",)), licences=None, use="x")
+    assert "Not given: no site told a figure of a model of this name on what it marks." in card
+    assert "| sites that trained | Not given. |" in card
+    assert "was not measured" in card
 
 
 def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path: Path) -> None:

@@ -97,3 +97,63 @@ def stopped() -> dict[str, Any]:
     record = finished()
     record["rounds"] = record["rounds"][:2]
     return record | {"outcome": "stopped", "reason": "pretraining round 1: 1 of 3 needed replies were accepted"}
+
+
+POINTS = ("RCC", "LCC", "NCC", "RCA", "LCA", "MS1", "MS2", "all points")
+CARDIAC_SITES = ("site-1", "a-hospital-with-a-name-that-is-rather-long", "site-3")
+
+
+def cardiac_scores(place: int) -> dict[str, float]:
+    """Points, masks with their spread, and calcium. The first site withholds small counts; at the last the transformer
+    finds no point at all."""
+    metrics: dict[str, float] = {} if place == 0 else {"cases": 8.0}
+    for number, model in enumerate(("cnn", "student", "untrained")):
+        nowhere = model == "untrained" or (model == "student" and place == 2)
+        for point in POINTS:
+            where = f"{model}/{point}"
+            metrics[f"points/{where}"] = 8.0
+            if not nowhere:
+                told = {"median": 2.0 + number + place, "q25": 1.5, "mean": 3.2 + number}
+                metrics |= {f"distance/{what}/{where}": value for what, value in told.items()}
+            if nowhere or place:
+                metrics[f"missed/{where}"] = 8.0 if nowhere else 2.0
+        for structure in ("calcification", "coronaries"):
+            where = f"{model}/{structure}"
+            metrics |= {f"dice/{where}": 0.6 - 0.2 * number, f"hd95/{where}": 8.4 + 11.0 * number}
+            metrics |= {f"spread/dice/{where}": 0.071, f"spread/hd95/{where}": 2.25}
+            if place:
+                metrics[f"failures/{where}"] = float(number)
+        metrics |= {f"calcium/volume_error/{model}": 85.2 + number, f"calcium/agatston_error/{model}": 120.4}
+    return metrics
+
+
+def cardiac_ct() -> dict[str, Any]:
+    """All that a page can hold and ``finished`` does not: points, calcium, spreads, what was withheld, encryption, and
+    notes on updates unlike the others and on parts that may not correspond."""
+    first, second, third = CARDIAC_SITES
+    history = []
+    for number in range(2):
+        replies = {site: answer(metrics={"loss": 0.4 - 0.2 * number}, weight=0.5) for site in (first, second)}
+        replies[third] = answer(accepted=False, declined=True, reason="NO_CASES: section training", examples=None)
+        history.append(one_round("teacher_hps", number, 2, replies))
+    for number in range(3):
+        metrics = {"loss": -0.5 - 0.1 * number, "validation_dice/student": 0.3 + 0.1 * number}
+        replies = {site: answer(metrics=metrics, weight=1 / 3) for site in CARDIAC_SITES}
+        notes = {
+            "outliers": {third: f"{number + 4} times the median length"},
+            "correspondence": ["site-3 lacks a part"],
+        }
+        history.append(one_round("distillation", number, 3, replies, notes=notes, unchanged=number))
+    tested = {site: answer(metrics=cardiac_scores(place)) for place, site in enumerate(CARDIAC_SITES)}
+    tested[first] |= {"examples": None}
+    history.append(one_round("evaluation", 0, 1, tested))
+    guards = ["norm of the differences (at the site before encryption)", "rules that compare replies"]
+    return finished() | {
+        "study": "hearts-in-ct",
+        "system": "cardiac_ct",
+        "labels": {"1": "calcification", "2": "coronaries"},
+        "sites": list(CARDIAC_SITES),
+        "rounds": history,
+        "encryption": {"scheme": "ckks", "guards_off": guards},
+        "models": [{"file": "models/shared.safetensors", "bytes": 10**7}],
+    }

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedmedseg.cardiac_ct.evaluation import CaseResult
+from fedmedseg.cardiac_ct.site_page import model_table
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.reporting.metrics import CaseScore, StructureScore
 from fedmedseg.reporting.site_page import CaseRow, ModelTable, Picture, SitePage, structure_cell
@@ -57,3 +59,20 @@ def page(**changes: Any) -> SitePage:
         "aside": [("training", "images/d.nii.gz", "image without contrast")],
     }
     return SitePage(**{**content, **changes})
+
+
+def cardiac_ct_page() -> SitePage:
+    """A page of two models with points, points invented, masks and calcium, some of which a case does not hold."""
+    calcium = {"volume": 512.0, "agatston": 430.0, "true_volume": 620.0, "true_agatston": 555.0}
+    cases = [
+        CaseResult("a", "p", {"RCC": 1.2, "LCC": math.inf}, 1, {"calcification": SCORES["a"][1]}, calcium),
+        CaseResult("b", "q", {"RCC": 14.0}, 0, {"calcification": SCORES["b"][1]}, {}),
+        CaseResult("c", "q", {}, 0, {"calcification": NEITHER}, calcium),
+    ]
+    names = [(f"images/a-scan-with-a-rather-long-name-{one.key}.nii.gz", one.patient) for one in cases]
+    return page(
+        experiment=read_settings(find_job("cardiac_ct"), [{"study": "hearts-in-ct"}])[1],
+        tables=[model_table(model, cases, names) for model in ("student", "cnn")],
+        pictures=[picture(place) for place in PLACES],
+        points=True,
+    )

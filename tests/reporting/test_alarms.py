@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import records
+from html_page import Page
 
-from fedmedseg.reporting.alarms import blind, collapses, missed_floor, outliers, spans, standstills
+from fedmedseg.reporting.alarms import blind, collapses, lost, missed_floor, outliers, spans, standstills
+from fedmedseg.reporting.point_table import point_table
+from fedmedseg.reporting.report import render
+from fedmedseg.reporting.summary import plain_text_summary
 from fedmedseg.reporting.tables import dice_table
 
 
@@ -80,3 +84,30 @@ def test_a_structure_found_nowhere_is_told_of_trained_models_alone() -> None:
             "dice/shared/left_ventricle": 0.001,
         }
     assert blind(dice_table(record)) == ["local model, left_ventricle, at site-1, site-2"]
+
+
+def test_points_found_nowhere_are_told_of_trained_models_where_sites_tell_how_many_were_missed() -> None:
+    def site(**missed: float) -> dict[str, float]:
+        figures = {f"points/{model}/{point}": 6.0 for model in ("cnn", "untrained") for point in ("RCC", "all points")}
+        return figures | {f"missed/{name.replace('_', '/')}": value for name, value in missed.items()}
+
+    rows = point_table(
+        {
+            "a": site(cnn_RCC=6.0, untrained_RCC=6.0) | {"missed/cnn/all points": 6.0},
+            "b": site(cnn_RCC=6.0) | {"missed/cnn/all points": 5.0},
+            "c": site(cnn_RCC=5.0),
+            "d": site(),
+        }
+    )
+    assert lost(rows) == ["CNN model, all points, at a", "CNN model, RCC, at b"]
+
+
+def test_a_model_that_finds_no_landmark_at_all_is_an_alarm_on_the_page_and_in_the_summary() -> None:
+    metrics = {"points/student/all points": 12.0, "missed/student/all points": 12.0}
+    record = {"rounds": [records.one_round("evaluation", 0, 1, {"a": records.answer(metrics=metrics)})]}
+    page = Page(render(record, {})).text
+    assert "Found nowhere: transformer model, all points, at a: in none of the test volumes that hold it." in page
+    assert "No alarm" not in page
+    assert "found in no test volume: transformer model, all points, at a" in plain_text_summary(record)
+    metrics["missed/student/all points"] = 11.0
+    assert "No alarm" in render(record, {})

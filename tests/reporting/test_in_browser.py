@@ -16,6 +16,7 @@ from fedmedseg.reporting.site_page import write_site_page
 pytestmark = pytest.mark.skipif(
     browser.installed() is None, reason=f"no browser is installed ({', '.join(browser.NAMES)})"
 )
+PAGES = ("server", "site", "hearts", "hearts at a site")
 LAPTOP, PHONE = 1280, 390
 LEAST_CONTRAST = 4.5
 """WCAG 2.2, criterion 1.4.3, of text below 24 px."""
@@ -67,22 +68,26 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The server's page with long names and everything a page can hold, and a site's."""
+    """The server's page with long names and everything a page can hold, and a site's, of masks and of cardiac CT."""
     folder = tmp_path_factory.mktemp("pages")
     record = records.finished(("site-1", "a-hospital-with-a-name-that-is-rather-long", "site-3"))
     record["settings"] = {"study": "cardiac-study", "note": "x" * 300}
     record["models"] = [{"file": "models/shared.safetensors", "bytes": 10**7}]
     record["reason"] = "y" * 200
     write_site_page(folder, site_pages.page())
+    hearts = folder / "hearts"
+    write_site_page(hearts, site_pages.cardiac_ct_page())
     return {
         "server": write_report(record, folder, previous=records.finished()),
         "site": folder / "site_report.html",
+        "hearts": write_report(records.cardiac_ct(), hearts, previous=records.cardiac_ct()),
+        "hearts at a site": hearts / "site_report.html",
     }
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [LAPTOP, PHONE], ids=["laptop", "phone"])
-@pytest.mark.parametrize("name", ["server", "site"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_its_window_can_be_read_and_asks_for_nothing(
     window: browser.Browser, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
@@ -105,7 +110,7 @@ def test_a_page_fits_its_window_can_be_read_and_asks_for_nothing(
         page.close()
 
 
-@pytest.mark.parametrize("name", ["server", "site"])
+@pytest.mark.parametrize("name", PAGES)
 def test_in_print_a_page_is_black_on_white_and_whole_even_in_the_dark(
     window: browser.Browser, pages: dict[str, Path], name: str
 ) -> None:
@@ -126,7 +131,7 @@ def test_in_print_a_page_is_black_on_white_and_whole_even_in_the_dark(
         page.close()
 
 
-@pytest.mark.parametrize("name", ["server", "site"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_screen_reader_is_given_every_table_and_picture_by_name(
     window: browser.Browser, pages: dict[str, Path], name: str
 ) -> None:
@@ -143,7 +148,7 @@ def test_a_screen_reader_is_given_every_table_and_picture_by_name(
             assert all(text.strip() for text in names), roles
         assert [role for role, _ in heard].count("main") == 1
         # what is bold for those who see is a word for those who do not
-        assert any(role == "StaticText" and text == "(best)" for role, text in heard) is (name == "server")
+        assert any(role == "StaticText" and text == "(best)" for role, text in heard) is (name in ("server", "hearts"))
     finally:
         page.close()
 

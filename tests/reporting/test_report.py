@@ -17,6 +17,7 @@ from html_page import Page
 
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.figures import draw_dice, draw_hd95, figures
+from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.report import HTMLReporter, render, write_report
 from fedmedseg.reporting.summary import plain_text_summary
 
@@ -53,7 +54,7 @@ def test_a_finished_run_has_every_section_and_its_numbers(written: Path) -> None
     assert "site-1 8 of 8 10 21.0 MiB 12.0 MiB 37 s 8.0 s" in shown.text
     assert "site-3 7 of 8 10 21.0 MiB 10.0 MiB 33 s 8.0 s" in shown.text
     assert "pretraining 2 2 of 3 9.0 MiB 4.0 MiB 4.0 s 1.0 s 0.2 s 6.0 s" in shown.text, "every round in numbers"
-    for fact in ("seconds aggregating 2.00", "torch 2.13.0", "cd" * 32, "2026-01-02 03:04 UTC", "seed 1"):
+    for fact in ("seconds aggregating 2.00", "torch of the server 2.13.0", "cd" * 32, "2026-01-02 03:04 UTC", "seed 1"):
         assert fact in shown.text
     assert "sites site-1, site-2, site-3 stages, with their rounds pretraining (6), fine tuning (1)" in shown.text
 
@@ -78,6 +79,13 @@ def test_figures_draw_a_spread_as_a_line_over_its_bar() -> None:
             assert figure is not None
             drawn = [line.get_segments()[0][:, 1] for line in figure.axes[0].collections]
             assert [tuple(line) for line in drawn] == [pytest.approx(one) for one in lines]
+
+
+def test_no_two_models_of_a_study_are_drawn_alike() -> None:
+    figure = draw_dice(records.cardiac_ct())
+    assert figure is not None
+    panel = figure.axes[0]
+    assert len({bars.patches[0].get_facecolor() for bars in panel.containers}) == 3
 
 
 def test_what_a_site_withheld_is_called_so_and_never_a_zero() -> None:
@@ -158,19 +166,33 @@ def test_alarms_name_what_happened_and_their_absence_is_said() -> None:
     for number, one in enumerate(record["rounds"][:6]):
         one["unchanged"] = max(0, number - 1)
         for answer in one["sites"].values():
-            answer["metrics"].pop("collapse_alarm", None)
+            answer["metrics"]["collapse_alarm"] = 0.0
     assert "No progress: the shared model did not change in pretraining rounds 3-6" in said(record)
     for one in record["rounds"]:
         one["unchanged"] = 0
     assert "No alarm: no collapse, no standstill" in said(record)
     assert "No alarm" not in said(record | {"ended": False}), "nobody knows how it went on"
     pair = records.finished(("site-1", "site-2"), rounds=1)
-    pair["rounds"][0]["sites"]["site-2"]["metrics"].pop("collapse_alarm")
+    pair["rounds"][0]["sites"]["site-2"]["metrics"]["collapse_alarm"] = 0.0
     assert "No alarm: no collapse, no standstill. Whether an update is unlike the others shows from" in said(pair)
     for answer in record["rounds"][-1]["sites"].values():
         answer["metrics"] |= {"dice/personal/myocardium": 0.0}
     assert "Beside the truth everywhere: personal model, myocardium, at site-1, site-2, site-3" in said(record)
     assert "Worse than it should be: floor MISSED: the personal models reach a mean Dice of 0.493" in said(record)
+
+
+def test_no_collapse_is_claimed_only_where_somebody_watched_for_it() -> None:
+    record = records.finished()
+    for one in record["rounds"]:
+        for answer in one["sites"].values():
+            answer["metrics"].pop("collapse_alarm", None)
+    quiet = "No alarm: no standstill, no update unlike the others. Collapse is not watched in this system or by these"
+    assert quiet in said(record)
+    sealed = said({**record, "encryption": {"scheme": "ckks", "guards_off": []}})
+    assert "No alarm. Collapse is not watched in this system or by these sites. Standstill and updates" in sealed
+    record["rounds"][0]["sites"]["site-1"]["metrics"]["collapse_alarm"] = 0.0
+    assert "No alarm: no collapse, no standstill, no update unlike the others. " in said(record)
+    assert "not watched" not in said(record)
 
 
 def test_refusals_alike_are_one_line_and_those_made_good_are_told() -> None:
@@ -203,7 +225,7 @@ def test_a_run_is_compared_with_the_one_before() -> None:
         answer["metrics"]["dice/personal/myocardium"] -= 0.3
     text = said({**now, "previous": json.loads(json.dumps(reduced(before)))})
     assert "cardiac-study, started 2025-12-30 10:00 UTC." in text
-    assert "seed 1, then 2; only now: site-3; only then: old; torch 2.13.0, then 2.12.0" in text
+    assert "seed 1, then 2; only now: site-3; only then: old; torch of the server 2.13.0, then 2.12.0" in text
     # by hand: a third of 0.3, at the two sites of both runs
     assert "site-1 +0.100 0.760 \N{MINUS SIGN} 0.660 0.000" in text
     assert "sites that are better than before 2 of 2 0 of 2 0 of 2" in text
@@ -368,7 +390,7 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     assert "Replies were encrypted (ckks)." in text
     for one in record["rounds"]:
         for answer in one["sites"].values():
-            answer["metrics"].pop("collapse_alarm", None)
+            answer["metrics"]["collapse_alarm"] = 0.0
     text = said(record)
     assert "No alarm: no collapse. Standstill and updates unlike the others do not show" in text
     assert "no standstill" not in text
@@ -377,6 +399,21 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     assert "encrypted" not in said(records.finished())
     assert "encrypted" not in plain_text_summary(records.finished())
     assert "encrypted" not in plain_text_summary({**record, "rounds": []}), "nothing was sent yet"
+
+
+def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
+    """What the browser's tests open, wherever there is a browser."""
+    text = said({**records.cardiac_ct(), "previous": reduced(records.cardiac_ct())})
+    for words in (
+        "Landmarks Distance to the true point", "site-1 RCC 2.0 (1.5-none) mean 3.2 mm, missed: withheld",
+        "site-1: numbers of points missed are withheld", "site-1: numbers of such volumes are withheld",
+        "number of cases withheld", "Found nowhere: transformer model, all points, at site-3",
+        "calcification 0.600 (best) ±",
+        "Mean absolute error of calcium", "Updates unlike the others", "Parts may not correspond", "No progress",
+        "Replies were encrypted (ckks)", "Median point distance in mm of one model", "Mean HD95 in mm of this run",
+    ):  # fmt: skip
+        assert words in text
+    assert "distillation: validation Dice, transformer" in in_words(records.cardiac_ct())["curves"]
 
 
 def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:

@@ -54,6 +54,24 @@ def test_a_page_without_failures_or_pictures_says_so() -> None:
     assert "No case has anything to judge a model by." in text
 
 
+def test_a_page_of_cardiac_ct_has_points_and_calcium_beside_masks() -> None:
+    """What the browser's tests open, wherever there is a browser."""
+    text = Page(render_site_page(site_pages.cardiac_ct_page(), written=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))).text
+    assert "RCC LCC points invented calcification calcium, mm\N{SUPERSCRIPT THREE} Agatston score" in text
+    assert "1.2 mm not found * 1 * 0.920 1.0 mm 512 truth 620 430 truth 555" in text
+    assert "transformer LCC, points invented" in text
+
+
+def test_where_nothing_was_tested_the_page_says_why_and_what_was_set_aside() -> None:
+    text = shown(tables=[], pictures=[], untested="section test: got 0 usable of 3 listed cases.").text
+    assert "nothing was tested" in text
+    assert "No test section test: got 0 usable of 3 listed cases." in text
+    assert "images/d.nii.gz training image without contrast" in text
+    assert "This page may not leave hospital-1." in text
+    for part in ("Worst, median and best", "Case by case", "Failed cases", "test_scores.json"):
+        assert part not in text
+
+
 def test_the_page_needs_nothing_from_outside_and_a_reader_of_the_screen_finds_its_way() -> None:
     page = shown()
     images = [attributes for tag, attributes in page.tags if tag == "img"]

@@ -8,6 +8,7 @@ import logging
 
 import pytest
 import torch
+from html_page import Page
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
@@ -266,6 +267,55 @@ def test_a_site_without_labelled_cases_takes_no_part_in_either_stage(experiment,
         with pytest.raises(DataError) as caught:
             make_learner(experiment).run(make_task(stage, experiment=experiment), initial_shared(experiment))
         assert caught.value.reason == Reason.NO_CASES
+
+
+def test_a_site_whose_test_cases_were_all_set_aside_finds_them_on_its_page(
+    experiment, site, make_learner, make_task, monkeypatch, caplog
+):
+    """In place of the page and pictures of an earlier test; nothing of it is told."""
+    monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
+    study = experiment.model_copy(update={"fedata": experiment.fedata.model_copy(update={"starts": ("scratch",)})})
+    make_learner(study).run(make_task("fine_tuning", experiment=study), {})
+    folder = site.models / "small"
+    for name in ("site_report.html", "overlay_best.png"):
+        (folder / name).write_bytes(b"of an earlier test")
+    for name in ("PlantedDee_ED", "PlantedDee_ES", "PlantedEve_ED"):
+        (site.datasets["cmr"].parent / f"{name}.nii.gz").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        make_learner(study).run(make_task("evaluation", experiment=study), {})
+    assert caught.value.reason == Reason.NO_CASES
+    page = Page((folder / "site_report.html").read_text()).text
+    assert "This page may not leave site-1." in page
+    assert "No test section test: got 0 usable of 3 listed cases" in page
+    assert all(f"Planted{name}.nii.gz test " in page for name in ("Dee_ED", "Dee_ES", "Eve_ED"))
+    assert not list(folder.glob("*.png"))
+    assert "Planted" not in caplog.text + caught.value.public
+    site = dataclasses.replace(site, report=False)
+    with pytest.raises(DataError):
+        SegmentationLearner(experiment=study, site=site).run(make_task("evaluation", experiment=study), {})
+    assert not (folder / "site_report.html").exists()
+
+
+def test_a_site_without_a_labelled_test_case_has_a_page_that_says_so(
+    experiment, site, make_learner, make_task, monkeypatch, caplog
+):
+    monkeypatch.setattr(module, "run_steps", lambda *_, **__: {"loss": 1.0})
+    study = experiment.model_copy(update={"fedata": experiment.fedata.model_copy(update={"starts": ("scratch",)})})
+    make_learner(study).run(make_task("fine_tuning", experiment=study), {})
+    file = site.datasets["cmr"]
+    content = json.loads(file.read_text())
+    for entry in content["test"]:
+        del entry["label"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        make_learner(study).run(make_task("evaluation", experiment=study), {})
+    page = site.models / "small" / "site_report.html"
+    assert "got 3 volumes without a label" in Page(page.read_text()).text
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(DataError):
+        make_learner(study).run(make_task("evaluation", experiment=study), {})
+    assert "page was not written" in caplog.text, "the site declines all the same"
 
 
 def test_what_the_learner_cannot_do_is_refused(experiment, make_learner, make_task):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from html_page import Page
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
@@ -391,3 +392,15 @@ def test_nothing_but_the_declared_tensors_is_in_the_servers_model(federate: Fede
     state = federation.learner("site-1", "training").bench.model.state_dict()
     assert set(federation.shared) < set(state)
     assert checkpoint.content_sha256(federation.shared)
+
+
+def test_a_sites_page_names_a_case_that_training_set_aside_whatever_organs_are_its_own(federate: Federate) -> None:
+    """What the checks found is remembered under the labels of the whole study."""
+    one = federate(stages={"training": {"rounds": 1}}, marks={"site-1": [(2,), (2,), (2,)], "site-2": [(1,)]})
+    spoilt: Any = one.learner("site-1", "training")
+    data = spoilt.site.datasets["shapes"].parent
+    (data / "i0.nii.gz").write_bytes(b"no image")
+    for stage in ("training", "evaluation"):
+        one.run_stage(stage)
+    page = one.workspace.with_name("w.fedmedseg") / "site-1" / "models" / "tiny" / "site_report.html"
+    assert "i0.nii.gz training" in Page(page.read_text()).text

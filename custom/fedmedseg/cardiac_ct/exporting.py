@@ -66,7 +66,15 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             experiment=experiment.digest,
             run=foundation.run,
         ),
+        trained_in=_trained_in(experiment, found.which, task),
     )
+
+
+def _trained_in(experiment: Experiment, which: Which, task: str) -> tuple[str, ...]:
+    """The stages that train the layers which answer ``task``: a new last layer's own, where it has one."""
+    if task not in experiment.wing.tasks:
+        return ("transfer",)
+    return ("distillation", "head_tuning") if which == TRANSFORMER else (f"teacher_{task}",)
 
 
 def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -19,11 +19,12 @@ from fedmedseg.cardiac_ct.objective import TaskObjective, student_terms, teacher
 from fedmedseg.cardiac_ct.plan import HEADS, STUDENT, TAUGHT, TEACHER, TRANSFER, initial_shared
 from fedmedseg.cardiac_ct.pseudo_labels import load_index
 from fedmedseg.cardiac_ct.testing import score_models
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.data.volumes import Volumes, training_volumes
 from fedmedseg.segmentation.site_learner import SiteLearner
+from fedmedseg.segmentation.site_page import write_untested
 from fedmedseg.segmentation.together import steps_of_round
 
 logger = logging.getLogger(__name__)
@@ -234,8 +235,12 @@ class KnowledgeDistillationLearner(SiteLearner):
 
     def _evaluate(self, task: Task, shared: Tensors) -> Reply:
         """Score every model on whatever the test cases annotate."""
-        test = Volumes(site=self.site, experiment=self.experiment, section="test")
-        reply = score_models(task, networks=self._networks(task, shared), test=test, folder=self.folder)
+        try:
+            test = Volumes(site=self.site, experiment=self.experiment, section="test")
+            reply = score_models(task, networks=self._networks(task, shared), test=test, folder=self.folder)
+        except DataError as error:
+            write_untested(self.folder, error, site=self.site, experiment=self.experiment, read_as=self.experiment)
+            raise
         return replace(reply, metrics={**reply.metrics, **self._cases(test)})
 
     @property

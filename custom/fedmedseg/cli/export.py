@@ -56,7 +56,11 @@ def export(
 
         source = open_exportable(model, network=network, task=task, start=start)
         origin = source.origin
-        facts = read_facts(run, experiment=origin.experiment, run=origin.run, model=origin.model) if run else None
+        facts = None
+        if run:
+            facts = read_facts(
+                run, experiment=origin.experiment, run=origin.run, model=origin.model, stages=source.trained_in
+            )
         place = out or Path(f"{source.origin.study}-{source.origin.model}-{to}")
         require_room(place, to, force=force)
         with progress_bar() as steps:

@@ -26,6 +26,7 @@ SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
 MOST_METRICS = 6
 STOPPED = 1
+FEW = "figures are told from three sites on"
 STILL = "at work, or waiting for its own people's approval: a site does not tell which"
 
 
@@ -77,6 +78,11 @@ class View:
     def left_out(self) -> int:
         """How many more figures there are."""
         return len(self._every_metric[MOST_METRICS:])
+
+    @property
+    def too_few(self) -> bool:
+        """Whether figures came and none is told because fewer sites than ``core.live.FEWEST`` sent it."""
+        return bool((self.study or {}).get("too_few"))
 
     @property
     def _every_metric(self) -> list[tuple[str, float]]:
@@ -139,8 +145,11 @@ def _show(looks: Iterator[View], *, once: bool) -> View:
     """Show every look as it comes; returns the last."""
     view = next(looks)
     if once or not console.is_terminal:
-        told = ""
+        told, explained = "", once
         while True:
+            if view.too_few and not explained:
+                console.print(FEW, highlight=False, soft_wrap=True, markup=False)
+                explained = True
             text = "\n".join(lines(view)) if once else line(view)
             if text != told:
                 told = text
@@ -189,6 +198,8 @@ def lines(view: View) -> list[str]:
             said += [f"{name}: {value:.4f}" for name, value in view.metrics]
             if view.left_out:
                 said.append(f"and {view.left_out} more, in TensorBoard")
+        elif view.too_few:
+            said.append(FEW)
     for name, state, ago in view.sites:
         said += [f"  {name}: {state}", f"    seen {ago}"]
     return said

@@ -56,6 +56,7 @@ def status(
         "sites": {site: _state(replies.get(site)) for site in sorted({*asked, *replies})},
         "metrics": {} if told is None else _means(told),
         "metrics_of": None if told is None else {"stage": told["stage"], "round": told["round"]},
+        "too_few": told is None and any(map(_sent, history)),
         "left": seconds_left(rounds=rounds, steps=steps, walls=walls, current=seconds),
         "time": time.time(),
     }
@@ -103,9 +104,15 @@ def _state(reply: Mapping[str, Any] | None) -> str:
 
 def _means(record: Mapping[str, Any]) -> dict[str, float]:
     """Each figure of a round that at least ``FEWEST`` sites sent, as their mean."""
+    sent = sorted(_sent(record).items())
+    return {name: round(sum(values) / len(values), 4) for name, values in sent if len(values) >= FEWEST}
+
+
+def _sent(record: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Every figure of a round, of the sites that sent it."""
     sent: dict[str, list[float]] = {}
     for site in record["sites"].values():
         for name, value in site["metrics"].items():
             if isinstance(value, int | float) and math.isfinite(value):
                 sent.setdefault(name, []).append(float(value))
-    return {name: round(sum(values) / len(values), 4) for name, values in sorted(sent.items()) if len(values) >= FEWEST}
+    return sent

@@ -164,9 +164,11 @@ def encryption_of(experiment: Experiment) -> dict[str, Any] | None:
 
 
 def _files_in(folder: Path) -> list[dict[str, Any]]:
-    """The models of a run as the report names them: by their place in the run folder, never the machine's."""
-    found = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    return [{"file": f"{folder.name}/{file.name}", "bytes": file.stat().st_size} for file in found]
+    """The models of a run, published heads too, as the report names them: by their place in the run folder, never the
+    machine's.
+    """
+    found = sorted(file for file in folder.rglob("*.safetensors") if file.is_file())
+    return [{"file": file.relative_to(folder.parent).as_posix(), "bytes": file.stat().st_size} for file in found]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

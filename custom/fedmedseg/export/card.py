@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import fedmedseg
 from fedmedseg.data.preprocessing import FIXED
 from fedmedseg.export.metadata import MODALITIES
 from fedmedseg.export.network import Exportable
-from fedmedseg.export.run_facts import Measured, RunFacts
+from fedmedseg.export.run_facts import Measured, MeasuredCalcium, MeasuredPoint, RunFacts
 from fedmedseg.segmentation.predicted_files import NOTICE
 
 NOT_GIVEN = "Not given."
@@ -29,13 +31,14 @@ NO_RUN = "Not given: the model was exported without the record of its run (`--ru
 
 def model_card(source: Exportable, *, facts: RunFacts | None, licences: str | None, use: str) -> str:
     """The card as Markdown. ``use`` says how the files beside it are used."""
+    facts = facts.about(source.labels.values()) if facts else None
     parts = [
         f"# {source.origin.study}: {', '.join(source.labels.values())} in {MODALITIES[source.data.modality]}",
         f"**{NOTICE}** Not a medical device; nothing here has been validated for clinical use.",
         "## What it marks\n\n" + _labels(source),
         "## What goes in\n\n" + _inputs(source),
         "## How it was trained\n\n" + _training(source, facts),
-        "## What was measured\n\n" + _measured(source, facts),
+        "## What was measured\n\n" + _measured(facts),
         "## Limits\n\n" + _limits(source, facts),
         f"## Data licences\n\n{(licences or NO_LICENCES).strip()}",
         f"## How to use it\n\n{use.strip()}",
@@ -106,35 +109,73 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
 def _sites(model: str, facts: RunFacts | None) -> str:
     if model == "scratch":
         return "1"
-    return str(facts.training_sites) if facts else NOT_GIVEN
+    # a model that the run only took over was trained elsewhere
+    return str(facts.training_sites) if facts and facts.training_sites else NOT_GIVEN
 
 
-def _measured(source: Exportable, facts: RunFacts | None) -> str:
+def _measured(facts: RunFacts | None) -> str:
     if facts is None:
         return NO_RUN
-    measured = [one for one in facts.measured if one.structure in source.labels.values()]
-    if not measured:
-        return "Not given: the run tested no model of this name."
+    if not facts.tested:
+        return "Not given: no site told a figure of a model of this name on what it marks."
+    parts = [
+        "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
+        f"itself. A range is told of {FEWEST} sites and more."
+    ]
+    parts += [_structures(facts.measured)] if facts.measured else []
+    parts += [_points(facts.points)] if facts.points else []
+    parts += [_calcium(facts.calcium)] if facts.calcium else []
+    return "\n\n".join(parts)
+
+
+def _structures(measured: Sequence[Measured]) -> str:
     rows = [
-        f"| {one.structure} | {one.sites} | {one.dice:.3f} | {_range(one)} | "
+        f"| {one.structure} | {one.sites} | {one.dice:.3f} | {_range(one, 3)} | "
         f"{'-' if one.hd95 is None else f'{one.hd95:.1f}'} |"
         for one in measured
     ]
     return "\n".join(
+        ["| structure | sites | Dice | lowest to highest site | HD95, mm |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _points(measured: Sequence[MeasuredPoint]) -> str:
+    rows = [
+        f"| {one.point} | {one.sites} | {_or(one.median, 'none')} | {_range(one, 1)} | {_or(one.mean, 'none')} | "
+        f"{'withheld' if one.missed is None else f'{one.missed} of {one.points}'} |"
+        for one in measured
+    ]
+    return "\n".join(
         [
-            "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
-            f"itself. A range is told of {FEWEST} sites and more.",
+            "Distances of points: the median counts a point that was not found as infinitely far (none: so many were "
+            "missed at a site that it is infinite there); the mean is over those found.",
             "",
-            "| structure | sites | Dice | lowest to highest site | HD95, mm |",
-            "|---|---|---|---|---|",
+            "| point | sites | median, mm | lowest to highest site | mean, mm | missed |",
+            "|---|---|---|---|---|---|",
             *rows,
         ]
     )
 
 
-def _range(one: Measured) -> str:
+def _calcium(one: MeasuredCalcium) -> str:
+    return "\n".join(
+        [
+            "| calcium, mean absolute error | sites | volume, mm3 | Agatston score |",
+            "|---|---|---|---|",
+            f"| per scan | {one.sites} | {_or(one.volume, '-')} | {_or(one.agatston, '-')} |",
+        ]
+    )
+
+
+def _or(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f}"
+
+
+def _range(one: Measured | MeasuredPoint, places: int) -> str:
     """Of fewer than three sites the ends of the range would be a hospital's own figures, in a card that travels."""
-    return f"{one.lowest:.3f} to {one.highest:.3f}" if one.sites >= FEWEST else "-"
+    if one.sites < FEWEST or one.lowest is None or one.highest is None:
+        return "-"
+    return f"{one.lowest:.{places}f} to {one.highest:.{places}f}"
 
 
 def _limits(source: Exportable, facts: RunFacts | None) -> str:
@@ -143,8 +184,8 @@ def _limits(source: Exportable, facts: RunFacts | None) -> str:
         f"Only {MODALITIES[source.data.modality]} of the kind the sites hold (role `{source.data.role}`); on anything "
         "else the answer is arbitrary and looks like any other.",
         f"Only {marks}: everything else is background, pathology too.",
-        "Scanners, protocols and patients that no training site has may fare worse than the lowest site above."
-        if facts and facts.measured
+        "Scanners, protocols and patients that no training site has may fare worse than the worst site above."
+        if facts and facts.tested
         else "How it fares on scanners, protocols and patients of other places was not measured.",
         "Probabilities are not calibrated.",
     ]

@@ -70,7 +70,7 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
         "data_license": licences or NOT_GIVEN,
         "image_classes": ", ".join(source.channels),
         "label_classes": {"0": "background"} | {str(number): name for number, name in source.labels.items()},
-        "eval_metrics": {f"dice/{one.structure}": round(one.dice, 4) for one in facts.measured} if facts else {},
+        "eval_metrics": _metrics(facts.about(source.labels.values())) if facts else {},
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
         "fedmedseg": {
             "experiment_sha256": source.origin.experiment,
@@ -86,6 +86,15 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
             "activation": source.activation,
         },
     }
+
+
+def _metrics(facts: RunFacts) -> dict[str, float]:
+    figures = {f"dice/{one.structure}": one.dice for one in facts.measured}
+    figures |= {f"distance/median/{one.point}": one.median for one in facts.points if one.median is not None}
+    if facts.calcium:
+        errors = {"volume": facts.calcium.volume, "agatston": facts.calcium.agatston}
+        figures |= {f"calcium/{what}_error": value for what, value in errors.items() if value is not None}
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def shipped_schema() -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Exportable:
     overlap: float
     """Of the sliding window."""
     origin: Origin
+    trained_in: tuple[str, ...] = ()
+    """The stages of the run that trained it, where others trained other networks; empty: all that train."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What a model file says of the network; empty of one that no such file can hold."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmedseg.reporting.tables import DiceRow, Record, dice_table, mean, models_in, outcome_of, site_means
+from fedmedseg.reporting.point_table import PointRow
+from fedmedseg.reporting.points import ALL
+from fedmedseg.reporting.tables import DiceRow, Record, dice_table, mean, ordered, outcome_of, points_of
 
 PAIRS = (("personal", "shared"), ("personal", "scratch"), ("shared", "scratch"), ("student", "cnn"))
 """Pairs of models that people ask about: what is the second worth beside the first?"""
@@ -15,12 +18,31 @@ KEPT = ("study", "system", "seed", "started", "outcome", "ended", "experiment_sh
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What two columns are compared by."""
+
+    name: str
+    places: int
+    """Decimal places."""
+    more_is_better: bool
+
+
+DICE = Measure(name="mean Dice", places=3, more_is_better=True)
+HD95 = Measure(name="mean HD95 in mm", places=1, more_is_better=False)
+DISTANCE = Measure(name="median point distance in mm", places=1, more_is_better=False)
+MEASURES = (DICE, HD95, DISTANCE)
+Values = Mapping[str, Mapping[tuple[str, str], float]]
+"""Model -> (site, structure) -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Against:
-    """Two columns, site by site, over the structures that both measured there. Dice 0..1."""
+    """Two columns, site by site, over the structures that both measured there."""
 
     first: str
     second: str
     sites: Mapping[str, tuple[float, float]]
+    measure: Measure = DICE
 
     @property
     def difference(self) -> float | None:
@@ -30,13 +52,16 @@ class Against:
     @property
     def ahead(self) -> int:
         """Sites at which the first is better."""
-        return sum(one > other for one, other in self.sites.values())
+        better = 1 if self.measure.more_is_better else -1
+        return sum(better * (one - other) > 0 for one, other in self.sites.values())
 
 
-def pairs(rows: Sequence[DiceRow]) -> list[Against]:
-    """Each of ``PAIRS`` of which at least one site tested both models."""
-    known = set(models_in(rows))
-    found = [_against(rows, rows, *pair) for pair in PAIRS if known.issuperset(pair)]
+def pairs(rows: Sequence[DiceRow], points: Sequence[PointRow] = ()) -> list[Against]:
+    """Each of ``PAIRS`` of which at least one site tested both models, by every measure that there is."""
+    found = []
+    for measure in MEASURES:
+        values = _values(measure, rows, points)
+        found += [_against(measure, values, values, *pair) for pair in PAIRS if set(values).issuperset(pair)]
     return [one for one in found if one.sites]
 
 
@@ -46,7 +71,10 @@ def reduced(record: Record) -> dict[str, Any]:
         {"site": row.site, "structure": row.structure, "model": row.model, "dice": row.dice, "hd95": row.hd95}
         for row in dice_table(record)
     ]
-    return {name: record.get(name) for name in KEPT} | {"scores": rows}
+    medians = [
+        {"site": row.site, "model": row.model, "median": row.median} for row in points_of(record) if row.point == ALL
+    ]
+    return {name: record.get(name) for name in KEPT} | {"scores": rows, "points": medians}
 
 
 def scores_of(earlier: Mapping[str, Any]) -> list[DiceRow]:
@@ -59,10 +87,35 @@ def scores_of(earlier: Mapping[str, Any]) -> list[DiceRow]:
     ]
 
 
-def since(rows: Sequence[DiceRow], before: Sequence[DiceRow]) -> list[Against]:
-    """Per model: this run against the one before, at the sites and structures of both."""
-    known = set(models_in(before))
-    found = [_against(rows, before, model, model) for model in models_in(rows) if model in known]
+def medians_of(earlier: Mapping[str, Any]) -> list[PointRow]:
+    """The inverse of ``reduced``, of its points."""
+    return [
+        PointRow(
+            site=one["site"],
+            model=one["model"],
+            median=one["median"],
+            point=ALL,
+            q25=None,
+            q75=None,
+            mean=None,
+            missed=None,
+            points=0,
+        )
+        for one in earlier.get("points") or []
+    ]
+
+
+def since(
+    rows: Sequence[DiceRow],
+    before: Sequence[DiceRow],
+    points: Sequence[PointRow] = (),
+    points_before: Sequence[PointRow] = (),
+) -> list[Against]:
+    """Per measure and model: this run against the one before, at the sites and structures of both."""
+    found = []
+    for measure in MEASURES:
+        now, then = _values(measure, rows, points), _values(measure, before, points_before)
+        found += [_against(measure, now, then, model, model) for model in ordered(now) if model in then]
     return [one for one in found if one.sites]
 
 
@@ -80,19 +133,35 @@ def changed(record: Record, earlier: Mapping[str, Any]) -> list[str]:
     lines += [f"only then: {', '.join(sorted(then - now))}"] if then - now else []
     new, old = dict(record.get("versions") or {}), dict(earlier.get("versions") or {})
     lines += [
-        f"{name} {new.get(name, 'none')}, then {old.get(name, 'none')}"
+        f"{name} of the server {new.get(name, 'none')}, then {old.get(name, 'none')}"
         for name in sorted({*new, *old})
         if new.get(name) != old.get(name)
     ]
     return lines
 
 
-def _against(rows: Sequence[DiceRow], others: Sequence[DiceRow], first: str, second: str) -> Against:
-    """Only structures with a Dice on both sides count, so that no mean is over more than the other's."""
-    one = {(row.site, row.structure): row for row in rows if row.model == first and row.dice is not None}
-    two = {(row.site, row.structure): row for row in others if row.model == second and row.dice is not None}
-    both = [place for place in one if place in two]
-    firsts, seconds = (
-        site_means([table[place] for place in both], name) for table, name in ((one, first), (two, second))
-    )
-    return Against(first=first, second=second, sites={site: (firsts[site], seconds[site]) for site in firsts})
+def _values(measure: Measure, rows: Sequence[DiceRow], points: Sequence[PointRow]) -> Values:
+    """What ``rows`` hold of a measure: of points the median over all of them, where it is not infinite."""
+    if measure is DISTANCE:
+        told = [(row.model, row.site, row.point, row.median) for row in points if row.point == ALL]
+    else:
+        told = [(row.model, row.site, row.structure, row.dice if measure is DICE else row.hd95) for row in rows]
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for model, site, structure, value in told:
+        if value is not None:
+            found.setdefault(model, {})[site, structure] = value
+    return found
+
+
+def _against(measure: Measure, values: Values, others: Values, first: str, second: str) -> Against:
+    """Only structures with a value on both sides count, so that no mean is over more than the other's."""
+    one, two = values[first], others[second]
+    both: dict[str, list[tuple[float, float]]] = {}
+    for place in one:
+        if place in two:
+            both.setdefault(place[0], []).append((one[place], two[place]))
+    sites = {
+        site: (math.fsum(a for a, _ in found) / len(found), math.fsum(b for _, b in found) / len(found))
+        for site, found in both.items()
+    }
+    return Against(first=first, second=second, sites=sites, measure=measure)

@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedmedseg.reporting.floor import judged, verdict
-from fedmedseg.reporting.tables import DiceRow, Record, evaluations, label_of, number, reply, rounds_of, sites_of
+from fedmedseg.reporting.point_table import PointRow
+from fedmedseg.reporting.points import ALL
+from fedmedseg.reporting.tables import (
+    DiceRow,
+    Record,
+    encryption_of,
+    evaluations,
+    label_of,
+    number,
+    reply,
+    rounds_of,
+    sites_of,
+)
 
 STANDSTILL = 2
 """Rounds in a row without any change of the shared model from which it is told."""
@@ -50,6 +62,30 @@ def collapses(record: Record) -> list[str]:
     return [f"{site}, {stage} {_rounds(numbers)}" for (site, stage), numbers in found.items()]
 
 
+def watched(record: Record) -> bool:
+    """Whether any reply told if something collapsed; few systems look, and a site may keep it."""
+    return any(
+        "collapse_alarm" in (reply(one, site).get("metrics") or {})
+        for one in rounds_of(record)
+        for site in sites_of(record)
+    )
+
+
+def all_quiet(record: Record) -> str:
+    """What to say where nothing was alarming: what was looked for and did not happen, and what nobody looked for."""
+    sealed, comparable = encryption_of(record) is not None, len(sites_of(record)) >= FEWEST_TO_COMPARE
+    seen = [] if sealed else ["no standstill", *(["no update unlike the others"] if comparable else [])]
+    seen = (["no collapse"] if watched(record) else []) + seen
+    said = ["No alarm: " + ", ".join(seen) if seen else "No alarm"]
+    if not watched(record):
+        said.append("Collapse is not watched in this system or by these sites")
+    if sealed:
+        said.append("Standstill and updates unlike the others do not show where replies are encrypted")
+    elif not comparable:
+        said.append("Whether an update is unlike the others shows from three sites on")
+    return ". ".join(said) + "."
+
+
 def standstills(record: Record) -> list[str]:
     """Where the shared model did not change for ``STANDSTILL`` rounds or more, stage by stage."""
     found: dict[str, list[int]] = {}
@@ -89,6 +125,17 @@ def blind(rows: Sequence[DiceRow]) -> list[str]:
         if row.model != "untrained" and row.dice == 0.0:
             found.setdefault((label_of(row.model), row.structure), []).append(row.site)
     return [f"{model} model, {structure}, at {', '.join(sites)}" for (model, structure), sites in found.items()]
+
+
+def lost(rows: Sequence[PointRow]) -> list[str]:
+    """Which trained models found a point in no test volume that holds it, as far as sites tell how many were missed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    nowhere = [row for row in rows if row.model != "untrained" and row.points and row.missed == row.points]
+    whole = {(row.site, row.model) for row in nowhere if row.point == ALL}
+    for row in nowhere:
+        if row.point == ALL or (row.site, row.model) not in whole:
+            found.setdefault((label_of(row.model), row.point), []).append(row.site)
+    return [f"{model} model, {point}, at {', '.join(sites)}" for (model, point), sites in found.items()]
 
 
 def missed_floor(record: Record) -> str | None:

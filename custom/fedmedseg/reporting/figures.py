@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MODEL_COLOURS = {"personal": "#0b6e99", "shared": "#5aa9c7", "scratch": "#d98e32", "untrained": "#b8bec6"}
+MODEL_COLOURS = {
+    "personal": "#0b6e99",
+    "shared": "#5aa9c7",
+    "scratch": "#d98e32",
+    "cnn": "#6b6fb3",
+    "student": "#0b6e99",
+    "untrained": "#b8bec6",
+}
 
 
 def figures(record: Record) -> dict[str, str]:

@@ -20,7 +20,14 @@ from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
 from fedmedseg.reporting.in_words import in_words
 from fedmedseg.reporting.page import jsonable, render_page, svg_uri
-from fedmedseg.reporting.scores import pair_section, point_section, previous_section, score_table, tiles
+from fedmedseg.reporting.scores import (
+    calcium_section,
+    pair_section,
+    point_section,
+    previous_section,
+    score_table,
+    tiles,
+)
 from fedmedseg.reporting.summary import plain_text_summary
 from fedmedseg.reporting.tables import (
     Record,
@@ -32,6 +39,7 @@ from fedmedseg.reporting.tables import (
     moment,
     number,
     outcome_of,
+    points_of,
     reply,
     rounds_of,
     sites_of,
@@ -127,14 +135,16 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "withholding": withholding(record),
         "withheld_whole": withheld_whole(record),
         "points": point_section(record),
-        "pairs": pair_section(rows),
-        "previous": previous_section(record, rows),
+        "calcium": calcium_section(record),
+        "pairs": pair_section(record),
+        "previous": previous_section(record),
         "collapses": alarms.collapses(record),
         "standstills": alarms.standstills(record),
         "mismatches": alarms.mismatches(record),
         "outliers": alarms.outliers(record),
         "blind": alarms.blind(rows),
-        "comparable": len(sites_of(record)) >= alarms.FEWEST_TO_COMPARE,
+        "lost": alarms.lost(points_of(record)),
+        "all_quiet": alarms.all_quiet(record),
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
         "words": in_words(record),
@@ -195,7 +205,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("experiment SHA-256", record.get("experiment_sha256")),
         ("shared model SHA-256", record.get("shared_sha256")),
     ]
-    facts += [(str(name), version) for name, version in (record.get("versions") or {}).items()]
+    facts += [(f"{name} of the server", version) for name, version in (record.get("versions") or {}).items()]
     return [(name, str(value)) for name, value in facts if value is not None]
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedmedseg.reporting.against import Against, changed, pairs, scores_of, since
+from fedmedseg.reporting.against import (
+    DICE,
+    DISTANCE,
+    MEASURES,
+    Against,
+    Measure,
+    changed,
+    medians_of,
+    pairs,
+    scores_of,
+    since,
+)
+from fedmedseg.reporting.point_table import WITHHELD, hidden_missed
 from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
+    calcium_of,
     decimal,
     dice_table,
     evaluations,
@@ -42,6 +55,8 @@ TOGETHER = (
     "best at the site. "
 )
 MINUS = "\N{MINUS SIGN}"
+BELOW = "below 0 is better"
+"""Of what is a distance in mm."""
 
 
 def tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
@@ -82,7 +97,7 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
         "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
         "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
         "failures": any(row.failures for row in rows),
-        "hidden": hidden_failures(record),
+        "hidden": _withheld(hidden_failures(record), "such volumes"),
     }
 
 
@@ -115,22 +130,58 @@ def point_section(record: Record) -> dict[str, Any] | None:
     if not rows:
         return None
     models = ordered(row.model for row in rows)
-    by = {(row.site, row.point, row.model): row.told for row in rows}
+    by = {(row.site, row.point, row.model): {"middle": row.middle, "under": row.under} for row in rows}
     places = dict.fromkeys((row.site, row.point) for row in rows)
     lines = [
-        {"site": site, "point": point, "cells": [by.get((site, point, model), "-") for model in models]}
+        {
+            "site": site,
+            "point": point,
+            "cells": [by.get((site, point, model), {"middle": "-", "under": ""}) for model in models],
+        }
         for site, point in places
+    ]
+    return {
+        "models": [label_of(model) for model in models],
+        "lines": lines,
+        "hidden": _withheld(hidden_missed(rows), "points missed"),
+    }
+
+
+def calcium_section(record: Record) -> dict[str, Any] | None:
+    """Errors in calcium: two lines per site, a cell per model."""
+    rows = calcium_of(record)
+    if not rows:
+        return None
+    models = ordered(row.model for row in rows)
+    errors = {
+        "volume, mm\N{SUPERSCRIPT THREE}": {(row.site, row.model): row.volume for row in rows},
+        "Agatston score": {(row.site, row.model): row.agatston for row in rows},
+    }
+    lines = [
+        {"site": site, "what": what, "cells": [decimal(by.get((site, model)), 1) for model in models]}
+        for site in dict.fromkeys(row.site for row in rows)
+        for what, by in errors.items()
     ]
     return {"models": [label_of(model) for model in models], "lines": lines}
 
 
-def pair_section(rows: Sequence[DiceRow]) -> dict[str, Any] | None:
-    """Model against model, site by site; None where no site tested two models that are asked about."""
-    found = pairs(rows)
+def _withheld(sites: Sequence[str], what: str) -> str:
+    """The legend of counts that sites keep back; empty where none does."""
+    return f"{', '.join(sites)}: {WITHHELD.format(what)}." if sites else ""
+
+
+def pair_section(record: Record) -> dict[str, Any] | None:
+    """Model against model, site by site, a table per measure; None where no site tested two that are asked about."""
+    found = pairs(dice_table(record), points_of(record))
     if not found:
         return None
-    table = _compared(found, [f"{label_of(one.first)} less {label_of(one.second)}" for one in found])
-    return table | {"title": _title(found)}
+    tables = _compared(
+        found,
+        lambda one: f"{label_of(one.first)} less {label_of(one.second)}",
+        what="of one model less that of the other",
+        both="both were tested on",
+    )
+    return {"title": _title(found), "tables": tables}
 
 
 def _title(found: Sequence[Against]) -> str:
@@ -138,63 +189,93 @@ def _title(found: Sequence[Against]) -> str:
     beside: dict[str, list[str]] = {}
     for one in found:
         beside.setdefault(label_of(one.first), []).append(label_of(one.second))
-    said = ", ".join(f"{first} against {' and '.join(others)}" for first, others in beside.items()) + " model"
+    said = ", ".join(f"{first} against {' and '.join(dict.fromkeys(others))}" for first, others in beside.items())
+    said += " model"
     return said[:1].upper() + said[1:]
 
 
-def previous_section(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | None:
+def previous_section(record: Record) -> dict[str, Any] | None:
     """This run against the one before, where the record carries it (``against.reduced``)."""
     earlier = record.get("previous")
     if not isinstance(earlier, Mapping):
         return None
-    found = since(rows, scores_of(earlier))
+    found = since(dice_table(record), scores_of(earlier), points_of(record), medians_of(earlier))
     return {
         "study": str(earlier.get("study") or "unnamed study"),
         "started": moment(earlier.get("started")),
         "changed": changed(record, earlier),
-        "table": _compared(found, [label_of(one.first) for one in found]) if found else None,
+        "tables": _compared(
+            found, lambda one: label_of(one.first), what="of this run less that of the run before", both="both tested"
+        ),
     }
 
 
 def previous_lines(record: Record, earlier: Record) -> list[str]:
-    """The comparison with an earlier run for a terminal: by model, mean Dice of this run less that of the other."""
+    """The comparison with an earlier run for a terminal: by measure and model, this run's mean less the other's."""
     same = record.get("started") is not None and all(
         record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
     )
     if same:
         return ["both records are of the same run: there is nothing to compare"]
-    found = since(dice_table(record), dice_table(earlier))
+    found = since(dice_table(record), dice_table(earlier), points_of(record), points_of(earlier))
     if not found:
         return ["against the previous run: no site, structure and model in common"]
-    means = [f"{label_of(one.first)} {signed(one.difference or 0.0)}" for one in found]
-    return [f"against the previous run, mean Dice: {', '.join(means)}"]
+    lines = []
+    for measure, own in _by_measure(found).items():
+        means = [f"{label_of(one.first)} {signed(one.difference or 0.0, measure.places)}" for one in own]
+        better = "" if measure.more_is_better else f" ({BELOW})"
+        lines.append(f"against the previous run, {measure.name}{better}: {', '.join(means)}")
+    return lines
 
 
-def _compared(found: Sequence[Against], columns: Sequence[str]) -> dict[str, Any]:
-    """A line per site, a column per comparison: the difference, and under it both values."""
-    sites = dict.fromkeys(site for one in found for site in one.sites)
-    return {
-        "columns": list(columns),
-        "lines": [{"site": site, "cells": [_difference(one.sites.get(site)) for one in found]} for site in sites],
-        "means": ["-" if one.difference is None else signed(one.difference) for one in found],
-        "ahead": [f"{one.ahead} of {len(one.sites)}" for one in found],
-    }
+def _by_measure(found: Sequence[Against]) -> dict[Measure, list[Against]]:
+    own = {measure: [one for one in found if one.measure is measure] for measure in MEASURES}
+    return {measure: some for measure, some in own.items() if some}
 
 
-def _difference(values: tuple[float, float] | None) -> dict[str, str]:
+def _compared(
+    found: Sequence[Against], column: Callable[[Against], str], *, what: str, both: str
+) -> list[dict[str, Any]]:
+    """A table per measure: a line per site, a column per comparison with the difference and under it both values."""
+    tables = []
+    for measure, own in _by_measure(found).items():
+        over = f"over the structures that {both}"
+        if measure is DISTANCE:
+            over = "over all points, at sites where neither is infinite"
+        name = measure.name[:1].upper() + measure.name[1:]
+        sites = dict.fromkeys(site for one in own for site in one.sites)
+        tables.append(
+            {
+                "caption": f"{name} {what}, {over}{'' if measure.more_is_better else f'; {BELOW}'}",
+                "columns": [column(one) for one in own],
+                "lines": [
+                    {"site": site, "cells": [_difference(one.sites.get(site), measure.places) for one in own]}
+                    for site in sites
+                ],
+                "means": ["-" if one.difference is None else signed(one.difference, measure.places) for one in own],
+                "ahead": [f"{one.ahead} of {len(one.sites)}" for one in own],
+            }
+        )
+    return tables
+
+
+def _difference(values: tuple[float, float] | None, places: int) -> dict[str, str]:
     if values is None:
         return {"difference": "-", "values": ""}
     first, second = values
-    return {"difference": signed(first - second), "values": f"{first:.3f} {MINUS} {second:.3f}"}
+    return {
+        "difference": signed(first - second, places),
+        "values": f"{first:.{places}f} {MINUS} {second:.{places}f}",
+    }
 
 
-def signed(value: float) -> str:
-    """A difference of Dice with its sign; what rounds to nothing has none.
+def signed(value: float, places: int = DICE.places) -> str:
+    """A difference with its sign; what rounds to nothing has none.
 
-    >>> signed(0.0124), signed(-0.3) == f"{MINUS}0.300", signed(-0.0001)
-    ('+0.012', True, '0.000')
+    >>> signed(0.0124), signed(-0.3) == f"{MINUS}0.300", signed(-0.0001), signed(2.04, 1)
+    ('+0.012', True, '0.000', '+2.0')
     """
-    text, sign = f"{abs(value):.3f}", "+" if value > 0 else MINUS
+    text, sign = f"{abs(value):.{places}f}", "+" if value > 0 else MINUS
     return text if float(text) == 0 else f"{sign}{text}"
 
 

@@ -96,7 +96,10 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class SitePage:
-    """What the page holds. ``tables``: that of the model which the pictures judge by comes first."""
+    """What the page holds. ``tables``: that of the model which the pictures judge by comes first.
+
+    Where nothing was tested it has neither tables nor pictures, and says why.
+    """
 
     site: str
     experiment: Experiment
@@ -106,6 +109,8 @@ class SitePage:
     """Whether any column is a landmark's distance."""
     aside: Sequence[tuple[str, str, str]] = field(default_factory=list)
     """(section, case, reason) of every case set aside."""
+    untested: str = ""
+    """Why nothing was tested; empty where something was."""
 
 
 def structure_cell(score: StructureScore | None) -> Cell:
@@ -128,7 +133,8 @@ def write_site_page(folder: Path, page: SitePage) -> None:
 
 def render_site_page(page: SitePage, *, written: datetime) -> str:
     """The HTML text. Names of files and patients are escaped as everything is."""
-    first = page.tables[0]
+    judge = page.tables[0].name if page.tables else ""
+    rows = page.tables[0].rows if page.tables else []
     return render_page(
         TEMPLATE,
         {
@@ -137,9 +143,10 @@ def render_site_page(page: SitePage, *, written: datetime) -> str:
             "system": page.experiment.system,
             "digest": page.experiment.digest,
             "written": f"{written:%Y-%m-%d %H:%M} UTC",
-            "cases": len(first.rows),
-            "patients": len({row.patient for row in first.rows}),
-            "judge": first.name,
+            "untested": page.untested,
+            "cases": len(rows),
+            "patients": len({row.patient for row in rows}),
+            "judge": judge,
             "points": page.points,
             "pictures": page.pictures,
             "key": _key(page.pictures),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from fedmedseg.reporting.alarms import blind
+from fedmedseg.reporting.alarms import blind, lost
+from fedmedseg.reporting.calcium_table import calcium_lines
 from fedmedseg.reporting.floor import judged, verdict
 from fedmedseg.reporting.point_table import point_lines
 from fedmedseg.reporting.tables import (
     MODELS,
     DiceRow,
     Record,
+    calcium_of,
     counted,
     decimal,
     dice_table,
@@ -37,6 +39,7 @@ from fedmedseg.reporting.tables import (
 _WIDTH = 96
 _MOST_LINES = 30
 _MOST_BLIND = 3
+_LEAST_BODY = 8
 
 
 def plain_text_summary(record: Record) -> str:
@@ -48,29 +51,26 @@ def plain_text_summary(record: Record) -> str:
     if sealed is not None and record["rounds"]:
         off = len(sealed["guards_off"])
         head.append(f"replies were encrypted ({sealed['scheme']}): {off} guards of the server were off, see the report")
-    lost = _refused(record)
-    if lost:
-        head.append(
-            short(f"replies not accepted: {', '.join(f'{site} {count}' for site, count in lost.items())}", _WIDTH)
-        )
+    refused = _refused(record)
+    if refused:
+        counts = ", ".join(f"{site} {count}" for site, count in refused.items())
+        head.append(short(f"replies not accepted: {counts}", _WIDTH))
     head += _absent(record)
-    rows, points = dice_table(record), points_of(record)
-    measured = point_lines(points, ordered(row.model for row in points), MODELS)
+    rows, measured = dice_table(record), _measured(record)
+    nowhere = _some([f"found in no test volume: {one}" for one in lost(points_of(record))])
     if not rows:
-        return "\n".join([*head, *(measured or withheld_whole(record) or ["no evaluation was recorded"])])
+        measured = _cut(measured, _MOST_LINES - len(head) - len(nowhere))
+        return "\n".join([*head, *(measured or withheld_whole(record) or ["no evaluation was recorded"]), *nowhere])
     models = models_in(rows)
     body, tail = _body(rows, models), _tail(rows, models, len(sites_of(record)))
     run = judged(evaluations(record))
     if run is not None:
         tail += textwrap.wrap(verdict(run), _WIDTH)
-    nothing = blind(rows)
-    tail += [short(f"not one voxel right in any test volume: {one}", _WIDTH) for one in nothing[:_MOST_BLIND]]
-    if len(nothing) > _MOST_BLIND:
-        tail.append(f"... and {len(nothing) - _MOST_BLIND} more of which nothing was found, in the report")
+    tail += [*_some([f"not one voxel right in any test volume: {one}" for one in blind(rows)]), *nowhere]
     silent = withholding(record)
     if silent:
         tail.append(short(f"tested, and figures withheld by the site: {', '.join(silent)}", _WIDTH))
-    tail += [short(line, _WIDTH) for line in measured]
+    tail += _cut(measured, _MOST_LINES - len(head) - len(tail) - 2 - min(len(body), _LEAST_BODY))
     room = _MOST_LINES - len(head) - len(tail) - 2
     if len(body) > room:
         body = ["(means over each site's structures; every structure is in the report)", *_per_site(rows, models)]
@@ -79,6 +79,31 @@ def plain_text_summary(record: Record) -> str:
         body = [*body[: room - 1], f"... {left} more sites in the report"]
     title = f"{'Dice':<40}" + "".join(f"{label_of(model):>12}" for model in models)
     return "\n".join([*head, "", title.rstrip(), *body, *tail])
+
+
+def _measured(record: Record) -> list[str]:
+    """Points and calcium of every site, of the models that were trained."""
+    points = [row for row in points_of(record) if row.model != "untrained"]
+    calcium = [row for row in calcium_of(record) if row.model != "untrained"]
+    told = [
+        *point_lines(points, ordered(row.model for row in points), MODELS),
+        *calcium_lines(calcium, ordered(row.model for row in calcium), MODELS),
+    ]
+    return [part for line in told for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ") or [""]]
+
+
+def _cut(lines: Sequence[str], room: int) -> list[str]:
+    """As many of ``lines`` as there is room for; what is left out is in the report."""
+    if len(lines) <= room:
+        return list(lines)
+    return [*lines[: max(0, room - 1)], "... and more of points and calcium in the report"]
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    """The first of ``lines``, and how many more there are."""
+    more = len(lines) - _MOST_BLIND
+    told = [short(one, _WIDTH) for one in lines[:_MOST_BLIND]]
+    return told if more <= 0 else [*told, f"... and {more} more of which nothing was found, in the report"]
 
 
 def _absent(record: Record) -> list[str]:

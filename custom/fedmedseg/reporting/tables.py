@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from fedmedseg.reporting.calcium_table import CalciumRow, calcium_table
 from fedmedseg.reporting.point_table import PointRow, point_table
 
 Record = Mapping[str, Any]
@@ -151,6 +152,11 @@ def points_of(record: Record) -> list[PointRow]:
     return point_table(evaluations(record))
 
 
+def calcium_of(record: Record) -> list[CalciumRow]:
+    """Errors in calcium of each site's last accepted evaluation; empty of a study without any."""
+    return calcium_table(evaluations(record))
+
+
 def structures_in(rows: Sequence[DiceRow]) -> list[str]:
     """Structures that occur, in the order of the rows."""
     return list(dict.fromkeys(row.structure for row in rows))
@@ -232,7 +238,7 @@ def evaluations(record: Record) -> dict[str, Mapping[str, Any]]:
         for site in sites_of(record):
             answer = reply(one, site)
             metrics = answer.get("metrics") or {}
-            if answer.get("accepted") and any(key.startswith(("dice/", "points/")) for key in metrics):
+            if answer.get("accepted") and any(key.startswith(("dice/", "points/", "calcium/")) for key in metrics):
                 found[site] = metrics
     return {site: found[site] for site in sites_of(record) if site in found}
 

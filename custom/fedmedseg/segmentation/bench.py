@@ -56,6 +56,11 @@ class Bench:
         return tuple(start for start in self.starts if start in tuned_starts(self.experiment))
 
     @property
+    def read_as(self) -> Experiment:
+        """The study whose data settings this site's files are checked and prepared by."""
+        return self.experiment
+
+    @property
     def folder(self) -> Path:
         """This study's models at this site."""
         return self.site.models / self.experiment.study

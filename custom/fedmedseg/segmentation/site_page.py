@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from fedmedseg.core.config import Experiment
+from fedmedseg.core.errors import DataError, FedMedSegError, why
 from fedmedseg.core.learner import Task
 from fedmedseg.data.set_aside import file_name, set_aside
+from fedmedseg.data.site import Site
 from fedmedseg.reporting.metrics import CaseScore
 from fedmedseg.reporting.site_page import (
     CaseRow,
@@ -19,6 +24,8 @@ from fedmedseg.reporting.site_page import (
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.evaluation import labelled
 from fedmedseg.segmentation.pictures import PICTURES, chosen, draw_cases, judge, outlined, place_pictures, standing
+
+logger = logging.getLogger(__name__)
 
 
 def write_page(
@@ -59,10 +66,29 @@ def write_page(
         ],
         aside=[
             (one.section, one.case, one.reason)
-            for one in set_aside(bench.site, bench.experiment, now=bench.test.quarantined)
+            for one in set_aside(bench.site, bench.read_as, now=bench.test.quarantined)
         ],
     )
     write_site_page(bench.folder, page)
+
+
+def write_untested(folder: Path, error: DataError, *, site: Site, experiment: Experiment, read_as: Experiment) -> None:
+    """Write a page that holds what was set aside alone, and ``error``, for which nothing was tested; what an earlier
+    test left of page and pictures goes. ``read_as``: see ``Bench``. That it cannot be written is logged alone.
+    """
+    try:
+        remove_site_page(folder, PICTURES)
+        if not site.report:
+            return
+        try:
+            aside = [(one.section, one.case, one.reason) for one in set_aside(site, read_as)]
+        except FedMedSegError:
+            # the data list itself is damaged, which the error says
+            aside = []
+        page = SitePage(site=site.name, experiment=experiment, tables=[], pictures=[], aside=aside, untested=str(error))
+        write_site_page(folder, page)
+    except OSError as failed:
+        logger.error("this site's page was not written: %s", why(failed))
 
 
 def case_names(bench: Bench) -> list[tuple[str, str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedmedseg.core.errors import DataError
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.reporting.metrics import CaseScore
 from fedmedseg.segmentation.bench import Bench
 from fedmedseg.segmentation.evaluation import evaluate, labelled
 from fedmedseg.segmentation.scores import from_plain, metrics_of, to_plain, write_scores
-from fedmedseg.segmentation.site_page import write_page
+from fedmedseg.segmentation.site_page import write_page, write_untested
 from fedmedseg.segmentation.stages import UNTRAINED
 
 EVALUATING = "evaluating"
@@ -22,8 +23,16 @@ def score_models(bench: Bench, task: Task) -> Reply:
         Aborted: the federation asked to stop; the task continues when it is given again.
         FedMedSegError: a model of this run is missing (reason MISSING_TENSORS).
         ConfigurationError: a model file was changed since.
-        DataError: no test case here, or no labelled one (reason NO_CASES).
+        DataError: no test case here, or no labelled one (reason NO_CASES); the site's page then says so.
     """
+    try:
+        return _scored(bench, task)
+    except DataError as error:
+        write_untested(bench.folder, error, site=bench.site, experiment=bench.experiment, read_as=bench.read_as)
+        raise
+
+
+def _scored(bench: Bench, task: Task) -> Reply:
     digests = {start: bench.digest(start, task) for start in bench.starts}
     key = "|".join([task.stage, str(task.round), *(f"{start}={sha}" for start, sha in digests.items())])
     saved = task.state.load(EVALUATING)

@@ -25,6 +25,11 @@ class PartialLabelBench(Bench):
         """Label numbers of the study that this site's models predict, in the order of their outputs."""
         super().__init__(experiment=own_study(study, self.organs), site=site)
 
+    @property
+    def read_as(self) -> Experiment:
+        """The study whose data settings this site's files are checked and prepared by: with every site's labels."""
+        return windowed(self.study, self.organs)
+
     @cached_property
     def training(self) -> Volumes:
         """Labelled volumes, after ``data.labelled_fraction`` or ``data.labelled_patients``."""
@@ -47,6 +52,7 @@ class PartialLabelBench(Bench):
         return self._volumes("test")
 
     def _volumes(self, section: Section, *, fraction: float = 1.0, patients: int | None = None) -> Volumes:
-        seen = windowed(self.study, self.organs)
-        volumes = Volumes(site=self.site, experiment=seen, section=section, fraction=fraction, patients=patients)
+        volumes = Volumes(
+            site=self.site, experiment=self.read_as, section=section, fraction=fraction, patients=patients
+        )
         return own_labels(volumes, self.organs)
