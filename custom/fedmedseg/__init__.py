@@ -4,5 +4,5 @@ import os
 
 __version__ = "0.1.0"
 
-# MLflow, which MONAI imports wherever it is installed, tells its makers of its use: not from a hospital, unless asked to
+# MLflow, which MONAI imports wherever it is installed, tells its makers of its use: here only where that is asked for
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -79,7 +79,7 @@ def test_the_examples_that_cost_little_run_as_they_stand(tmp_path: Path, monkeyp
         (["simulate", "fedatta"], 2),
         (["simulate", "fedata", "--no-such-option"], 2),
         (["no-such-command"], 2),
-        (["fuse", "predict", "x", "--models", "m", "--out", "o.nii", "--how", "guess"], 2),
+        (["fuse", "predict", "x", "o.nii", "--models", "m", "--how", "guess"], 2),
         (["data", "check", "nowhere.json"], 2),
     ],
 )
