@@ -86,7 +86,7 @@ class Steps:
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help: calls as they are typed, which a test reads and the cheap of which it runs."""
+    """The end of a command's help: calls as they are typed, which tests read and, where that takes seconds, run."""
     # click wraps a paragraph unless a line with this mark stands before it
     return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
 
