@@ -165,7 +165,7 @@ def test_landmarks_of_cardiac_ct_are_the_same_bytes_again(tmp_path: Path, landma
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU on this machine")
 def test_a_gpu_answers_as_the_cpu_does(model: Callable[..., Path], tmp_path: Path) -> None:
-    """But for rounding, which on a GPU may be to TF32's 10 bits; so are the labels of voxels that are not between two."""
+    """But for rounding, which on a GPU may be to TF32's 10 bits: voxels not between two have the same label."""
     file = model(data={"spatial_dims": 3, "crop": [16, 16, 8]})
     image = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti1Image(noise(30, 28, 12), np.diag([-1.6, 1.7, 2.5, 1.0])), image)

@@ -35,9 +35,14 @@ console = Console()
 errors = Console(stderr=True)
 
 
-def fail(error: FedMedSegError | str) -> NoReturn:
-    """Say in red on stderr what was wrong and how to mend it, and end with code 2."""
+def tell(error: FedMedSegError | str) -> None:
+    """Say in red on stderr what was wrong and how to mend it."""
     errors.print(f"[bold red]Error:[/] [red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
+
+
+def fail(error: FedMedSegError | str) -> NoReturn:
+    """Say what was wrong, and end with code 2."""
+    tell(error)
     raise typer.Exit(EXIT_CODE)
 
 
