@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 from typed import bound, call, commands, words_of
+
+from fedmedseg.cli.console import Code
+from fedmedseg.core.findings import Level
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {" ".join(path): command for path, command in commands()}
@@ -57,13 +61,27 @@ def test_an_exit_code_means_what_its_page_says(words: list[str], code: int) -> N
 
 
 def test_the_page_of_commands_documents_every_exit_code_of_the_command_line() -> None:
-    from fedmedseg.cli import audit, console, federation, monitor
-    from fedmedseg.core.findings import Level
-
     section = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
-    documented = {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
-    used = {console.EXIT_CODE, audit.BROKEN, federation.INTERRUPTED, monitor.STOPPED, *map(int, Level)}
-    assert documented == used
+    assert {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == set(Code)
+    assert set(Level) < set(Code)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "custom" / "fedmedseg" / "cli").glob("*.py")), ids=lambda file: file.stem
+)
+def test_every_exit_code_of_a_command_is_one_by_name(file: Path) -> None:
+    """So that the page, which has them all, has those of every command."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) not in {
+            "typer.Exit",
+            "sys.exit",
+            "SystemExit",
+            "exit",
+        }:
+            continue
+        (given,) = node.args
+        for code in (given.body, given.orelse) if isinstance(given, ast.IfExp) else (given,):
+            assert re.fullmatch(r"Code\.[A-Z]+|Code\(level\)", ast.unparse(code)), ast.unparse(node)
 
 
 def completed(words: str, environment: dict[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,8 +23,19 @@ from fedmedseg.core.progress import SECONDS_BETWEEN_LINES
 if TYPE_CHECKING:
     from fedmedseg.core.findings import Finding
 
-EXIT_CODE = 2
-"""What a command that refused its input returns to the shell."""
+
+class Code(IntEnum):
+    """What a command returns to the shell, as docs/commands.md says; the levels of findings are the first three."""
+
+    DONE = 0
+    LOOK = 1
+    """Done, with something to look at."""
+    MEND = 2
+    """Nothing was done, or something must be mended."""
+    INTERRUPTED = 130
+    """What a shell says of a program that Ctrl-C has ended."""
+
+
 LEVELS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 """Levels of findings, and their colours."""
 MOST_CASES = 10
@@ -43,7 +55,7 @@ def tell(error: FedMedSegError | str) -> None:
 def fail(error: FedMedSegError | str) -> NoReturn:
     """Say what was wrong, and end with code 2."""
     tell(error)
-    raise typer.Exit(EXIT_CODE)
+    raise typer.Exit(Code.MEND)
 
 
 @contextmanager

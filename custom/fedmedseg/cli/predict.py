@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedmedseg.cli.console import EXIT_CODE, console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Images whose volumes are shown; the tables on the disk have all."""
-PARTLY = 1
-"""What the command returns where an image could not be done."""
 
 
 Place = Annotated[
@@ -173,8 +171,8 @@ def write_answers(
             write_tables(out, batch.done, function, batch.failed)
     _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
     if not batch.done:
-        raise typer.Exit(EXIT_CODE)
-    raise typer.Exit(PARTLY if batch.failed else 0)
+        raise typer.Exit(Code.MEND)
+    raise typer.Exit(Code.LOOK if batch.failed else Code.DONE)
 
 
 class _Display:
