@@ -48,8 +48,11 @@ bench: $(VENV)/installed
 bench-full: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py --full
 
+# tracking comes last: MONAI imports MLflow wherever it is installed, which every process of the other tests would pay
 nightly: ci
 	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking]"
+	$(BIN)/python -m pytest tests/core/test_tracking.py -q
 
 clean:
 	rm -rf $(VENV) build dist simulator_workspace.fedmedseg

@@ -1,4 +1,4 @@
-"""`fedmedseg fuse` writes one label map from several sites' models, and tests them where nobody took part."""
+"""`fedmedseg fuse` answers with several sites' models as `predict` does with one, and tests them at a site outside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from fedmedseg.cli.main import app
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.jobs import find_job, read_settings
-from fedmedseg.segmentation.models import save_model
+from fedmedseg.segmentation.models import load_for_inference, save_model
+from fedmedseg.segmentation.prediction import native_probabilities
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.organs import own_study
 
@@ -85,18 +86,63 @@ def place(tmp_path: Path) -> Place:
 
 def test_a_label_map_lies_on_the_volumes_own_grid_under_the_studys_numbers(place: Place) -> None:
     out = place.root / "map.nii.gz"
-    code, said = call("predict", str(place.root / "i0.nii.gz"), *place.options(), "--out", str(out))
+    call_again = ("predict", str(place.root / "i0.nii.gz"), str(out), *place.options())
+    code, said = call(*call_again)
     assert code == 0, said
     written, image = nibabel.load(out), nibabel.load(place.root / "i0.nii.gz")
     assert written.shape == image.shape
-    np.testing.assert_allclose(written.affine, image.affine)
+    assert np.array_equal(written.affine, image.affine)
     values = np.asarray(written.dataobj)
-    assert set(np.unique(values)) <= {0, 1, 2}
-    assert f"disc {int((values == 1).sum())}, bar {int((values == 2).sum())}" in said
+    assert set(np.unique(values)) == {0, 1, 2}
+    figures = json.loads((place.root / "map.json").read_text())
+    assert {name: one["voxels"] for name, one in figures["volumes"].items()} == {
+        "disc": int((values == 1).sum()), "bar": int((values == 2).sum()),
+    }  # fmt: skip
+    assert figures["volumes"]["disc"]["ml"] == pytest.approx(int((values == 1).sum()) * 1.5 * 2.0 * 8.0 / 1000.0)
+    assert figures["model"]["experiment"] == place.study.digest
+    assert figures["model"]["model"] == "2 fused by probability"
     before = out.read_bytes()
-    assert call("predict", str(place.root / "i1.nii.gz"), *place.options(), "--out", str(out))[0] == 2
+    assert call(*call_again)[0] == 2
+    assert call(*call_again, "--force")[0] == 0
     assert out.read_bytes() == before
-    assert call("predict", str(place.root / "i1.nii.gz"), *place.options(), "--out", str(out), "--force")[0] == 0
+
+
+def test_a_folder_gives_maps_and_a_table_and_the_same_bytes_again(place: Place) -> None:
+    images = place.root / "images"
+    images.mkdir()
+    for number in range(2):
+        (place.root / f"i{number}.nii.gz").rename(images / f"i{number}.nii.gz")
+    (images / "broken.nii.gz").write_bytes(b"none")
+    written = []
+    for name in ("out", "again"):
+        out = place.root / name
+        code, said = call("predict", str(images), str(out), *place.options())
+        assert code == 1, said
+        assert "3/3 images" in said
+        assert "(2 images)" in said
+        assert "broken no NIfTI file" in said
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert set(written[0]) == {
+        "failed.csv", "i0.json", "i0.nii.gz", "i1.json", "i1.nii.gz", "volumes.csv",
+    }  # fmt: skip
+    assert written[0] == written[1]
+    rows = [line.split(b",")[:2] for line in written[0]["volumes.csv"].splitlines()]
+    assert rows[1:] == [[name, organ] for name in (b"i0", b"i1") for organ in (b"disc", b"bar")]
+
+
+def test_flips_change_the_map_and_are_the_mean_over_mirror_images(place: Place) -> None:
+    image, maps = place.root / "i0.nii.gz", {}
+    for name, options in (("plain", []), ("flipped", ["--flips"])):
+        out = place.root / f"{name}.nii.gz"
+        code, said = call("predict", str(image), str(out), *place.options(), *options)
+        assert code == 0, said
+        maps[name] = np.asarray(nibabel.load(out).dataobj)
+    assert (maps["plain"] != maps["flipped"]).any()
+    assert json.loads((place.root / "flipped.json").read_text())["flips"] is True
+    experts = [load_for_inference(Path(model)) for model in place.models]
+    means = [native_probabilities(one, image, flips=True)[1] for one in experts]
+    expected = torch.stack([torch.full_like(means[0], 0.5), *means]).max(dim=0).indices
+    assert np.array_equal(maps["flipped"], expected.numpy())
 
 
 def test_how_reaches_the_fusion(place: Place) -> None:
@@ -105,9 +151,7 @@ def test_how_reaches_the_fusion(place: Place) -> None:
     maps = {}
     for how in ("probability", "uncertainty"):
         out = place.root / f"{how}.nii.gz"
-        code, said = call(
-            "predict", str(place.root / "i0.nii.gz"), *place.options(*models), "--out", str(out), "--how", how
-        )
+        code, said = call("predict", str(place.root / "i0.nii.gz"), str(out), *place.options(*models), "--how", how)
         assert code == 0, said
         maps[how] = np.asarray(nibabel.load(out).dataobj)
     assert (maps["probability"] != maps["uncertainty"]).any()
@@ -156,28 +200,40 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
             "a study of fedata",
         ),
         (
-            lambda place: ["predict", str(place.list), *place.options(), "--out", str(place.root / "x.nii.gz")],
-            "IMAGE: got",
+            lambda place: [
+                "predict", str(place.root / "i0.nii.gz"), str(place.root / "x"), *place.options(place.models[0])
+            ],
+            "no model of bar",
         ),
+        (lambda place: ["predict", str(place.list), str(place.root / "x"), *place.options()], "IMAGE: got"),
+        (lambda place: ["predict", "none.nii.gz", str(place.root / "x"), *place.options()], "nothing at none.nii.gz"),
+        (lambda place: ["predict", str(place.root), str(place.root / "x"), *place.options()], "inside the folder"),
         (
-            lambda place: ["predict", "none.nii.gz", *place.options(), "--out", str(place.root / "x.nii.gz")],
-            "no file at none.nii.gz",
+            lambda place: [
+                "predict", str(place.root / "i0.nii.gz"), place.models[0] + "/x", *place.options()
+            ],
+            "Not a directory",
         ),
         (
             lambda place: [
-                "predict", str(place.root / "i0.nii.gz"), *place.options(), "--out", str(place.root / "x.txt")
+                "predict", str(place.root / "i0.nii.gz"), str(place.root / "i0.nii.gz"), *place.options(), "--force"
             ],
-            "ends with .nii.gz or .nii",
+            "which is read",
         ),
         (
             lambda place: [
-                "predict", str(place.root / "i0.nii.gz"), *place.options(), "--out", str(place.root / "no" / "x.nii")
+                "predict", str(place.root / "i0.nii.gz"), str(place.root / "x"), *place.options(), "--device", "cuda"
             ],
-            "no folder",
+            "a GPU that torch can use",
         ),
+        (lambda place: ["score", str(place.list), *place.options(), "--out", "x.txt"], "ends with .json"),
+        (lambda place: ["score", str(place.list), *place.options(), "--out", "none/x.json"], "no folder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_told_and_nothing_is_written(place: Place, change: Any, words: str) -> None:
+def test_what_cannot_be_done_is_told_and_nothing_is_written(
+    place: Place, change: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = set(place.root.rglob("*"))
     code, said = call(*change(place))
     assert code == 2, said

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 import yaml
 from typed import bound, call, next_lines, words_of
@@ -177,23 +179,89 @@ def test_nothing_is_overwritten(here: Path) -> None:
     assert [path.name for path in here.rglob("*")] == ["heart", "mine.txt"]
 
 
-def test_at_a_terminal_it_asks_for_what_no_option_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, str] = {}
-    answers = {"--system": "fcl", "--preset": "none", "--sites": "east, west", "--server": "fl.example.org"}
+PATIENCE = 60
+"""Seconds a question may take to come."""
 
-    def ask(question: str, **options: object) -> str:
-        option = next(name for name in answers if name not in asked)
-        asked[option] = question
-        return answers[option]
 
-    monkeypatch.setattr(module.Prompt, "ask", ask)
-    monkeypatch.setattr(module, "_may_ask", lambda: True)
-    code, said = call("init", "heart")
-    assert code == 0, said
-    assert list(asked) == ["--system", "--preset", "--sites", "--server"]
+class Person:
+    """Somebody at a real terminal who types what is asked for."""
+
+    def __init__(self, *words: str) -> None:
+        environment = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+        command = str(Path(sys.executable).parent / "fedmedseg")
+        self.terminal = pexpect.spawn(
+            command, list(words), env=environment, encoding="utf-8", timeout=PATIENCE, dimensions=(50, 200)
+        )
+
+    def answers(self, question: str, answer: str = "") -> None:
+        """Waits for a question and answers it; with Enter alone unless told otherwise."""
+        self.terminal.expect_exact(question)
+        self.terminal.sendline(answer)
+
+    def reads(self, words: str) -> None:
+        """Waits until the terminal shows ``words``."""
+        self.terminal.expect_exact(words)
+
+    def end(self) -> int:
+        """The command's code."""
+        self.terminal.expect(pexpect.EOF)
+        self.terminal.close()
+        return int(self.terminal.exitstatus)
+
+
+def test_at_a_terminal_it_asks_for_what_no_option_says_and_again_where_an_answer_cannot_be(here: Path) -> None:
+    person = Person("init", "heart")
+    person.answers("Which method", "fcl")
+    person.answers("Which settings (a preset)")
+    person.answers("Folder that `fedmedseg data import` wrote", "nowhere")
+    person.reads("Error: --data: got no site file in nowhere/sites")
+    person.answers("Folder that `fedmedseg data import` wrote")
+    person.answers("Names of the hospitals", "east, 1")
+    person.reads("begins with a letter")
+    person.answers("Names of the hospitals", "east, west")
+    person.answers("Address of the server", "localhost")
+    person.answers("E-mail address of the network's administrator")
+    person.reads("Error: --admin: got ''")
+    person.answers("E-mail address of the network's administrator", "it@east.example.org")
+    person.answers("E-mail address of the one who submits the study", "ann@east.example.org")
+    person.reads("next: nvflare provision")
+    assert person.end() == 0
     assert read_settings(here / "heart" / "job", [])[1].system == "fcl"
     assert [file.name for file in sorted((here / "heart" / "sites").iterdir())] == ["east.yaml", "west.yaml"]
     assert (here / "heart" / "job" / EXPERIMENT).is_file()
+    names = [one["name"] for one in read_yaml(here / "heart" / "project.yml")["participants"]]
+    assert {"localhost", "east", "west", "it@east.example.org", "ann@east.example.org"} <= set(names)
+
+
+def test_enter_alone_takes_what_is_usual(here: Path) -> None:
+    person = Person("init", "heart")
+    for question in ("method", "preset", "Folder", "hospitals", "server", "administrator", "submits"):
+        person.answers(question)
+    assert person.end() == 0
+    names = [one["name"] for one in read_yaml(here / "heart" / "project.yml")["participants"]]
+    assert {"server.example.org", "hospital-3", "admin@server.example.org", "lead@server.example.org"} <= set(names)
+
+
+def test_the_data_that_are_named_say_which_hospitals_there_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = ("--training", "1", "--validation", "1", "--test", "1", "--unlabeled", "1", "--size", "48,48,4")
+    call("data", "phantoms", "cine_mr", "--out", here / "imported", "--sites", "2", *counts)
+    asked = []
+    answers = {"Which settings (a preset)": "none", "Folder that `fedmedseg data import` wrote": "imported"}
+
+    def ask(question: str, *, default: str, **options: object) -> str:
+        asked.append(question)
+        return answers.get(question, default)
+
+    monkeypatch.setattr(module.Prompt, "ask", ask)
+    monkeypatch.setattr(module, "_may_ask", lambda: True)
+    code, said = call(
+        "init", "heart", "--system", "fedata", "--server", "fl.example.org", "--admin", "it@a.example.org"
+    )
+    assert code == 0, said
+    assert asked == [*answers, "E-mail address of the one who submits the study"]
+    placed = read_yaml(here / "heart" / "sites" / "site-2.yaml")
+    assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-2" / "datalist.json")
+    assert "--sites heart/sites" in said, "the trial reads the data"
 
 
 def test_the_list_of_jobs_names_every_preset_in_its_own_words() -> None:

@@ -252,7 +252,7 @@ def test_a_published_head_is_refused_with_the_command_that_takes_it(place: Place
     code, said = call(head, place.images, place.out)
     assert code == 2
     assert "MODEL: got hospital-1.safetensors, the head and norms that a site published" in said
-    assert "fedmedseg fuse predict IMAGE --models MODELS --experiment FILE --out MAP" in said
+    assert "fedmedseg fuse predict IMAGE_OR_FOLDER OUT --models MODELS --experiment FILE" in said
     assert not place.out.exists()
 
 

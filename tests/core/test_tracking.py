@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.fl_constant import FLContextKey, ProcessType
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.widgets.streaming import create_analytic_dxo
 
 from fedmedseg.core import tracking
 from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, OPTIONAL_AT_SERVER, simulator_resources, without_optional
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.executor import ANALYTICS_EVENT
 from fedmedseg.core.jobs import CONFIG, find_job
-from fedmedseg.core.tracking import EVENTS, MLFLOW_RECEIVER, add_mlflow, check_uri, require_mlflow, wants_mlflow
+from fedmedseg.core.own_events import tag_of
+from fedmedseg.core.tracking import (
+    MLFLOW_RECEIVER,
+    add_mlflow,
+    check_uri,
+    component,
+    require_mlflow,
+    wants_mlflow,
+)
 
 JOBS = sorted(path.name for path in (Path(__file__).parents[2] / "jobs").iterdir() if path.is_dir())
 
@@ -24,17 +43,55 @@ def test_no_job_tracks_unless_it_is_asked_to(name: str) -> None:
     assert not wants_mlflow(find_job(name))
 
 
-def test_the_receiver_is_flares_own_and_hears_what_sites_send() -> None:
-    """Its module imports mlflow, so only its place is looked at."""
-    module, _, name = MLFLOW_RECEIVER.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    assert f"class {name}(AnalyticsReceiver):" in source
-    for argument in ("tracking_uri", "kw_args", "events"):
-        assert f"{argument}: Optional[" in source
-    assert EVENTS == (ANALYTICS_EVENT,)
+def test_flares_receiver_writes_what_sites_send_where_mlflow_reads_it(
+    context: Callable[..., FLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An experiment a study, a run a site, a step a round; the file of results alone, and nobody on the network."""
+    pytest.importorskip("mlflow", reason="the extra tracking is not installed")
+    # FLARE's receiver sets it for the whole process
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, MagicMock(side_effect=AssertionError("the network is asked")))
+    from mlflow.tracking.client import MlflowClient
+
+    described = component("heart")
+    module, _, name = described["path"].rpartition(".")
+    receiver = getattr(importlib.import_module(module), name)(**described["args"])
+    assert receiver.events == [ANALYTICS_EVENT]
+    server = context("server")
+    engine = server.get_engine()
+    engine.get_workspace().get_result_root.return_value = str(tmp_path)
+    engine.get_clients.return_value = [SimpleNamespace(name=one) for one in ("east", "west")]
+    server.set_prop(FLContextKey.PROCESS_TYPE, ProcessType.SERVER_JOB, private=True, sticky=False)
+    server.set_prop(FLContextKey.WORKSPACE_OBJECT, engine.get_workspace(), private=True, sticky=False)
+    receiver.initialize(server)
+    for number, (east, west) in enumerate([(0.5, 0.75), (0.25, 0.625)]):
+        for site, value in (("east", east), ("west", west)):
+            figure = create_analytic_dxo(
+                tag=tag_of("pretraining", "loss"), value=value, data_type=AnalyticsDataType.SCALAR, global_step=number
+            )
+            receiver.save(server, figure.to_shareable(), site)
+    receiver.finalize(server)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("heart")
+    runs = {run.info.run_name.partition("-")[0]: run for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.info.status for name, run in runs.items()} == {"east": "FINISHED", "west": "FINISHED"}
+    told = {
+        name: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "pretraining/loss")]
+        for name, run in runs.items()
+    }
+    assert told == {"east": [(0, 0.5), (1, 0.25)], "west": [(0, 0.75), (1, 0.625)]}
+
+
+def test_mlflow_tells_its_makers_nothing_unless_that_is_wanted() -> None:
+    """MONAI imports it wherever it is installed, so this package has said no before."""
+    pytest.importorskip("mlflow", reason="the extra tracking is not installed")
+    look = "import fedmedseg, monai; from mlflow.telemetry.client import get_telemetry_client as c; print(c())"
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", look], env=kept, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "None"
 
 
 @pytest.mark.parametrize("uri", [None, "https://tracking.example.org:5000"])

@@ -7,39 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from dicom_series import write_series as series
 
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.images import images_at
-
-
-def series(
-    folder: Path, *, uid: str = "1.2.3", number: int = 1, count: int = 5, skip: int = -1, modality: str = "MR"
-) -> None:
-    """Slices of 4 columns and 6 rows, 2.5 mm apart, each filled with its own number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        if index == skip:
-            continue
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{uid}-{index}"
-        image = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-        image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        image.Modality, image.SeriesInstanceUID, image.SeriesNumber = modality, uid, number
-        image.PatientName, image.InstanceNumber = "DOE^JOHN", index + 1
-        image.Rows, image.Columns, image.PixelSpacing, image.SliceThickness = 6, 4, [1.5, 2.0], 2.0
-        image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        image.ImagePositionPatient = [10.0, 20.0, 30.0 + 2.5 * index]
-        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-        image.BitsAllocated = image.BitsStored = 16
-        image.HighBit, image.PixelRepresentation = 15, 1
-        image.PixelData = np.full((6, 4), 100 * index, np.int16).tobytes()
-        pydicom.dcmwrite(path, image, enforce_file_format=True)
 
 
 def volume(path: Path) -> None:

@@ -26,6 +26,32 @@ TINY: dict[str, Any] = {
     "network": {"name": "unet", "channels": [4, 8], "res_units": 1},
 }
 
+THREE: dict[str, Any] = {
+    "role": "shapes", "modality": "mr", "spatial_dims": 3, "labels": {1: "disc", 2: "bar"}, "phantom": None,
+    "spacing": [None, None, None],
+}  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {
+    "unet": {},
+    "unet_3d": {"data": THREE | {"crop": [16, 16, 8]}},
+    "basic_unet": {"network": {"name": "basic_unet", "features": [8, 8, 8, 8, 8], "norm": "group"}},
+    "swin_unetr": {
+        "network": {
+            "name": "swin_unetr", "feature_size": 12, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 2
+        },
+        "data": THREE | {"crop": [64, 32, 32]},
+    },
+    "unetr": {
+        "network": {"name": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "heads": 3},
+        "data": THREE | {"crop": [16, 16, 16]},
+    },
+    "relocalization": {
+        "system": "fedcrld",
+        "network": {"name": "relocalization", "width": 8},
+        "data": THREE | {"crop": [16, 16, 4], "alternatives": []},
+    },
+}  # fmt: skip
+"""What makes each network of the factory small."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

@@ -8,15 +8,18 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tests.export.conftest import NETWORKS
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError
+from fedmedseg.core.network_settings import NetworkSection
 from fedmedseg.export import files, metadata
 from fedmedseg.export.files import FILES, export
 from fedmedseg.export.metadata import OFFICIAL, metadata_of, require_valid, shipped_schema
@@ -27,6 +30,17 @@ from fedmedseg.segmentation.models import load_for_inference
 @pytest.fixture
 def source(model_file: Callable[..., Path]) -> Exportable:
     return exportable(load_for_inference(model_file()))
+
+
+@pytest.fixture(params=NETWORKS)
+def each(request: pytest.FixtureRequest, model_file: Callable[..., Path]) -> Exportable:
+    """A small one of every network that the factory builds."""
+    return exportable(load_for_inference(model_file(**NETWORKS[request.param])))
+
+
+def test_every_network_of_the_factory_is_exported_here() -> None:
+    known = {get_args(one.model_fields["name"].annotation)[0] for one in get_args(get_args(NetworkSection)[0])}
+    assert {change.get("network", {"name": "unet"})["name"] for change in NETWORKS.values()} == known
 
 
 def written(folder: Path) -> list[str]:
@@ -116,33 +130,38 @@ def test_metadata_that_do_not_follow_a_schema_are_refused(source: Exportable, tm
         export(source, tmp_path / "bundle", to="monai-bundle", schema=theirs)
 
 
-def test_onnx_answers_as_torch_and_says_what_it_is(source: Exportable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "each",
+    [pytest.param(one, marks=pytest.mark.slow if one in ("swin_unetr", "unetr") else ()) for one in NETWORKS],
+    indirect=True,
+)
+def test_onnx_answers_as_torch_and_says_what_it_is(each: Exportable, tmp_path: Path) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install 'fedmedseg[export]'")
     import onnxruntime
 
-    made = export(source, tmp_path / "onnx", to="onnx")
+    made = export(each, tmp_path / "onnx", to="onnx")
     assert made.difference < 1e-5
     assert written(tmp_path / "onnx") == sorted(FILES["onnx"])
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"image": source.example(9).numpy()})
+    (found,) = session.run(["logits"], {"image": each.example(9).numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(found, source.network(source.example(9)).numpy(), atol=1e-4)
+        np.testing.assert_allclose(found, each.network(each.example(9)).numpy(), atol=1e-4)
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["label_classes"]) == {"0": "background", "1": "disc", "2": "bar"}
     assert told["intended_use"] == "Research, not for diagnosis."
 
 
-def test_torchscript_answers_as_torch_and_says_what_it_is(source: Exportable, tmp_path: Path) -> None:
+def test_torchscript_answers_as_torch_and_says_what_it_is(each: Exportable, tmp_path: Path) -> None:
     from monai.data import load_net_with_metadata
 
-    made = export(source, tmp_path / "ts", to="torchscript")
+    made = export(each, tmp_path / "ts", to="torchscript")
     assert made.difference < 1e-5
     assert written(tmp_path / "ts") == sorted(FILES["torchscript"])
     network, told, _ = load_net_with_metadata(str(tmp_path / "ts" / "model.ts"))
     assert told["label_classes"]["1"] == "disc"
     with torch.no_grad():
-        torch.testing.assert_close(network.eval()(source.example(9)), source.network(source.example(9)))
+        torch.testing.assert_close(network.eval()(each.example(9)), each.network(each.example(9)))
 
 
 class Moody(torch.nn.Module):

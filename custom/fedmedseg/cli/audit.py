@@ -12,12 +12,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.core.audit import FOLDER, read
 from fedmedseg.core.audit import verify as verify_trail
 
 COLOURS = {"allowed": "green", "refused": "bold red", "declined": "yellow", "failed": "yellow"}
-BROKEN = 2
 
 
 def audit(
@@ -49,7 +48,7 @@ def audit(
                 console.print(f"[bold red]broken:[/] {escape(problem)}", highlight=False)
             if found.let_go:
                 console.print(f"lines up to {found.let_go} were let go: the trail's size is bounded", highlight=False)
-    raise typer.Exit(BROKEN if found is not None and found.problems else 0)
+    raise typer.Exit(Code.MEND if found is not None and found.problems else Code.DONE)
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedseg.cli.completion import study_names
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def compare(
         if left:
             console.print(f"[yellow]{left} cells are left[/yellow]; the same call goes on with them", highlight=False)
         if failed or left:
-            raise typer.Exit(1)
+            raise typer.Exit(Code.LOOK)
 
 
 def _run(

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,8 +23,19 @@ from fedmedseg.core.progress import SECONDS_BETWEEN_LINES
 if TYPE_CHECKING:
     from fedmedseg.core.findings import Finding
 
-EXIT_CODE = 2
-"""What a command that refused its input returns to the shell."""
+
+class Code(IntEnum):
+    """What a command returns to the shell, as docs/commands.md says; the levels of findings are the first three."""
+
+    DONE = 0
+    LOOK = 1
+    """Done, with something to look at."""
+    MEND = 2
+    """Nothing was done, or something must be mended."""
+    INTERRUPTED = 130
+    """What a shell says of a program that Ctrl-C has ended."""
+
+
 LEVELS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 """Levels of findings, and their colours."""
 MOST_CASES = 10
@@ -35,10 +47,15 @@ console = Console()
 errors = Console(stderr=True)
 
 
-def fail(error: FedMedSegError | str) -> NoReturn:
-    """Say in red on stderr what was wrong and how to mend it, and end with code 2."""
+def tell(error: FedMedSegError | str) -> None:
+    """Say in red on stderr what was wrong and how to mend it."""
     errors.print(f"[bold red]Error:[/] [red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_CODE)
+
+
+def fail(error: FedMedSegError | str) -> NoReturn:
+    """Say what was wrong, and end with code 2."""
+    tell(error)
+    raise typer.Exit(Code.MEND)
 
 
 @contextmanager
@@ -86,7 +103,7 @@ class Steps:
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help: calls as they are typed, which a test reads and the cheap of which it runs."""
+    """The end of a command's help: calls as they are typed, which tests read and, where that takes seconds, run."""
     # click wraps a paragraph unless a line with this mark stands before it
     return "\b\n" + "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
 

@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedmedseg.cli.console import console, example, friendly_errors, next_step, progress_bar, workspace_beside
+from fedmedseg.cli.console import Code, console, example, friendly_errors, next_step, progress_bar, workspace_beside
 from fedmedseg.core.config import systems
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError
@@ -211,7 +211,7 @@ def check(
         for one, file, reason in bad:
             faults.add_row(one.role, one.section, file, reason)
         console.print(faults)
-        raise typer.Exit(1)
+        raise typer.Exit(Code.LOOK)
 
 
 @data_app.command(epilog=example("fedmedseg data folds runs/hippocampus/sites --out runs/folds --folds 3"))

@@ -9,14 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Presets, Study, read_study
 from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.jobs import check_quorum, write_job
 
-INTERRUPTED = 130
-"""What a shell says of a program that Ctrl-C has ended."""
 OWN = (".lock", "kits")
 """What every call leaves in its folder, however early it ended."""
 MOST = 20
@@ -46,10 +44,10 @@ def federation(
             record = _run(study, _folder(out), tuple(f"site-{index + 1}" for index in range(sites)))
         except KeyboardInterrupt:
             _say("interrupted; no process is left. The same call uses kits and volumes again, and starts at round 1")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(Code.INTERRUPTED) from None
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason']}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
+        raise typer.Exit(Code.LOOK)
 
 
 def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`fedmedseg fuse`: the models of sites that mark different organs as one, for a volume or a site that took no part."""
+"""`fedmedseg fuse`: the models of sites that mark different organs as one, on images or a site that took no part."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from rich import box
 from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
+from fedmedseg.cli.predict import (
+    BUDGET_MB,
+    Budget,
+    Device,
+    Flips,
+    Out,
+    Place,
+    images_to_read,
+    require_one_map,
+    write_answers,
+)
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,41 +45,51 @@ HowOption = Annotated[
     Literal["probability", "uncertainty"],
     typer.Option("--how", help="How several models of one organ are joined: by their mean, or by how sure each is."),
 ]
-Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")]
 
 
-@fuse_app.command(epilog=example("fedmedseg fuse predict scan.nii.gz --models run/models --out labels.nii.gz"))
+@fuse_app.command(
+    epilog=example(
+        "fedmedseg fuse predict scans/ predictions/ --models run/models --experiment run/experiment.yaml",
+        "fedmedseg fuse predict scan.nii.gz labels.nii.gz --models a.safetensors --models b.safetensors",
+    )
+)
 def predict(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A NIfTI volume.")],
+    place: Place,
+    out: Out,
     models: Models,
-    out: Annotated[Path, typer.Option("--out", help="The label map to write (NIfTI), on the volume's own grid.")],
     experiment: Study = SYSTEM,
     how: HowOption = "probability",
     device: Device = "cpu",
-    force: Force = False,
+    flips: Flips = False,
+    budget_mb: Budget = BUDGET_MB,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write one label map of a volume, each organ from the models that know it."""
-    from fedmedseg.data.checks import CaseRejected
-    from fedmedseg.data.label_files import write_label_map
-    from fedmedseg.segviz.fusion import fused_prediction
+    """Write label maps of images in their own space, each organ from the models that know it, with volumes in ml.
 
+    Images that cannot be used are told at the end; the rest is done, and the command then ends with code 1, or with 2
+    where none was left to do.
+    Research, not for diagnosis.
+    """
     with friendly_errors():
-        _new_file(out, force=force, endings=(".nii.gz", ".nii"))
+        found = images_to_read(place, out)
+        from fedmedseg.segmentation.prediction import require_device
+        from fedmedseg.segviz.prediction import FusedPredictor
+
+        require_device(device)
         study = _study(experiment)
-        experts = _experts(models, study)
-        if not image.is_file():
-            raise ConfigurationError("IMAGE", got=f"no file at {image}", expected="a NIfTI volume")
-        try:
-            found = fused_prediction(experts, image, labels=study.data.labels, how=how, device=device)
-        except CaseRejected as rejected:
-            raise ConfigurationError("IMAGE", got=rejected.reason, expected="a volume the models can take") from None
-        write_label_map(out, found, image)
-    voxels = ", ".join(f"{name} {int((found == number).sum())}" for number, name in study.data.labels.items())
-    console.print(f"written: {out} (voxels: {voxels})", highlight=False, soft_wrap=True)
+        predictor = FusedPredictor(
+            experts=_experts(models, study), experiment=study, how=how, device=device, flips=flips
+        )
+        require_one_map(predictor, found, out)
+    write_answers(predictor, found, out, read=[*_files(models), place], flips=flips, budget_mb=budget_mb, force=force)
 
 
-@fuse_app.command(epilog=example("fedmedseg fuse score datalist.json --models run/models --out scores.json"))
+@fuse_app.command(
+    epilog=example(
+        "fedmedseg fuse score datalist.json --models run/models --experiment run/experiment.yaml --out scores.json"
+    )
+)
 def score(
     datalist: Annotated[Path, typer.Argument(metavar="LIST", help="The data list of a site that took no part.")],
     models: Models,
@@ -79,7 +100,7 @@ def score(
     experiment: Study = SYSTEM,
     how: HowOption = "probability",
     device: Device = "cpu",
-    budget_mb: Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")] = 2048,
+    budget_mb: Budget = BUDGET_MB,
     out: Annotated[
         Path | None, typer.Option("--out", help="A JSON file with the figures of each patient, who is not named.")
     ] = None,
@@ -93,7 +114,7 @@ def score(
 
     with friendly_errors(), progress_bar() as bar:
         if out is not None:
-            _new_file(out, force=force, endings=(".json",))
+            _new_file(out, force=force)
         study = _study(experiment)
         labels = study.data.labels
         sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
@@ -140,9 +161,14 @@ def _experts(paths: list[Path], study: Experiment) -> list[InferenceModel]:
     return experts_at(paths, experiment=study)
 
 
-def _new_file(out: Path, *, force: bool, endings: tuple[str, ...]) -> None:
-    if not out.name.endswith(endings):
-        raise ConfigurationError("--out", got=out.name, expected=f"a file that ends with {' or '.join(endings)}")
+def _files(models: list[Path]) -> list[Path]:
+    """The files that ``--models`` means: those of a folder one by one."""
+    return [file for path in models for file in (path.rglob("*.safetensors") if path.is_dir() else [path])]
+
+
+def _new_file(out: Path, *, force: bool) -> None:
+    if out.suffix != ".json":
+        raise ConfigurationError("--out", got=out.name, expected="a file that ends with .json")
     if out.exists() and not (force and out.is_file()):
         raise ConfigurationError(
             "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"

@@ -7,15 +7,16 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.prompt import Prompt
 
 from fedmedseg.cli.completion import job_names
-from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.console import console, friendly_errors, next_step, tell, workspace_beside
 from fedmedseg.cli.study import Changes, Presets, Study, read_study
 from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError, choose, why
@@ -31,6 +32,9 @@ SERVER = "server.example.org"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 MOST_LETTERS = 63
 SITE = re.compile(rf"[A-Za-z][A-Za-z0-9-]{{0,{MOST_LETTERS - 1}}}")
+NONE = "none"
+"""The answer that stands for no preset, and for no data."""
+Answer = TypeVar("Answer")
 _TAKEN = {"server", "local", "startup", "sites", "network"}
 """Names of folders, and of the organisation that runs server and network."""
 
@@ -47,9 +51,7 @@ def init(
     ] = None,
     sites: Annotated[
         str | None,
-        typer.Option(
-            "--sites", help="Names of the hospitals, comma-separated. Asked for where neither this nor --data."
-        ),
+        typer.Option("--sites", help="Names of the hospitals, comma-separated. Asked for without data."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -73,8 +75,8 @@ def init(
 ) -> None:
     """Write what a study starts with: its job, a site file for each hospital, and the federation's project file.
 
-    Asks for what no option says where there is a terminal, and for nothing where there is none. Nothing that is there
-    is overwritten.
+    Asks for what no option says where there is a terminal, again where an answer cannot be, and for nothing where there
+    is none. Nothing that is there is overwritten.
     """
     with friendly_errors():
         if not NAME.fullmatch(study):
@@ -82,16 +84,15 @@ def init(
         folder = out if out is not None else Path(study)
         _require_new(folder)
         asks = _may_ask()
-        system = system or _ask(asks, "--system", "Which method", systems(), "fedata")
+        system = system or _ask(asks, "--system", "Which method", str, known=systems(), default="fedata")
         find_job(system, what="--system")
         if preset is None and asks:
-            chosen = _ask(asks, "--preset", "Which settings (a preset)", ["none", *presets_of(system)], "none")
-            preset = None if chosen == "none" else [chosen]
-        names, given = _sites(sites, data, asks)
-        server = server or (_ask(asks, "--server", "Address of the server", (), SERVER) if asks else SERVER)
+            known = [NONE, *presets_of(system)]
+            chosen = _ask(asks, "--preset", "Which settings (a preset)", str, known=known, default=NONE)
+            preset = None if chosen == NONE else [chosen]
         made = read_study(system, preset, [*(changes or []), f"study={study}"], None)
-        check_quorum(made.experiment, len(names))
-        people = _people(server, admin, lead)
+        names, given = _settled(sites, data, made, asks)
+        server, people = _addresses(server, admin, lead, asks)
         copy = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             _write(copy, folder, made, names, given, server, people)
@@ -105,7 +106,7 @@ def init(
             ) from None
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-    _tell(folder, made, names, with_data=data is not None, lead=people[1])
+    _tell(folder, made, names, with_data=bool(given), lead=people[1])
 
 
 def _may_ask() -> bool:
@@ -122,8 +123,16 @@ def _require_new(folder: Path) -> None:
         )
 
 
-def _ask(asks: bool, option: str, question: str, known: Sequence[str], default: str) -> str:
-    """An answer at the terminal.
+def _ask(
+    asks: bool,
+    option: str,
+    question: str,
+    check: Callable[[str], Answer],
+    *,
+    known: Sequence[str] = (),
+    default: str | None = None,
+) -> Answer:
+    """An answer at the terminal as ``check`` takes it; what it refuses is told, and asked for again.
 
     Raises:
         ConfigurationError: there is nobody to ask.
@@ -134,14 +143,43 @@ def _ask(asks: bool, option: str, question: str, known: Sequence[str], default: 
             expected=f"one of {', '.join(known)}" if known else "a value",
             remedy=f"add {option}",
         )  # fmt: skip
-    return Prompt.ask(question, console=console, choices=list(known) or None, default=default)
+    while True:
+        answer = Prompt.ask(question, console=console, choices=list(known) or None, default=default or "")
+        try:
+            return check(answer.strip())
+        except ConfigurationError as error:
+            tell(error)
 
 
-def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str, ...], dict[str, SiteFile]]:
+def _settled(
+    sites: str | None, data: Path | None, study: Study, asks: bool
+) -> tuple[tuple[str, ...], dict[str, SiteFile]]:
+    """Names of the hospitals and what of their data is there already, by options or by answers.
+
+    Raises:
+        ConfigurationError: see ``_sites``, or there is nobody to ask for names.
+    """
+
+    def imported(answer: str) -> tuple[tuple[str, ...], dict[str, SiteFile]] | None:
+        return None if answer == NONE else _sites(sites, Path(answer).expanduser(), study)
+
+    if data is None and asks:
+        found = _ask(asks, "--data", "Folder that `fedmedseg data import` wrote", imported, default=NONE)
+        if found is not None:
+            return found
+    if data is None and sites is None:
+        names = "hospital-1,hospital-2,hospital-3"
+        question = "Names of the hospitals, comma-separated"
+        return _ask(asks, "--sites", question, lambda answer: _sites(answer, None, study), default=names)
+    return _sites(sites, data, study)
+
+
+def _sites(sites: str | None, data: Path | None, study: Study) -> tuple[tuple[str, ...], dict[str, SiteFile]]:
     """Names of the hospitals, and the site files of those whose data are there already.
 
     Raises:
-        ConfigurationError: no names, names that cannot be folders or organisations, or no site files at ``data``.
+        ConfigurationError: no names, names that cannot be folders or organisations, fewer than the study's quorum, no
+            site files at ``data``, or without the study's data.
     """
     from fedmedseg.data.site import SiteFile
 
@@ -161,8 +199,6 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
                 for role, one in read.datasets.items()
             }
             given[file.stem] = read.model_copy(update={"datasets": lists})
-    if sites is None and not given:
-        sites = _ask(asks, "--sites", "Names of the hospitals, comma-separated", (), "hospital-1,hospital-2,hospital-3")
     names = tuple(name.strip() for name in sites.split(",")) if sites is not None else tuple(given)
     if len({name.lower() for name in names}) != len(names):
         raise ConfigurationError("--sites", got=sites, expected="different names")
@@ -172,40 +208,76 @@ def _sites(sites: str | None, data: Path | None, asks: bool) -> tuple[tuple[str,
             raise ConfigurationError(
                 "--sites", got=repr(name), expected=f"sites of --data: {', '.join(given)}", remedy=choose(name, given)
             )
+    check_quorum(study.experiment, len(names))
+    for name in names:
+        _lists(study, name, given.get(name))
     return names, given
 
 
-def _people(server: str, admin: str | None, lead: str | None) -> tuple[str, str]:
-    """Addresses of administrator and lead: at the server's domain, unless given.
+def _addresses(server: str | None, admin: str | None, lead: str | None, asks: bool) -> tuple[str, tuple[str, str]]:
+    """The server's address and those of administrator and lead, by options, answers or, at its domain, by default.
 
     Raises:
         ConfigurationError: FLARE would refuse one of the three.
     """
+    if server is None and asks:
+        server = _ask(asks, "--server", "Address of the server", _host, default=SERVER)
+    server = _host(server or SERVER)
     # FLARE is imported only once there is something to check
-    from fedmedseg.core.flare_names import is_address, is_host
+    from fedmedseg.core.flare_names import is_address
 
-    if not is_host(server):
-        raise ConfigurationError(
-            "--server", got=repr(server), expected="a host name or an IP address", remedy=f"write one, such as {SERVER}"
-        )
-    missing = [option for option, given in (("--admin", admin), ("--lead", lead)) if not given]
-    if missing and not is_address(f"admin@{server}"):
+    given = {"--admin": admin, "--lead": lead}
+    has_domain = is_address(f"admin@{server}")
+    missing = [option for option, address in given.items() if not address]
+    if missing and not has_domain and not asks:
         raise ConfigurationError(
             "--server",
             got=f"{server}, at which nobody has an e-mail address that FLARE takes",
             expected="a name with a domain, or addresses for administrator and lead",
             remedy=f"add {' and '.join(f'{option} NAME@hospital.example.org' for option in missing)}",
         )
-    people = (admin or f"admin@{server}", lead or f"lead@{server}")
-    for option, address in zip(("--admin", "--lead"), people, strict=True):
-        if not is_address(address):
-            raise ConfigurationError(
-                option,
-                got=repr(address),
-                expected="an e-mail address: FLARE knows people by theirs",
-                remedy="write NAME@hospital.example.org",
-            )
-    return people
+    people = []
+    for option, who in (("--admin", "the network's administrator"), ("--lead", "the one who submits the study")):
+        usual = f"{option.removeprefix('--')}@{server}" if has_domain else None
+        address = given[option]
+        if not address and asks:
+            check = partial(_address, option)
+            address = _ask(asks, option, f"E-mail address of {who}", check, default=usual)
+        people.append(_address(option, address or str(usual)))
+    return server, (people[0], people[1])
+
+
+def _host(server: str) -> str:
+    """``server``, unless FLARE would refuse it.
+
+    Raises:
+        ConfigurationError: it would.
+    """
+    from fedmedseg.core.flare_names import is_host
+
+    if not is_host(server):
+        raise ConfigurationError(
+            "--server", got=repr(server), expected="a host name or an IP address", remedy=f"write one, such as {SERVER}"
+        )
+    return server
+
+
+def _address(option: str, address: str) -> str:
+    """``address``, unless FLARE would refuse it.
+
+    Raises:
+        ConfigurationError: it would.
+    """
+    from fedmedseg.core.flare_names import is_address
+
+    if not is_address(address):
+        raise ConfigurationError(
+            option,
+            got=repr(address),
+            expected="an e-mail address: FLARE knows people by theirs",
+            remedy="write NAME@hospital.example.org",
+        )
+    return address
 
 
 def _require_name(name: str, field: str, *, imported: bool) -> None:

@@ -126,7 +126,7 @@ def _published(path: Path) -> ConfigurationError:
         got=f"{path.name}, the head and norms that a site published, without the trunk",
         expected="a whole network",
         remedy="name the run's folder `models`, which holds both, and its experiment.yaml: "
-        "`fedmedseg fuse predict IMAGE --models MODELS --experiment FILE --out MAP`",
+        "`fedmedseg fuse predict IMAGE_OR_FOLDER OUT --models MODELS --experiment FILE`",
     )
 
 

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.core.live import AT_WORK
 from fedmedseg.core.progress import clock
 
@@ -25,7 +25,6 @@ SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
 MOST_METRICS = 6
-STOPPED = 1
 FEW = "figures are told from three sites on"
 STILL = "at work, or waiting for its own people's approval: a site does not tell which"
 
@@ -138,7 +137,7 @@ def monitor(
 
             last = _show(looks(), once=once)
         if admin.has_ended(last.status) and last.status != admin.COMPLETED:
-            raise typer.Exit(STOPPED)
+            raise typer.Exit(Code.LOOK)
 
 
 def _show(looks: Iterator[View], *, once: bool) -> View:

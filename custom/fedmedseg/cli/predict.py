@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich import box
@@ -12,11 +12,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedmedseg.cli.console import EXIT_CODE, console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from fedmedseg.data.images import Source
+    from collections.abc import Mapping, Sequence
+
+    from fedmedseg.data.images import Found, Source
     from fedmedseg.data.phases import Phases
     from fedmedseg.reporting.structure_volumes import Ventricle
     from fedmedseg.segmentation.predicting import Batch
@@ -24,23 +26,28 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Images whose volumes are shown; the tables on the disk have all."""
-PARTLY = 1
-"""What the command returns where an image could not be done."""
+
+
+Place = Annotated[
+    Path, typer.Argument(metavar="IMAGE_OR_FOLDER", help="A NIfTI file, or a folder of such and DICOM series.")
+]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder to write into; of one image also a file, .nii.gz or .nii.")
+]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")]
+Flips = Annotated[
+    bool, typer.Option("--flips", help="Answer with the mean over mirror images (4 passes in 2D, 8 in 3D).")
+]
+Budget = Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")]
+BUDGET_MB = 2048
 
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file: a site's own, or a run's shared one.")],
-    place: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE_OR_FOLDER", help="A NIfTI file, or a folder of such and DICOM series."),
-    ],
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder to write into; of one image also a file, .nii.gz or .nii.")
-    ],
-    device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
-    flips: Annotated[
-        bool, typer.Option("--flips", help="Answer with the mean over mirror images (4 passes in 2D, 8 in 3D).")
-    ] = False,
+    place: Place,
+    out: Out,
+    device: Device = "cpu",
+    flips: Flips = False,
     phases: Annotated[
         Path | None,
         typer.Option("--phases", help="CSV with the columns patient, ed, es: whose images are which, for function."),
@@ -62,7 +69,7 @@ def predict(
         str | None,
         typer.Option("--start", help="Of a shared model with several networks: which, by its start."),
     ] = None,
-    budget_mb: Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")] = 2048,
+    budget_mb: Budget = BUDGET_MB,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write label maps of images in their own space, with volumes in ml, landmarks in mm and calcium scores.
@@ -72,34 +79,81 @@ def predict(
     Research, not for diagnosis.
     """
     with friendly_errors():
-        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise _inside(out)
+        found = images_to_read(place, out)
         from fedmedseg.cli.model_file import open_predictor
-        from fedmedseg.data.images import images_at
-        from fedmedseg.segmentation.predicted_files import (
-            TABLES,
-            outputs_for,
-            require_apart,
-            require_new,
-            require_writable,
-            write_tables,
-        )
-        from fedmedseg.segmentation.predicting import predict_all, require_cavity, ventricles
+        from fedmedseg.segmentation.predicting import require_cavity
 
-        found = images_at(place)
         predictor = open_predictor(model, device=device, flips=flips, network=network, start=start)
-        single = _is_file(out)
-        if single:
-            _require_one_map(predictor, found.sources, place)
+        require_one_map(predictor, found, out)
         pairs = _phases(phases, ed, es, [one.name for one in found.sources])
         if pairs:
             require_cavity(predictor, cavity)
         hearts = _hearts(heart, found.sources, place, predictor)
+        read = [model, place, *hearts.values(), *([phases] if phases else [])]
+    write_answers(
+        predictor, found, out,
+        read=read, flips=flips, budget_mb=budget_mb, force=force, hearts=hearts, pairs=pairs, cavity=cavity,
+    )  # fmt: skip
+
+
+def images_to_read(place: Path, out: Path) -> Found:
+    """The images at ``place``, unless the answers would lie among them.
+
+    Raises:
+        ConfigurationError: they would, or there is no image.
+    """
+    from fedmedseg.data.images import images_at
+
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise _inside(out)
+    return images_at(place)
+
+
+def write_answers(
+    predictor: Predictor,
+    found: Found,
+    out: Path,
+    *,
+    read: Sequence[Path],
+    flips: bool,
+    budget_mb: int,
+    force: bool,
+    hearts: Mapping[str, Path] | None = None,
+    pairs: Sequence[Phases] = (),
+    cavity: str = "",
+) -> NoReturn:
+    """Predict the images, write maps, figures and tables, and say what became of each; ends with the command's code.
+
+    Args:
+        predictor: the model.
+        found: the images.
+        out: the folder, or the one map, that is written.
+        read: files and folders beside the images that must not be written over.
+        flips: whether the predictor answers with the mean over mirror images.
+        budget_mb: MiB one volume may occupy.
+        force: replace files that are there.
+        hearts: name of the image -> label map of the heart's structures.
+        pairs: whose images are which, for function.
+        cavity: the structure whose two volumes give it.
+    """
+    from fedmedseg.segmentation.predicted_files import (
+        TABLES,
+        outputs_for,
+        require_apart,
+        require_new,
+        require_writable,
+        write_tables,
+    )
+    from fedmedseg.segmentation.predicting import predict_all, ventricles
+
+    hearts = hearts or {}
+    with friendly_errors():
+        single = _is_file(out)
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in found.sources}
         tables = [] if single else [out / name for name in TABLES]
         written = [path for one in outputs.values() for path in one.every] + tables
         images = [one.file for one in found.sources if one.file is not None]
-        require_apart(written, [model, place, *images, *hearts.values(), *([phases] if phases else [])])
+        require_apart(written, [*read, *images])
         require_new(written, force=force)
         require_writable(out)
         with _Display(len(found.sources)) as display:
@@ -117,8 +171,8 @@ def predict(
             write_tables(out, batch.done, function, batch.failed)
     _tell(batch, function, out, predictor, hearts, passed_over=len(found.passed_over))
     if not batch.done:
-        raise typer.Exit(EXIT_CODE)
-    raise typer.Exit(PARTLY if batch.failed else 0)
+        raise typer.Exit(Code.MEND)
+    raise typer.Exit(Code.LOOK if batch.failed else Code.DONE)
 
 
 class _Display:
@@ -165,8 +219,14 @@ def _inside(out: Path) -> ConfigurationError:
     )
 
 
-def _require_one_map(predictor: Predictor, sources: list[Source], place: Path) -> None:
-    if len(sources) == 1 and predictor.maps == ("",) and not predictor.points:
+def require_one_map(predictor: Predictor, found: Found, out: Path) -> None:
+    """Refuse to write into one file what is more than one map.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    sources = found.sources
+    if not _is_file(out) or (len(sources) == 1 and predictor.maps == ("",) and not predictor.points):
         return
     got = f"a file, for {len(sources)} images" if len(sources) != 1 else "a file, for a model that writes several"
     raise ConfigurationError("OUT", got=got, expected="a folder", remedy="leave .nii.gz away")
@@ -229,7 +289,7 @@ def _tell(
     function: dict[str, Ventricle],
     out: Path,
     predictor: Predictor,
-    hearts: dict[str, Path],
+    hearts: Mapping[str, Path],
     *,
     passed_over: int,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from fedmedseg.cli.console import LEVELS, console, errors, friendly_errors, show_findings
+from fedmedseg.cli.console import LEVELS, Code, console, errors, friendly_errors, show_findings
 from fedmedseg.core.errors import ConfigurationError
 
 
@@ -65,4 +65,4 @@ def preflight(
             console.print("no volume was read: leave --no-data out once before the study begins", highlight=False)
         counted = {name: sum(one.level.name == name for one in findings) for name in LEVELS}
         console.print(", ".join(f"{n} {name}" for name, n in counted.items()), highlight=False)
-    raise typer.Exit(int(level))
+    raise typer.Exit(Code(level))

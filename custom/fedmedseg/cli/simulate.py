@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.cli.display import Display
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.allowed_classes import OPTIONAL_AT_SERVER, simulator_resources
@@ -141,7 +141,7 @@ def _run(
         console.print(f"report and shared model, after the next run too: {kept}", highlight=False, soft_wrap=True)
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
+        raise typer.Exit(Code.LOOK)
 
 
 def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:

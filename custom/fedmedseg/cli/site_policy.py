@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedmedseg.cli.console import friendly_errors, show_findings
+from fedmedseg.cli.console import Code, friendly_errors, show_findings
 
 
 def site_policy(
@@ -37,4 +37,4 @@ def site_policy(
         typer.echo(json.dumps(report, indent=2))
     else:
         show_findings(str(check), findings)
-    raise typer.Exit(int(level))
+    raise typer.Exit(Code(level))

@@ -6,7 +6,7 @@ FUNAvg (Cardio-AI/FUNAvg), whose heads are weighted by mean p(1 - p) + mean p^2 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +27,18 @@ LEAST = 1e-6
 """Keeps weights apart from 0 where every model is as unsure as it can be."""
 
 
-def organ_probabilities(expert: InferenceModel, image: Path, *, device: str = "cpu") -> dict[str, torch.Tensor]:
+def organ_probabilities(
+    expert: InferenceModel, image: Path, *, device: str = "cpu", flips: bool = False
+) -> dict[str, torch.Tensor]:
     """Each organ's probability under one model, on the file's own grid: float32 (X, Y, Z).
 
     The volume is prepared as the model's file says: its window, spacing and crop.
+    ``flips``: the mean over mirror images.
 
     Raises:
         CaseRejected: an image that is no volume, or smaller than the crop.
     """
-    native = native_probabilities(expert, image, device=device)
+    native = native_probabilities(expert, image, device=device, flips=flips)
     return {organ: native[number] for number, organ in expert.data.labels.items()}
 
 
@@ -78,22 +81,29 @@ def fuse(
     Raises:
         ConfigurationError: an organ of ``labels`` that no model predicts.
     """
-    maps = []
+    require_every_organ(experts, labels)
+    maps = [combined([expert[organ] for expert in experts if organ in expert], how) for organ in labels.values()]
+    probabilities = torch.stack(maps)
+    best, which = probabilities.max(dim=0)
+    numbers = torch.tensor(list(labels), dtype=torch.uint8)
+    chosen: np.ndarray = torch.where(best > threshold, numbers[which], torch.zeros((), dtype=torch.uint8)).numpy()
+    return chosen
+
+
+def require_every_organ(experts: Sequence[Collection[str]], labels: Mapping[int, str]) -> None:
+    """Refuse models (the organs that each predicts) which leave an organ of ``labels`` to nobody.
+
+    Raises:
+        ConfigurationError: naming the organ.
+    """
     for organ in labels.values():
-        found = [expert[organ] for expert in experts if organ in expert]
-        if not found:
+        if not any(organ in expert for expert in experts):
             raise ConfigurationError(
                 "fusion",
                 got=f"no model of {organ}",
                 expected="for each organ at least one model",
                 remedy="add the model of a site that marks it, or leave the organ out of labels",
             )
-        maps.append(combined(found, how))
-    probabilities = torch.stack(maps)
-    best, which = probabilities.max(dim=0)
-    numbers = torch.tensor(list(labels), dtype=torch.uint8)
-    chosen: np.ndarray = torch.where(best > threshold, numbers[which], torch.zeros((), dtype=torch.uint8)).numpy()
-    return chosen
 
 
 def fused_prediction(
@@ -104,6 +114,7 @@ def fused_prediction(
     how: How = "probability",
     threshold: float = THRESHOLD,
     device: str = "cpu",
+    flips: bool = False,
 ) -> np.ndarray:
     """The fused label map of one NIfTI volume on its own grid.
 
@@ -111,7 +122,7 @@ def fused_prediction(
         ConfigurationError: an organ that no model predicts.
         CaseRejected: an image that cannot be used.
     """
-    maps = [organ_probabilities(expert, image, device=device) for expert in experts]
+    maps = [organ_probabilities(expert, image, device=device, flips=flips) for expert in experts]
     return fuse(maps, labels, how=how, threshold=threshold)
 
 

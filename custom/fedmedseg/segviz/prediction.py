@@ -1,0 +1,50 @@
+"""Several sites' models as one predictor, which answers for one image as any other model does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmedseg.core.config import Experiment
+from fedmedseg.segmentation.models import InferenceModel
+from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin
+from fedmedseg.segviz.fusion import How, fused_prediction, require_every_organ
+
+
+class FusedPredictor:
+    """One label map of ``experiment``'s structures, each from the models that know it.
+
+    Raises:
+        ConfigurationError: a structure that no model predicts.
+    """
+
+    maps: tuple[str, ...] = ("",)
+    points: tuple[str, ...] = ()
+    conditions = False
+
+    def __init__(
+        self,
+        *,
+        experts: Sequence[InferenceModel],
+        experiment: Experiment,
+        how: How = "probability",
+        device: str = "cpu",
+        flips: bool = False,
+    ) -> None:
+        self.experts, self.how, self.device, self.flips = experts, how, device, flips
+        self.data = experiment.data
+        require_every_organ([expert.data.labels.values() for expert in experts], self.data.labels)
+        runs = {expert.run for expert in experts}
+        self.origin = Origin(
+            study=experiment.study,
+            system=experiment.system,
+            model=f"{len(experts)} fused by {how}",
+            experiment=experiment.digest,
+            run=runs.pop() if len(runs) == 1 else "",
+        )
+
+    def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
+        """See ``segmentation.prediction.Predictor``. ``heart`` is not read."""
+        labels = dict(self.data.labels)
+        found = fused_prediction(self.experts, image, labels=labels, how=self.how, device=self.device, flips=self.flips)
+        return Answer(maps={"": LabelMap(labels=found, names=labels)})
