@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedmedseg.cardiac_ct.gate import Limits
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 
@@ -102,6 +103,18 @@ def test_a_limit_of_the_gate_is_left_out_by_name(study: Study) -> None:
     assert limits.hinge_points is not None
     with pytest.raises(ConfigurationError, match=r"gate\.calcium.*least < most, or any"):
         study(cardiac_ct={"gate": {"calcium": [5.0, 1.0]}})
+
+
+def test_every_limit_of_the_gate_is_the_studys(study: Study) -> None:
+    """None of them the default."""
+    gate = {
+        "hinge_points": (9.0, 40.0),
+        "ostia": (3.0, 30.0),
+        "septum": (2.0, 9.0),
+        "calcium": (1.0, 500.0),
+        "least_confidence": 0.25,
+    }
+    assert study(cardiac_ct={"gate": gate}).wing.gate.limits == Limits(**gate)  # type: ignore[arg-type]
 
 
 def test_a_study_is_encrypted_where_no_reply_has_to_be_read(study: Study) -> None:

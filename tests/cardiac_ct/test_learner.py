@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from html_page import Page
+from small_cardiac_ct import ANYTHING
 
 from fedmedseg.cardiac_ct.foundation import load_foundation
 from fedmedseg.cardiac_ct.learner import OWN
@@ -19,7 +20,6 @@ from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.data import site as site_module
 
 Federate = Callable[..., InProcessFederation]
-ANYTHING = {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"}
 
 
 def part(federation: InProcessFederation, prefix: str) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, save_index, save_labe
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.state import SiteState
+from fedmedseg.data.spheres import draw_spheres
 
 Study = Callable[..., Experiment]
 Make = Callable[..., Lessons]
@@ -145,6 +146,21 @@ def test_points_as_heat_maps_are_maps(lessons: Make, state: SiteState) -> None:
     assert label[0, 2, 2, 2] == pytest.approx(1.0)
     batch = Patches(lessons=found, crop=(8, 8, 8), batch=1).draw(np.random.default_rng(3))
     assert all(target.is_floating_point() == (task == "ms") for task, target in batch.targets.items())
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.0])
+def test_a_point_is_a_sphere_of_the_studys_radius_whoever_found_it(
+    study: Study, in_memory: Scans, state: SiteState, radius: float
+) -> None:
+    points = np.array([[2.0, 2, 2], [6.0, 6, 6]])
+    experiment = study(cardiac_ct={"radius": radius})
+    scans = in_memory(experiment=experiment, drawn={"ms": {0: points}})
+    found = Lessons(volumes=scans, experiment=experiment, tasks=("ms",), taught=state)
+    drawn, answered = found.lessons(0)["ms"], found.lessons(1)["ms"]
+    assert (drawn.real, answered.real) == (True, False)
+    expected = draw_spheres(points, (8, 8, 8), radius=radius)
+    assert np.array_equal(drawn.label, expected)
+    assert np.array_equal(answered.label, expected)
 
 
 def test_the_heart_stands_beside_the_image_as_numbers_and_its_absence_is_counted(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from fedmedseg.cardiac_ct.network import (
     build_last_layer,
@@ -61,7 +62,7 @@ def test_a_cnn_in_training_gives_full_size_logits_of_each_level_and_one_in_use_o
     torch.testing.assert_close(teacher.output_block(teacher_features(teacher, images)), used)
 
 
-def test_a_cnn_drops_channels_in_training_where_the_study_says_so(study: Study) -> None:
+def test_a_cnn_drops_single_values_in_training_where_the_study_says_so(study: Study) -> None:
     images = torch.randn(1, 1, 32, 32, 24)
     same = {}
     for dropout in (0.0, 0.5):
@@ -69,6 +70,16 @@ def test_a_cnn_drops_channels_in_training_where_the_study_says_so(study: Study) 
         with torch.no_grad():
             same[dropout] = torch.equal(teacher(images), teacher(images))
     assert same == {0.0: True, 0.5: False}
+    # MONAI's dropout takes elements, not whole channels
+    assert {type(part) for part in teacher.modules() if "dropout" in type(part).__name__.lower()} == {nn.Dropout}
+
+
+def test_as_many_deeper_levels_are_supervised_as_the_study_says(study: Study) -> None:
+    images = torch.randn(1, 1, 32, 32, 24)
+    four = {"filters": [4, 4, 4, 4], "strides": [1, 2, 2, 2]}
+    for supervised in (0, 1, 2):
+        teacher = build_teacher(study(cardiac_ct={"teacher": {**four, "supervised": supervised}}), "ms").train()
+        assert len(teacher_outputs(teacher, images)) == 1 + supervised
 
 
 def test_the_student_gives_logits_of_the_tasks_that_are_asked_for(study: Study) -> None:

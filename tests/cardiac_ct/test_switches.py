@@ -2,112 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from marked_scans import ONE_STEP, SHAPE, answers, gap, same
 
-from fedmedseg.cardiac_ct.answers import Found, log_probabilities
-from fedmedseg.cardiac_ct.learner import KnowledgeDistillationLearner
-from fedmedseg.cardiac_ct.plan import initial_shared
-from fedmedseg.cardiac_ct.pseudo_labels import ScanLabels, load_labels, save_index, save_labels
+from fedmedseg.cardiac_ct.batches import Batch, WholeHearts
+from fedmedseg.cardiac_ct.pseudo_labels import load_labels
 from fedmedseg.core.checkpoint import content_sha256
-from fedmedseg.core.config import Experiment
-from fedmedseg.core.learner import Reply, Task
-from fedmedseg.core.progress import Progress
-from fedmedseg.core.state import SiteState
-from fedmedseg.data.site import Site
-from fedmedseg.data.spheres import draw_spheres
+from fedmedseg.core.jobs import merged, setting
+from fedmedseg.core.learner import Reply
 
 Run = Callable[..., Reply]
-SHAPE = (64, 32, 32)
-SMALL = {"filters": [4, 4, 4], "strides": [1, 2, 2], "size": [12, 12, 8], "supervised": 1, "steps": 2}
-SEPTUM = np.array([[30.0, 16.0, 16.0], [36.0, 16.0, 16.0]])
-"""Both ends of the membranous septum, in voxels."""
-CALCIFIED = np.zeros(SHAPE, np.uint8)
-CALCIFIED[30:34, 14:18, 14:18] = 1
-ONE_STEP = {"segmentation": {"steps": 1}, "stages": {"distillation": {"rounds": 1}}}
-
-
-@pytest.fixture
-def run(study: Callable[..., Experiment], in_memory: Any, tmp_path: Path) -> Run:
-    """run("teacher_calc", cardiac_ct={...}): a stage's reply at one site of two scans that have points and a mask.
-
-    For distillation they have none, and ``answers`` are what the CNNs are taken to have said of each. ``hearts`` are
-    maps of the heart's structures by scan, ``number`` is the round.
-    """
-
-    class Noise(in_memory):  # type: ignore[misc]
-        def image(self, index: int) -> np.ndarray:
-            drawn = np.random.default_rng(index).normal(size=(1, *self.shape)).astype(np.float32)
-            return np.asarray(drawn + 3.0 * CALCIFIED, np.float32)
-
-    made: list[SiteState] = []
-
-    def make(
-        stage: str,
-        *,
-        cardiac_ct: Mapping[str, Any],
-        hearts: Mapping[int, np.ndarray] | None = None,
-        answers: ScanLabels | None = None,
-        number: int = 0,
-        **changes: Any,
-    ) -> Reply:
-        gate = {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"}
-        experiment = study(cardiac_ct={"teacher": SMALL, "radius": 2.0, "gate": gate, **cardiac_ct}, **changes)
-        labels = {"calc": CALCIFIED, "ms": draw_spheres(SEPTUM, SHAPE, radius=2.0)}
-        drawn = {task: {} if stage == "distillation" else dict.fromkeys(range(2), one) for task, one in labels.items()}
-        scans = Noise(experiment=experiment, count=2, shape=SHAPE, drawn=drawn, hearts=hearts or {}, points=SEPTUM)
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        site = Site(
-            name="site-1", state_root=folder, cache=folder, models=folder, device="cpu", datasets={}, salt="salt",
-            simulated=True,
-        )  # fmt: skip
-        learner = KnowledgeDistillationLearner(experiment=experiment, site=site)
-        learner.__dict__ |= {"training": scans, "scans": scans}
-        state = SiteState(folder, study="s", experiment="e" * 64, site="site-1", run="r")
-        made.append(state)
-        if answers is not None:
-            for key in ("key0", "key1"):
-                save_labels(state, key, answers, teachers="t")
-            save_index(state, {key: set(answers.kept) for key in ("key0", "key1")}, teachers="t")
-        shared = initial_shared(experiment)
-        task = Task(
-            site="site-1",
-            stage=stage,
-            round=number,
-            rounds=experiment.stages[stage].rounds,
-            seed=1,
-            base=content_sha256(shared),
-            state=state,
-            progress=Progress(site="site-1", stage=stage, round=number, rounds=1, file=folder / "progress.jsonl"),
-        )
-        return learner.run(task, shared)
-
-    make.states = made  # type: ignore[attr-defined]
-    return make
-
-
-def same(one: Reply, other: Reply) -> bool:
-    return content_sha256(one.tensors) == content_sha256(other.tensors)
-
-
-def answers(*, calc: float = 1.0, ms: float | None = 1.0, soft: bool = False) -> ScanLabels:
-    """Calcification and septum of a scan, as sure as said; ``ms`` None: no septum; softened for the calcification."""
-    kept = {"calc": Found(points=None, mask=CALCIFIED, confidence=calc)}
-    if ms is not None:
-        kept["ms"] = Found(points=SEPTUM, mask=None, confidence=ms)
-    doubtful = torch.softmax(torch.stack([torch.zeros(SHAPE), torch.from_numpy(CALCIFIED).float() - 0.5]), 0)
-    return ScanLabels(kept=kept, soft={"calc": log_probabilities(doubtful)} if soft else {})
 
 
 def test_a_cnn_that_is_conditioned_learns_from_the_hearts_structures_and_counts_who_has_none(run: Run) -> None:
     heart = np.zeros(SHAPE, np.uint8)
-    heart[20:32, 8:24, 8:24] = 6
+    heart[36:48, 8:24, 8:24] = 6
     hearts = {0: heart, 1: heart}
     on = {"conditioning": True}
     without, with_hearts = run("teacher_calc", cardiac_ct=on), run("teacher_calc", cardiac_ct=on, hearts=hearts)
@@ -177,15 +91,109 @@ def test_a_pseudo_label_counts_by_its_cnns_confidence_where_that_is_wanted(run: 
     assert not same(plain, lopsided)
 
 
-def test_a_schedule_lowers_the_rate_over_all_rounds_of_a_stage(run: Run) -> None:
+def test_where_real_labels_are_left_out_a_marked_scan_teaches_as_if_nobody_had_marked_it(run: Run) -> None:
+    def distilled(*, real: bool, marked: tuple[int, ...]) -> Reply:
+        wing = {"distillation": {"real_labels": real}}
+        return run("distillation", cardiac_ct=wing, marked=marked, answers=answers(ms=None, soft=True), **ONE_STEP)
+
+    with_them, without, unmarked = (
+        distilled(real=real, marked=marked) for real, marked in ((True, (0, 1)), (False, (0, 1)), (False, ()))
+    )
+    assert (with_them.metrics["cases/pseudo"], without.metrics["cases/pseudo"]) == (0.0, 2.0)
+    assert same(without, unmarked)
+    assert not same(with_them, without)
+
+
+def test_a_share_of_the_students_patches_lies_where_something_is_marked(run: Run) -> None:
+    """Two thirds of a scan along x, which lie elsewhere once they are centred on the calcification."""
+    none, all_of_them = (
+        run(
+            "distillation",
+            cardiac_ct={},
+            answers=answers(ms=None),
+            **merged(ONE_STEP, {"segmentation": {"foreground_share": share}}),
+        )
+        for share in (0.0, 1.0)
+    )
+    assert not same(none, all_of_them)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("scan", 0.0), ("task", 2.0)])
+def test_a_scan_whose_points_are_implausible_keeps_its_mask_where_each_task_is_judged_alone(
+    run: Run, keep: str, kept: float
+) -> None:
+    wing = {"gate": {"keep": keep, "septum": [500.0, 501.0]}, "distillation": {"real_labels": False}}
+    found = run("pseudo_labelling", cardiac_ct=wing).metrics
+    assert (found["refused/ms"], found["kept/ms"]) == (2.0, 0.0)
+    assert (found["kept/calc"], found["refused/calc"]) == (kept, 2.0 - kept)
+
+
+ONE_STEP_OF: dict[str, dict[str, Any]] = {
+    "teacher_calc": {"cardiac_ct": {"teacher": {"steps": 1, "optimizer": {"warmup_fraction": 0.0}}}},
+    "distillation": {**ONE_STEP, "cardiac_ct": {}},
+    "head_tuning": {"cardiac_ct": {"head_steps": 1}},
+    "transfer": {"cardiac_ct": {"transfer": {"task": "calc", "steps": 1}}},
+}
+"""Each stage that trains, with one step."""
+
+
+@pytest.mark.parametrize("stage", ["teacher_calc", "transfer"])
+def test_a_cnn_sees_as_many_volumes_a_step_as_its_batch(run: Run, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    draw, seen = WholeHearts.draw, []
+
+    def listening(self: WholeHearts, rng: np.random.Generator) -> Batch:
+        seen.append(draw(self, rng))
+        return seen[-1]
+
+    monkeypatch.setattr(WholeHearts, "draw", listening)
+    run(stage, **merged(ONE_STEP_OF[stage], setting("cardiac_ct.teacher.batch=3")))
+    assert [len(batch.inputs) for batch in seen] == [3]
+
+
+@pytest.mark.parametrize("stage", ONE_STEP_OF)
+def test_a_site_counts_by_the_scans_that_teach_it(run: Run, stage: str) -> None:
+    replies = [run(stage, marked=marked, **ONE_STEP_OF[stage]) for marked in ((0,), (0, 1))]
+    assert [reply.examples for reply in replies] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("stage", "own", "other"),
+    [
+        ("teacher_calc", "cardiac_ct.teacher.optimizer.learning_rate", "segmentation.optimizer.learning_rate"),
+        ("distillation", "segmentation.optimizer.learning_rate", "cardiac_ct.teacher.optimizer.learning_rate"),
+        ("head_tuning", "segmentation.optimizer.learning_rate", "cardiac_ct.transfer.learning_rate"),
+        ("transfer", "cardiac_ct.transfer.learning_rate", "segmentation.optimizer.learning_rate"),
+    ],
+)
+def test_each_stage_has_a_rate_of_its_own(run: Run, stage: str, own: str, other: str) -> None:
+    """AdamW moves a weight by its rate in the first step, and by a little of the weight itself."""
+    settings = reduce(merged, map(setting, (f"{own}=0.01", f"{other}=0.01")), ONE_STEP_OF[stage])
+    low, high, beside = (
+        run(stage, marked=(0, 1), **merged(settings, setting(change)))
+        for change in (f"{own}=0.01", f"{own}=0.03", f"{other}=0.02")
+    )
+    assert gap(low, high) == pytest.approx(0.02, rel=0.1)
+    assert same(low, beside)
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [
+        ("teacher_calc", "cardiac_ct.teacher.steps"),
+        ("distillation", "segmentation.steps"),
+        ("head_tuning", "cardiac_ct.head_steps"),
+        ("transfer", "cardiac_ct.transfer.steps"),
+    ],
+)
+def test_a_schedule_lowers_the_rate_over_all_rounds_of_a_stage(run: Run, stage: str, steps: str) -> None:
     """Three rounds of a step each: the first has the full rate under both, the last less under ``cosine``."""
-    longer = {"teacher": {**SMALL, "steps": 3}}
+    longer = merged(ONE_STEP_OF[stage], setting(f"{steps}=3"))
     replies = {
         (schedule, number): run(
-            "teacher_calc",
-            cardiac_ct={**longer, "schedule": schedule},
+            stage,
+            marked=(0, 1),
             number=number,
-            stages={"teacher_calc": {"rounds": 3}},
+            **merged(longer, {"cardiac_ct": {"schedule": schedule}, "stages": {stage: {"rounds": 3}}}),
         )
         for schedule in ("constant", "cosine")
         for number in (0, 2)

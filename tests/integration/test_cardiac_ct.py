@@ -10,26 +10,14 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from small_cardiac_ct import ANY_ANSWER, APART, AS_TYPED
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 
 ROOT = Path(__file__).parents[2]
-SMALL = (
-    "data.spacing=[3, 3, 3]",
-    "data.phantom={family: cardiac_ct, annotation: shared_out, sites: 2, unlabeled: 1, training: 1, validation: 0, "
-    "test: 1, size: [96, 56, 56]}",
-    "network={name: swin_unetr, feature_size: 12, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], window: 2}",
-    "cardiac_ct.teacher={filters: [4, 4, 4], strides: [1, 2, 2], size: [32, 32, 24], supervised: 1, steps: 2}",
-    "cardiac_ct.gate={keep: task, hinge_points: any, ostia: any, septum: any, calcium: any}",
-    "segmentation.steps=2",
-    "segmentation.batch=1",
-    "segmentation.overlap=0",
-    "segmentation.test_untrained=false",
-    "stages.teacher_calc.rounds=1",
-    "stages.teacher_ms.rounds=1",
-)
+SMALL = (*AS_TYPED, APART, ANY_ANSWER, "stages.teacher_calc.rounds=1", "stages.teacher_ms.rounds=1")
 TINY = (
     *SMALL,
     "cardiac_ct.tasks=[calc]",

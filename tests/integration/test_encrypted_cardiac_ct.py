@@ -14,7 +14,7 @@ import pytest
 import torch
 from hospitals import Ended, Hospitals, allow
 from listening import HEARD_FILE
-from small_cardiac_ct import SMALL
+from small_cardiac_ct import ANYTHING, SMALL
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import content_sha256
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
         "head_mean": "all",
         "head_steps": 0,
         "transfer": None,
-        "gate": {"keep": "task", "hinge_points": "any", "ostia": "any", "septum": "any", "calcium": "any"},
+        "gate": ANYTHING,
     },
     "stages": {
         **{stage: {"rounds": 0} for stage in UNUSED},

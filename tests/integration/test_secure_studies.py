@@ -15,6 +15,7 @@ import pytest
 import torch
 from hospitals import Ended, Hospitals, allow
 from receiving import RECEIVED
+from small_cardiac_ct import ANY_ANSWER, AS_TYPED
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
@@ -49,6 +50,8 @@ SEGVIZ = (
     f"data.phantom={{family: abdominal_ct, annotation: shared_out, {SMALLEST.format(sites=2)}, size: [32, 32, 24]}}",
 )
 HEART_CT = (
+    *AS_TYPED,
+    ANY_ANSWER,
     "stages.teacher_hps.rounds=2",
     "stages.teacher_ms.rounds=0",
     "stages.teacher_calc.rounds=0",
@@ -56,15 +59,6 @@ HEART_CT = (
     "stages.transfer.rounds=0",
     "cardiac_ct.head_steps=0",
     "cardiac_ct.transfer=null",
-    "cardiac_ct.gate={keep: task, hinge_points: any, ostia: any, septum: any, calcium: any}",
-    "cardiac_ct.teacher={filters: [4, 4, 4], strides: [1, 2, 2], size: [32, 32, 24], supervised: 1, steps: 2}",
-    "network={name: swin_unetr, feature_size: 12, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], window: 2}",
-    "segmentation.steps=2",
-    "segmentation.batch=1",
-    "segmentation.test_untrained=false",
-    "data.spacing=[3, 3, 3]",
-    "data.phantom={family: cardiac_ct, annotation: shared_out, sites: 2, unlabeled: 1, training: 1, validation: 0, "
-    "test: 1, size: [96, 56, 56]}",
 )
 FEDAVG = (
     "stages.training.rounds=2",
