@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from fedmedseg.cardiac_ct.network import (
     build_last_layer,
@@ -62,7 +61,7 @@ def test_a_cnn_in_training_gives_full_size_logits_of_each_level_and_one_in_use_o
     torch.testing.assert_close(teacher.output_block(teacher_features(teacher, images)), used)
 
 
-def test_a_cnn_drops_single_values_in_training_where_the_study_says_so(study: Study) -> None:
+def test_a_cnn_drops_whole_channels_in_training_where_the_study_says_so(study: Study) -> None:
     images = torch.randn(1, 1, 32, 32, 24)
     same = {}
     for dropout in (0.0, 0.5):
@@ -70,8 +69,14 @@ def test_a_cnn_drops_single_values_in_training_where_the_study_says_so(study: St
         with torch.no_grad():
             same[dropout] = torch.equal(teacher(images), teacher(images))
     assert same == {0.0: True, 0.5: False}
-    # MONAI's dropout takes elements, not whole channels
-    assert {type(part) for part in teacher.modules() if "dropout" in type(part).__name__.lower()} == {nn.Dropout}
+    drops = [part for part in teacher.modules() if "dropout" in type(part).__name__.lower()]
+    assert drops
+    for drop in drops:
+        assert drop.p == 0.5
+        kept = drop(torch.ones(1, 64, 2, 2, 2)).flatten(2)
+        # every channel whole or not at all
+        assert bool((kept == kept[..., :1]).all())
+        assert 0 < int((kept[..., 0] == 0).sum()) < 64
 
 
 def test_as_many_deeper_levels_are_supervised_as_the_study_says(study: Study) -> None:

@@ -97,7 +97,13 @@ def head(features: int, classes: int) -> UnetOutBlock:
 def build_teacher(experiment: Experiment, task: str) -> DynUNet:
     """The CNN of one task; weights depend on the study's seed and the task alone."""
     with _seeded(experiment, "teacher", task):
-        return DynUNet(**dynunet(experiment, task))
+        teacher = DynUNet(**dynunet(experiment, task))
+    for part in list(teacher.modules()):
+        for name, child in part.named_children():
+            if type(child) is nn.Dropout:
+                # MONAI's drops single numbers; nnU-Net's, as published, whole channels
+                setattr(part, name, nn.Dropout3d(child.p))
+    return teacher
 
 
 def build_student(experiment: Experiment) -> Student:
