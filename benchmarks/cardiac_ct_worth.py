@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
 def _transfer(patients: int | None) -> Method:
     """Only the stage transfer, from at most so many patients."""
     alone = NO_TRAINING | {"pseudo_labelling": {"rounds": 0}, "distillation": {"rounds": 0}, "transfer": {"rounds": 1}}
-    section = {"gate": None, "transfer": {"steps": STUDY["transfer_steps"], "patients": patients}}
+    section = {"gate": None, "transfer": {**STUDY["transfer"], "patients": patients}}
     return [], {SYSTEM: section, "stages": alone}
 
 
