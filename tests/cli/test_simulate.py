@@ -270,3 +270,12 @@ def test_the_number_of_sites_decides_what_phantom_sites_share_out_and_nothing_el
     assert _shared_out(shared, 2) is shared
     styled = read_study("fedata", None, None, None)
     assert _shared_out(styled, 4) is styled
+
+
+def test_sites_whose_models_are_of_an_earlier_run_are_named(tmp_path: Path) -> None:
+    from fedmedseg.cli.simulate import _of_earlier_runs
+
+    for folder in ("site-1/models/heart", "site-3/models/heart", "site-2/models/other", "server/results/heart"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert _of_earlier_runs(tmp_path, "heart", ("site-1", "site-2")) == ["site-3"]
+    assert _of_earlier_runs(tmp_path / "nothing", "heart", ("site-1",)) == []

@@ -136,12 +136,25 @@ def _run(
     console.print(f"report: {call.record_file.parent / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"shared model: {call.record_file.parents[1] / 'models'}", highlight=False, soft_wrap=True)
     console.print(f"site models: {home / '<site>' / 'models' / experiment.study}", highlight=False, soft_wrap=True)
+    if strangers := _of_earlier_runs(home, experiment.study, names):
+        console.print(
+            f"there, too, of an earlier run and not of this one: {', '.join(strangers)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     kept = home / "server" / kept_results.FOLDER / experiment.study
     if kept.is_dir():
         console.print(f"report and shared model, after the next run too: {kept}", highlight=False, soft_wrap=True)
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
         raise typer.Exit(Code.LOOK)
+
+
+def _of_earlier_runs(home: Path, study: str, names: tuple[str, ...]) -> list[str]:
+    """Sites that an earlier run of the study left models of and that this one, of ``names``, does not have."""
+    return sorted(
+        folder.parents[1].name for folder in home.glob(f"*/models/{study}") if folder.parents[1].name not in names
+    )
 
 
 def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
