@@ -29,6 +29,8 @@ from fedmedseg.core.state import SiteState
 from fedmedseg.data.site import Site
 from fedmedseg.data.spheres import draw_spheres
 
+LABELS = {"calc": CALCIFIED, "ms": SEPTUM, "coronaries": CALCIFIED}
+"""What somebody drew on the scans of ``run``."""
 TINY: dict[str, Any] = merged(
     SMALL,
     {
@@ -198,7 +200,7 @@ def run(
         experiment = study(cardiac_ct=merged({"teacher": CNN, "radius": 2.0, "gate": ANYTHING}, cardiac_ct), **changes)
         if marked is None:
             marked = () if stage == "distillation" else (0, 1)
-        drawn = {task: dict.fromkeys(marked, label) for task, label in (("calc", CALCIFIED), ("ms", SEPTUM))}
+        drawn = {task: dict.fromkeys(marked, label) for task, label in LABELS.items()}
         scans = Noise(experiment=experiment, count=2, shape=SHAPE, drawn=drawn, hearts=hearts or {}, points=SEPTUM)
         site = new_site(str(len(made)))
         learner = KnowledgeDistillationLearner(experiment=experiment, site=site)

@@ -132,7 +132,7 @@ ONE_STEP_OF: dict[str, dict[str, Any]] = {
     "teacher_calc": {"cardiac_ct": {"teacher": {"steps": 1, "optimizer": {"warmup_fraction": 0.0}}}},
     "distillation": {**ONE_STEP, "cardiac_ct": {}},
     "head_tuning": {"cardiac_ct": {"head_steps": 1}},
-    "transfer": {"cardiac_ct": {"transfer": {"task": "calc", "steps": 1}}},
+    "transfer": {"cardiac_ct": {"transfer": {"steps": 1}}},
 }
 """Each stage that trains, with one step."""
 

@@ -18,16 +18,14 @@ Run = Callable[..., Reply]
 
 
 def transfer(run: Run, **section: Any) -> Reply:
-    """A step of a last layer for the calcification, on the CNN of hinge points and ostia unless another is named."""
-    return run(
-        "transfer", cardiac_ct={"transfer": {"task": "calc", "steps": 1, "backbones": ["cnn"], "cnn": "hps", **section}}
-    )
+    """A step of a last layer for the coronaries, on the CNN of hinge points and ostia unless another is named."""
+    return run("transfer", cardiac_ct={"transfer": {"steps": 1, "backbones": ["cnn"], "cnn": "hps", **section}})
 
 
 def test_a_last_layer_learns_from_as_many_patients_as_it_may(run: Run) -> None:
     every, one = transfer(run), transfer(run, patients=1)
     assert (every.examples, one.examples) == (2, 1)
-    assert (every.metrics["cases/calc"], one.metrics["cases/calc"]) == (2.0, 1.0)
+    assert (every.metrics["cases/coronaries"], one.metrics["cases/coronaries"]) == (2.0, 1.0)
 
 
 def test_the_frozen_cnn_is_the_one_that_is_named(run: Run) -> None:
@@ -54,7 +52,7 @@ def test_what_is_frozen_neither_moves_nor_has_a_gradient(
 
     monkeypatch.setattr(Networks, "student", remembering(Networks.student))
     monkeypatch.setattr(Networks, "teacher", remembering(Networks.teacher))
-    run(stage, cardiac_ct={"transfer": {"task": "calc", "steps": 1}})
+    run(stage, cardiac_ct={"transfer": {"steps": 1}})
     assert [type(network).__name__ for network, _ in built] == kinds
     for network, before in built:
         for name, tensor in network.named_parameters():

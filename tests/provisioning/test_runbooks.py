@@ -22,7 +22,10 @@ RUNBOOKS = ROOT / "provisioning" / "runbooks"
 NAMES = ("network-admin", "hospital", "study-lead")
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = re.compile(r"^```(?:sh|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("fedmedseg init", "fedmedseg simulate", "fedmedseg federation", "nvflare deploy prepare")
+ELSEWHERE = (
+    *(f"fedmedseg {name}" for name in ("init", "simulate", "federation", "report", "predict", "export")),
+    "nvflare deploy prepare",
+)
 """Commands that other documents explain, and other tests run."""
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 STORY = (
