@@ -70,7 +70,7 @@ def test_what_follows_a_run_is_made_anew_when_that_run_changes(
     worth: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: worth.Cell(name, 1).key for name in ("labels_only", "tuned")}
-    monkeypatch.setitem(worth.METHODS, worth.BASE, ([], {"cardiac_ct": {"radius": 2.5}}))
+    monkeypatch.setitem(worth.FROM_NOTHING, worth.BASE, ([], {"cardiac_ct": {"radius": 2.5}}))
     assert worth.Cell("labels_only", 1).key == before["labels_only"]
     assert worth.Cell("tuned", 1).key != before["tuned"]
 
