@@ -48,11 +48,12 @@ bench: $(VENV)/installed
 bench-full: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py --full
 
-# tracking comes last: MONAI imports MLflow wherever it is installed, which every process of the other tests would pay
+# tracking has an environment of its own: MONAI imports MLflow wherever it is installed, which every process would pay
 nightly: ci
 	$(BIN)/python -m pytest -m slow -q
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tracking]"
-	$(BIN)/python -m pytest tests/core/test_tracking.py -q
+	$(PYTHON) -m venv $(VENV)-tracking
+	$(VENV)-tracking/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,tracking]"
+	$(VENV)-tracking/bin/python -m pytest tests/core/test_tracking.py -q
 
 clean:
-	rm -rf $(VENV) build dist simulator_workspace.fedmedseg
+	rm -rf $(VENV) $(VENV)-tracking build dist simulator_workspace.fedmedseg

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_context import FLContext
 
 from fedmedseg.cardiac_ct.aggregator import TrainedHeadsAggregator, mean_by_head, trained_heads
 from fedmedseg.cardiac_ct.plan import stages
@@ -15,8 +17,10 @@ from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.contribution import Contribution
 from fedmedseg.core.jobs import find_job, read_settings, write_job
+from fedmedseg.core.question import Round
+from fedmedseg.core.robust import RobustSection, norms_of
 from fedmedseg.core.sealing import Sealing, layouts, seal, split, unseal
-from fedmedseg.core.wire import Part, Schema
+from fedmedseg.core.wire import Part, Schema, StageContract
 
 Study = Callable[..., Experiment]
 Rule = Callable[[str], TrainedHeadsAggregator]
@@ -82,6 +86,56 @@ def test_permuting_who_owns_what_permutes_the_result_and_nothing_else() -> None:
     assert {name: tensor.item() for name, tensor in first.items()} == {
         name: tensor.item() for name, tensor in second.items()
     }
+
+
+class Opened:
+    """Rounds of the shipped job's rule that the server opens, and what comes of them."""
+
+    def __init__(self, aggregator: TrainedHeadsAggregator, names: Iterable[str]) -> None:
+        self.aggregator, self.names = aggregator, list(names)
+
+    def __call__(self, replies: Mapping[str, dict[str, torch.Tensor]], **robust: Any) -> dict[str, float]:
+        shared = {name: torch.zeros(1) for name in self.names}
+        contract = StageContract(
+            sends="shared",
+            returns="shared",
+            separable=tuple(f"student.heads.{task}." for task in ("hps", "ms", "calc")),
+        )
+        current = Round.begin(
+            run="a1", stage="distillation", number=0, nonce="b2", contract=contract, schema=Schema(shared),
+            shared=shared, personal={}, robust=RobustSection.model_validate(robust),
+        )  # fmt: skip
+        self.aggregator.open_round(current)
+        for name, tensors in replies.items():
+            self.aggregator.contributions[name] = Contribution(
+                name, sent(tensors), 3, 1, 0.0, {}, norms=norms_of(sent(tensors))
+            )
+        found = from_shareable(self.aggregator.aggregate(FLContext())).data
+        return {name: tensor.item() for name, tensor in found.items()}
+
+
+@pytest.fixture
+def opened(rule: Rule) -> Opened:
+    return Opened(rule("trained"), site(0.0))
+
+
+def test_a_head_moved_out_of_all_bounds_is_named_and_clipped_where_the_trunk_stands_still(opened: Opened) -> None:
+    replies = {"a": site(3.0, hps=4.0), "b": site(3.0, hps=4.0), "c": site(0.0, hps=1e6)}
+    assert opened(replies)[HPS] == pytest.approx(1e6 / 3, rel=1e-4)
+    assert "its update is long: 2e+05 times the median" in opened.aggregator.notes["outliers"]["c"]
+    # lengths 5, 5 and a million
+    assert opened(replies, clip="median")[HPS] == pytest.approx((4.0 + 4.0 + 5.0) / 3)
+
+
+@pytest.mark.parametrize("robust", ["median", "trimmed_mean"])
+def test_one_site_cannot_end_a_robust_study_by_what_it_leaves_out_or_moves(opened: Opened, robust: str) -> None:
+    honest = {"a": site(1.0, hps=2.0), "b": site(2.0, hps=3.0)}
+    left_out = opened(honest | {"c": site(3.0)}, rule=robust)
+    assert left_out == {TRUNK: 2.0, HPS: 0.0, MS: 0.0, CALC: 0.0}
+    assert opened.aggregator.notes["heads_left"] == ["hps"]
+    moved = opened(honest | {"c": site(3.0, hps=4.0, calc=9.0)}, rule=robust)
+    assert moved == {TRUNK: 2.0, HPS: 3.0, MS: 0.0, CALC: 0.0}
+    assert opened.aggregator.notes["heads_left"] == ["calc"]
 
 
 def test_a_difference_of_another_part_of_the_network_is_no_head() -> None:

@@ -116,7 +116,7 @@ def test_the_hearts_structures_reach_a_network_that_was_trained_beside_them(
     bare = predictor(Path(scan["image"]))
     beside = predictor(Path(scan["image"]), heart=Path(scan["heart"]))
     assert any((bare.maps[task].labels != beside.maps[task].labels).any() for task in predictor.maps)
-    with pytest.raises(ConfigurationError, match=r"--flips: got a model that answers hps, ms\..*change places"):
+    with pytest.raises(ConfigurationError, match=r"--flips: got a model that answers hps, ms\..*sides exchanged"):
         TaskPredictor(foundation=load_foundation(tmp_path / "cnn.safetensors"), flips=True)
 
 

@@ -31,6 +31,12 @@ TRAINED = {**GIVEN, "trunk": torch.full((4, 3), 3.0), "heads.one.bias": torch.fu
 """The first head's bias alone moved, so that head goes whole, the second one stays."""
 
 
+class Separating(SharedKeysAggregator):
+    """A rule of which only the judging is looked at."""
+
+    separates = True
+
+
 @pytest.fixture
 def current(round_of: Callable[..., Round]) -> Round:
     """The question, whose contract lets heads be left out."""
@@ -53,7 +59,7 @@ def test_what_did_not_move_is_not_sent_and_the_reply_counts(
     transport: str, current: Round, context: Callable[..., FLContext], task: Callable[..., Task]
 ) -> None:
     codec = None if transport == "fp32" else Codec(transport=transport, schema=current.schema)
-    aggregator = SharedKeysAggregator()
+    aggregator = Separating()
     aggregator.open_round(dataclasses.replace(current, codec=codec))
     answer = answer_to(current, TRAINED)
     assert sorted(from_shareable(answer).data) == ["heads.one.bias", "heads.one.weight", "trunk"]
@@ -66,14 +72,14 @@ def test_what_did_not_move_is_not_sent_and_the_reply_counts(
 
 
 def test_nothing_at_all_may_move(current: Round, context: Callable[..., FLContext]) -> None:
-    aggregator = SharedKeysAggregator()
+    aggregator = Separating()
     aggregator.open_round(current)
     assert aggregator.accept(answer_to(current, GIVEN), context("server", peer="site-1")), aggregator.rejections
     assert list(aggregator.contributions["site-1"].differences) == ["trunk"]
 
 
 def test_half_a_head_or_a_missing_trunk_is_refused(current: Round, context: Callable[..., FLContext]) -> None:
-    aggregator = SharedKeysAggregator()
+    aggregator = Separating()
     aggregator.open_round(current)
     for site, missing in (("site-1", "heads.one.bias"), ("site-2", "trunk")):
         answer = answer_to(current, TRAINED)
@@ -105,3 +111,8 @@ def test_what_topk_kept_of_a_head_comes_when_it_moves_again(current: Round, task
             sums += found["heads.one.weight"]
     # one of nine numbers a round: the largest, and then the largest of what was left and came anew
     torch.testing.assert_close(sums.flatten().sort().values[-2:], torch.tensor([8.0, 14.0]), atol=2e-2, rtol=0)
+
+
+def test_a_rule_that_takes_whole_replies_is_not_given_parts(current: Round) -> None:
+    with pytest.raises(TypeError, match="SharedKeysAggregator takes whole replies only; training may get parts"):
+        SharedKeysAggregator().open_round(current)

@@ -297,15 +297,20 @@ def test_noise_is_added_under_the_bound_and_entered(
     assert "release 1 of this site, epsilon 4.377 of 1000 at delta 1e-05; 1 figure(s) leave outside" in caplog.text
 
 
-def test_what_a_site_leaves_out_for_not_having_moved_gets_no_noise_either(
+def test_what_a_site_leaves_out_for_not_having_moved_comes_back_under_noise(
     kit: Kit, reply: Make, monkeypatch: pytest.MonkeyPatch, toy: Any
 ) -> None:
-    """Noise on zeros would make this site look like one that trained them."""
+    """What a reply holds would tell two data sets apart that noise is to make alike."""
     monkeypatch.setitem(toy[0], "training", dataclasses.replace(toy[0]["training"], separable=("b",)))
-    kit.site(privacy={"min_count": 0, "clip_norm": 1.0, "noise": NOISE})
+    kit.site(privacy={"min_count": 0, "clip_norm": 1.0})
     alone = {"a": torch.ones(2)}
     left_out = {Header.SCHEMA: Schema(alone).digest}
     assert list(passed(kit.run(reply(dict(alone), headers=left_out)))) == ["a"]
+    kit.site(privacy={"min_count": 0, "clip_norm": 1.0, "noise": NOISE})
+    some, all_of_it = kit.run(reply(dict(alone), headers=left_out)), kit.run(reply())
+    assert list(passed(some)) == list(passed(all_of_it)) == ["a", "b"]
+    assert some.get_header(Header.SCHEMA) == all_of_it.get_header(Header.SCHEMA)
+    assert bool(passed(some)["b"].all()), "noise on every number"
     refused(kit.run(reply(dict(alone))), "PRIVACY: MISSING_TENSORS: tensors from this site")
     without_a = reply({"b": torch.ones(2, 2)}, headers={Header.SCHEMA: Schema({"b": torch.ones(2, 2)}).digest})
     refused(kit.run(without_a), "PRIVACY: another schema than that of this site")

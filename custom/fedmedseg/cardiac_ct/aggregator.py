@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -11,6 +11,7 @@ from fedmedseg.core.aggregator import GuardedAggregator
 from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.config import load_experiment
 from fedmedseg.core.contribution import Contribution
+from fedmedseg.core.spilled import DerivedTensors
 
 Differences = Mapping[str, Mapping[str, torch.Tensor]]
 Mean = Callable[[Differences, Mapping[str, float]], dict[str, torch.Tensor]]
@@ -40,16 +41,14 @@ def mean_by_head(
     weights: Mapping[str, float],
     *,
     mean_of: Mean = weighted_mean,
+    least: int = 1,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """Weighted mean per tensor of ``shared``, of each head over those sites alone that trained it, and which those are.
 
-    ``mean_of`` is the mean, or what a study has in its place. A head that nobody trained stays.
-
-    Raises:
-        FedMedSegError: fewer sites trained a head than ``mean_of`` takes (reason ROBUST).
+    ``mean_of`` is the mean, or what a study has in its place. A head that fewer than ``least`` sites trained stays.
     """
     owners = owners_of(differences, shared)
-    groups = {"": sorted(differences)} | {task: sites for task, sites in owners.items() if sites}
+    groups = {"": sorted(differences)} | {task: sites for task, sites in owners.items() if len(sites) >= least}
     mean: dict[str, torch.Tensor] = {}
     for task, sites in groups.items():
         names = [name for name in shared if head_of(name) == task]
@@ -57,34 +56,23 @@ def mean_by_head(
             continue
         total = 1.0 if len(sites) == len(differences) else sum(weights[site] for site in sites)
         mean |= mean_of(
-            {site: Chosen(differences[site], names) for site in sites},
+            {site: DerivedTensors(differences[site], names) for site in sites},
             {site: weights[site] / total for site in sites},
         )
     return mean | {name: torch.zeros_like(tensor) for name, tensor in shared.items() if name not in mean}, owners
 
 
-class Chosen(Mapping[str, torch.Tensor]):
-    """Some tensors of a reply; those of a large one lie on the disk and are read one by one."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 class TrainedHeadsAggregator(GuardedAggregator):
     """FedAvg over the transformer; over each head among the sites that trained it, or all (``cardiac_ct.head_mean``).
+
+    Where the study has another rule in the mean's place, a head that fewer sites trained than this needs stays as it
+    was: one site that leaves a head out, or moves one of its own accord, must not end the study.
 
     Args:
         experiment_file: path of experiment.yaml; its `cardiac_ct` section chooses the rule.
     """
+
+    separates = True
 
     def __init__(self, experiment_file: str) -> None:
         super().__init__()
@@ -107,9 +95,17 @@ class TrainedHeadsAggregator(GuardedAggregator):
         if self._over_all:
             self.notes["heads"] = owners_of(differences, shared)
             return self.mean(differences, weights)
-        mean, self.notes["heads"] = mean_by_head(shared, differences, weights, mean_of=self.mean)
+        least = 1 if self.round is None else self.round.robust.least
+        mean, owners = mean_by_head(shared, differences, weights, mean_of=self.mean, least=least)
+        self.notes["heads"] = owners
+        if left := [task for task, sites in owners.items() if 0 < len(sites) < least]:
+            self.notes["heads_left"] = left
         return mean
 
     def comparable(self, names: Iterable[str]) -> list[str]:
         """The transformer alone: sites train different heads."""
         return [name for name in names if not head_of(name)]
+
+    def measured(self, names: Iterable[str]) -> list[str]:
+        """All that a site moved: a bound on the transformer alone would leave the heads without one."""
+        return list(names)

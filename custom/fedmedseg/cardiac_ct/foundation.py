@@ -17,6 +17,7 @@ from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER, initial_shared
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment, parse_experiment
+from fedmedseg.core.data_settings import MOST_LABELS
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.wire import Schema
 from fedmedseg.data.tasks import TASKS
@@ -29,7 +30,6 @@ PREFIXES: Mapping[What, tuple[str, ...]] = {
     "cnn": (TEACHER, f"{TRANSFER}cnn."),
     "all": ("",),
 }
-MOST_LABELS = 254
 """The highest number in a label map."""
 
 

@@ -83,12 +83,12 @@ class TaskPredictor:
         self.experiment, self.device = experiment, device
         found = held(foundation, which)
         self.tasks = found.tasks
-        placed = [task for task in self.tasks if TASKS[task].kind == "points"]
+        placed = [task for task in self.tasks if TASKS[task].kind != "mask"]
         if flips and placed:
             raise ConfigurationError(
                 "--flips",
                 got=f"a model that answers {', '.join(placed)}",
-                expected="one that answers masks alone: in mirror images left and right landmarks change places",
+                expected="one of calcification or vessels alone: a mirrored heart has its sides exchanged",
                 remedy="leave --flips out",
             )
         self.data = experiment.data

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors
+from fedmedseg.core.data_settings import MOST_LABELS
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def tune(
         int | None, typer.Option("--patients", min=1, help="At most so many labelled patients. Default: all.")
     ] = None,
     number: Annotated[
-        int, typer.Option("--label", min=1, max=254, help="The number of calc, or coronaries, in the label maps.")
+        int,
+        typer.Option("--label", min=1, max=MOST_LABELS, help="The number of calc, or coronaries, in the label maps."),
     ] = 1,
     device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
     force: Force = False,

@@ -35,6 +35,9 @@ from fedmedseg.core.wire import Schema, tensor_bytes
 class GuardedAggregator(Aggregator):
     """Validates replies; a subclass adds ``combine``, one rule over state dicts."""
 
+    separates = False
+    """Whether the rule copes with replies that lack separable tensors (``StageContract.separable``)."""
+
     @property
     def needs_plain(self) -> str:
         """Why this rule cannot do with encrypted replies; empty where it is their weighted mean and nothing else."""
@@ -59,7 +62,13 @@ class GuardedAggregator(Aggregator):
         """Whether all differences were 0, where ``replaced`` may have moved all the same."""
 
     def open_round(self, round: Round) -> None:
-        """Forget the round before and judge replies by ``round`` from now on."""
+        """Forget the round before and judge replies by ``round`` from now on.
+
+        Raises:
+            TypeError: replies of this stage may lack tensors, with which the rule does not cope.
+        """
+        if round.contract.separable and not self.separates:
+            raise TypeError(f"{type(self).__name__} takes whole replies only; {round.stage} may get parts")
         with self._lock:
             self.round, self._closed = round, False
             self.contributions, self.rejections, self.weights, self.notes = {}, {}, {}, {}
@@ -152,6 +161,7 @@ class GuardedAggregator(Aggregator):
         found = survey(
             {site: c.differences for site, c in counted.items()},
             self.comparable(current.shared),
+            measured=self.measured(current.shared),
             norms={site: c.norms for site, c in counted.items()},
             offset=current.number,
         )
@@ -171,6 +181,10 @@ class GuardedAggregator(Aggregator):
     def comparable(self, names: Iterable[str]) -> list[str]:
         """Those of the returned tensors that every site trains and by which updates can be compared; here all."""
         return list(names)
+
+    def measured(self, names: Iterable[str]) -> list[str]:
+        """Those of the returned tensors that count in an update's length; here those that are compared."""
+        return self.comparable(names)
 
     def mean(
         self, differences: Mapping[str, Mapping[str, torch.Tensor]], weights: Mapping[str, float]

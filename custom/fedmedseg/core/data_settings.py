@@ -55,7 +55,9 @@ def _consecutive(labels: dict[int, str]) -> dict[int, str]:
     return dict(sorted(labels.items()))
 
 
-Labels = Annotated[dict[Annotated[int, Field(ge=1, le=254)], str], AfterValidator(_consecutive)]
+MOST_LABELS = 254
+"""The largest number of a label."""
+Labels = Annotated[dict[Annotated[int, Field(ge=1, le=MOST_LABELS)], str], AfterValidator(_consecutive)]
 
 
 class AlternativeSection(Strict):

@@ -70,21 +70,22 @@ def descend(
     parameters: Iterable[torch.nn.Parameter],
     *,
     clip_norm: float,
-) -> None:
-    """One step of ``optimizer`` down ``loss``, the gradient of ``parameters`` cut to ``clip_norm``.
+) -> bool:
+    """One step of ``optimizer`` down ``loss``, the gradient of ``parameters`` cut to ``clip_norm``; whether it was.
 
-    None where the loss is not finite: the training loop raises on it, and the weights must not take it in before.
+    It was not where the loss is not finite: the training loop raises on it, and the weights must not take it in before.
 
     Raises:
         FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
     """
     if not math.isfinite(float(loss.detach())):
-        return
+        return False
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     require_finite("gradient norm", float(norm))
     optimizer.step()
+    return True
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:

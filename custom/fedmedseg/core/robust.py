@@ -49,7 +49,7 @@ Differences = Mapping[str, Tensors]
 
 @dataclass(frozen=True)
 class Survey:
-    """How the updates of a round lie to each other, over the tensors that all sites share."""
+    """How long the updates of a round are, and how they lie to each other over the tensors that all sites share."""
 
     norms: Mapping[str, float]
     """Euclidean length of each site's update; sites in alphabetical order."""
@@ -104,11 +104,13 @@ def survey(
     differences: Differences,
     names: Collection[str],
     *,
+    measured: Collection[str] | None = None,
     norms: Mapping[str, Mapping[str, float]] | None = None,
     offset: int = 0,
     exact: bool = False,
 ) -> Survey:
-    """Compare the sites' differences of the tensors called ``names``.
+    """Compare the sites' differences of the tensors called ``names``, and measure those of ``measured`` (unset: the
+    same) that a site returned.
 
     ``norms`` holds the length of each tensor of each site, where these are known. Of more than ``SPARSE_FROM`` numbers
     one block in ``SPARSE`` is compared, from block ``offset`` on (the number of the round: ``SPARSE`` rounds see all),
@@ -118,8 +120,9 @@ def survey(
     sites, chosen = tuple(sorted(differences)), sorted(names)
     lengths = {}
     for site in sites:
-        known = (norms or {}).get(site) or norms_of({name: differences[site][name] for name in chosen})
-        lengths[site] = math.sqrt(math.fsum(known[name] ** 2 for name in chosen))
+        here = sorted(name for name in (chosen if measured is None else measured) if name in differences[site])
+        known = (norms or {}).get(site) or norms_of({name: differences[site][name] for name in here})
+        lengths[site] = math.sqrt(math.fsum(known[name] ** 2 for name in here))
     numbers = sum(differences[sites[0]][name].numel() for name in chosen)
     every = 1 if exact or numbers <= SPARSE_FROM else SPARSE
     products = torch.zeros(len(sites), len(sites), dtype=torch.float64)

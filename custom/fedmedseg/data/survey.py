@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmedseg.core.data_settings import DataSection
+from fedmedseg.core.data_settings import MOST_LABELS, DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.cache import Cache
@@ -102,8 +102,8 @@ def _plain(path: Path, labels: int | None) -> DataSection:
             expected="the number of structures",
             remedy="add --labels N, or --job to check against a study",
         )
-    if not 1 <= labels <= 254:
-        raise ConfigurationError("--labels", got=labels, expected="1 to 254")
+    if not 1 <= labels <= MOST_LABELS:
+        raise ConfigurationError("--labels", got=labels, expected=f"1 to {MOST_LABELS}")
     names = {number: f"label_{number}" for number in range(1, labels + 1)}
     return DataSection.model_validate(
         {"role": "check", "modality": "mr", "spatial_dims": 3, "labels": names, "crop": (32, 32, 32)}

@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from pathlib import Path
 
+import torch
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -220,7 +221,7 @@ class BoundedDifferences(SiteFilter):
 
     def apply(self, reply: Contents, setting: Setting, fl_ctx: FLContext) -> Contents:
         """A reply without tensors stays as it is and costs nothing; its figures are outside any guarantee."""
-        if not reply.tensors:
+        if not reply.tensors and not setting.contract.separable:
             return reply
         limit, noise = setting.privacy.clip_norm, setting.privacy.noise
         for needed, value, name in ((self.clip, limit, "clip_norm"), (self.noise, noise, "noise")):
@@ -233,6 +234,8 @@ class BoundedDifferences(SiteFilter):
                 )
         if limit is None:
             return reply
+        if noise is not None:
+            reply = self._whole(reply, setting)
         norm = l2_norm(reply.tensors)
         if not math.isfinite(norm):
             raise blocked("differences whose norm is not finite")
@@ -259,6 +262,16 @@ class BoundedDifferences(SiteFilter):
         tensors = bounded(reply.tensors, factor=factor, deviation=deviation)
         Schema(reply.tensors).require(tensors, sender="the noise")
         return dataclasses.replace(reply, tensors=tensors)
+
+    def _whole(self, reply: Contents, setting: Setting) -> Contents:
+        """With zeros for what did not move: what a reply holds must not tell what noise is to hide."""
+        schema = self.schema(setting.experiment).part(setting.contract.returned_in(reply.round))
+        missing = {name: one for name, one in schema.specs.items() if name not in reply.tensors}
+        if not missing:
+            return reply
+        zeros = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in missing.items()}
+        tensors = {name: {**reply.tensors, **zeros}[name] for name in schema.specs}
+        return dataclasses.replace(reply, tensors=tensors, tokens={**reply.tokens, Header.SCHEMA: schema.digest})
 
 
 class EncryptedDifferences(SiteFilter):

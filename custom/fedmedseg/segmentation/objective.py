@@ -14,8 +14,7 @@ from torch import nn
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
-from fedmedseg.core.training import require_finite
+from fedmedseg.core.optimizer import build_optimizer, descend, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.data.volumes import Volumes
 from fedmedseg.networks.compute import logits_of, prepare
 from fedmedseg.segmentation.batches import LabelledBatches
@@ -84,14 +83,8 @@ class SupervisedObjective:
         logits = logits_of(self.model, images, self.compute, self.device)
         loss = self.loss_of(logits, labels.to(self.device), annotated)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            # the training loop raises on it; the weights must not take it in before
+        if not descend(self._optimizer, loss, self.model.parameters(), clip_norm=self.clip_norm):
             return {"loss": value}
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        require_finite("gradient norm", float(norm))
-        self._optimizer.step()
         self.after_step()
         if (index + 1) % section.validate_every == 0 or index + 1 == section.steps:
             self._validate(index + 1)
