@@ -155,6 +155,18 @@ def test_flips_of_masks_are_the_mean_over_mirror_images(
     assert changed
 
 
+def test_flips_are_refused_where_a_hearts_structures_are_answered(study: Study, tmp_path: Path) -> None:
+    """A mirrored heart has its right ventricle on the left."""
+    off = {"rounds": 0}
+    experiment = study(
+        cardiac_ct={"tasks": ["calc"], "transfer": {"task": "heart", "cnn": "calc"}},
+        stages={"teacher_hps": off, "teacher_ms": off},
+    )
+    save_foundation(tmp_path / "x.safetensors", networks(experiment), experiment=experiment)
+    with pytest.raises(ConfigurationError, match=r"--flips: got a model that answers heart\."):
+        TaskPredictor(foundation=load_foundation(tmp_path / "x.safetensors"), flips=True)
+
+
 def test_heat_maps_give_points_and_no_spheres(study: Study, tmp_path: Path) -> None:
     experiment = study(cardiac_ct={"landmarks": "heatmaps"})
     save_foundation(tmp_path / "x.safetensors", initial_shared(experiment), experiment=experiment)
