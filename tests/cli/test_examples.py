@@ -272,8 +272,8 @@ WRITES: dict[str, tuple[str, ...]] = {
     "fuse score": ("scores.json",),
 }
 """One of these is new after each example."""
-ENDS = {"preflight": 2, "site-policy": 1}
-"""Codes other than 0: nothing listens at the kit's server, a check that fails; it names no wheel, a warning."""
+ENDS = {"preflight": (2, "8002"), "site-policy": (1, "wheel")}
+"""Codes other than 0, and what for: nothing listens at the kit's server, which fails; it names no wheel, a warning."""
 LONG = {"foundation tune"}
 """200 steps."""
 MADE_UP: dict[str, str] = {}
@@ -295,13 +295,15 @@ def test_every_command_is_run_here_or_by_a_test_that_is_named() -> None:
 
 @pytest.mark.parametrize("name", RUN_BY)
 def test_a_command_that_is_run_elsewhere_is_typed_there(name: str) -> None:
-    """In the named test, or in what its file has to call it."""
+    """In the file of the named test, or in a module of the tests' own that it imports."""
     place, _, test = RUN_BY[name].partition("::")
     text = (ROOT / "tests" / place).read_text(encoding="utf-8")
-    assert test in {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
-    typed = text + "".join(
-        file.read_text(encoding="utf-8") for file in (ROOT / "tests/integration/support").glob("*.py")
-    )
+    nodes = ast.parse(text).body
+    assert test in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    imported = {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    support = [ROOT / "tests/integration/support" / f"{module}.py" for module in imported]
+    typed = text + "".join(file.read_text(encoding="utf-8") for file in support if file.is_file())
     assert f'"{name}"' in typed
 
 
@@ -321,7 +323,9 @@ def test_an_example_runs_as_it_stands(name: str, line: str, tmp_path: Path, monk
     for told, real in MADE_UP.items():
         line = line.replace(told, real)
     code, said = call(*words_of(line), *(SMALL_PHANTOMS if name == "data phantoms" else ()))
-    assert code == ENDS.get(name, 0), (line, said)
+    expected, why = ENDS.get(name, (0, ""))
+    assert code == expected, (line, said)
+    assert why in said
     new = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} - {
         path.relative_to(tmp_path).as_posix() for path in before
     }
