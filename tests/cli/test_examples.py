@@ -272,8 +272,8 @@ WRITES: dict[str, tuple[str, ...]] = {
     "fuse score": ("scores.json",),
 }
 """One of these is new after each example."""
-ENDS = {"preflight": (2, "8002"), "site-policy": (1, "wheel")}
-"""Codes other than 0, and what for: nothing listens at the kit's server, which fails; it names no wheel, a warning."""
+ENDS = {"preflight": (2, "server.example.org"), "site-policy": (1, "wheel")}
+"""Codes other than 0, and what for: the example's server is nowhere, a failure; the kit names no wheel, a warning."""
 LONG = {"foundation tune"}
 """200 steps."""
 MADE_UP: dict[str, str] = {}
