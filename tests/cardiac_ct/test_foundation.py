@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from small_cardiac_ct import SMALL
 from typer.testing import CliRunner
 
 from fedmedseg.cardiac_ct.exporting import exportable
-from fedmedseg.cardiac_ct.foundation import What, load_foundation, save_foundation, save_models, tuning_study
+from fedmedseg.cardiac_ct.foundation import What, load_foundation, number_in, save_foundation, save_models, tuning_study
 from fedmedseg.cardiac_ct.learner import KnowledgeDistillationLearner
 from fedmedseg.cardiac_ct.network import build_last_layer, parameters_of
 from fedmedseg.cardiac_ct.plan import initial_shared
@@ -223,3 +224,30 @@ def test_one_command_writes_a_runs_networks_as_a_file(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert words in " ".join(refused.output.split())
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "number"),
+    [
+        ({"0": "background", "1": "calcification", "2": "coronaries"}, "coronaries", 2),
+        ({"0": "background", "1": "calcification", "2": "coronaries"}, "calc", 1),
+        ({"1": "calcification"}, "hps", 1),
+        (None, "coronaries", 1),
+    ],
+)
+def test_the_list_says_which_number_its_label_maps_have_for_a_task(
+    labels: object, task: str, number: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "datalist.json"
+    file.write_text(json.dumps({"training": []} | ({} if labels is None else {"labels": labels})))
+    assert number_in(file, task) == number
+
+
+def test_a_list_that_names_its_labels_otherwise_asks_for_the_number(tmp_path: Path) -> None:
+    file = tmp_path / "datalist.json"
+    file.write_text(json.dumps({"labels": {"1": "calcification"}}))
+    with pytest.raises(ConfigurationError, match=r"--label: got none, .*Expected one that the list calls coronaries"):
+        number_in(file, "coronaries")
+    file.write_text("[")
+    with pytest.raises(ConfigurationError, match="--list"):
+        number_in(file, "calc")

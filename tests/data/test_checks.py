@@ -37,6 +37,13 @@ def truncated_gz(hospital: Hospital, entry: Entry) -> Entry:
     return {**entry, "image": "files/bad.nii.gz"}
 
 
+@fault("file of the label: damaged compressed file")
+def truncated_label(hospital: Hospital, entry: Entry) -> Entry:
+    content = (hospital.root / entry["label"]).read_bytes()
+    (hospital.root / "files/bad.nii.gz").write_bytes(content[: len(content) * 2 // 3])
+    return {**entry, "label": "files/bad.nii.gz"}
+
+
 @fault("damaged compressed file")
 def bit_flip_that_only_the_checksum_shows(hospital: Hospital, entry: Entry) -> Entry:
     raw = gzip.decompress((hospital.root / entry["image"]).read_bytes())

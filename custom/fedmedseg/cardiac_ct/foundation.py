@@ -6,6 +6,7 @@ settings; it names no path and nothing of a patient.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,30 @@ def tuning_study(
     settings["data"] |= {"labelled_fraction": 1.0, "labelled_patients": None}
     settings["study"] = f"{settings['study']}-{task}"[:63]
     return parse_experiment(settings, source="tuning")
+
+
+def number_in(datalist: Path, task: str) -> int:
+    """What the label maps of a data list call ``task``, by the names that the list gives its labels; 1 without names.
+
+    Raises:
+        ConfigurationError: no list, or it names its labels and none of them so.
+    """
+    try:
+        named = json.loads(datalist.read_text(encoding="utf-8")).get("labels")
+    except (OSError, ValueError, AttributeError):
+        raise ConfigurationError("--list", got=datalist.name, expected="a data list (JSON)") from None
+    if TASKS[task].kind != "mask" or not isinstance(named, dict):
+        return 1
+    name = TASKS[task].names[0]
+    for number, given in named.items():
+        if given == name and str(number).isdigit():
+            return int(number)
+    raise ConfigurationError(
+        "--label",
+        got=f"none, and a list whose labels are {named}",
+        expected=f"one that the list calls {name}",
+        remedy=f"say which number marks {name}, as in --label 1",
+    )
 
 
 def _labels(task: str, number: int) -> dict[int, str]:

@@ -42,9 +42,11 @@ def export(
     from fedmedseg.cardiac_ct.foundation import load_foundation, save_foundation
     from fedmedseg.core.checkpoint import CheckpointError, load_file
     from fedmedseg.preflight.run import find_experiment
+    from fedmedseg.segmentation.predicted_files import require_writable
 
     with friendly_errors():
         _new_file(out, force)
+        require_writable(out.parent)
         study = find_experiment(experiment)
         if study.system != SYSTEM:
             raise ConfigurationError("--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}")
@@ -87,9 +89,14 @@ def tune(
         int | None, typer.Option("--patients", min=1, help="At most so many labelled patients. Default: all.")
     ] = None,
     number: Annotated[
-        int,
-        typer.Option("--label", min=1, max=MOST_LABELS, help="The number of calc, or coronaries, in the label maps."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--label",
+            min=1,
+            max=MOST_LABELS,
+            help="The number of calc, or coronaries, in the label maps. Default: as the list's labels say, or 1.",
+        ),
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where the networks run.")] = "cpu",
     force: Force = False,
 ) -> None:
@@ -98,13 +105,17 @@ def tune(
     The list's volumes go through the preparation that the network was trained with; label maps may hold other numbers
     beside the task's. Nothing leaves this machine.
     """
-    from fedmedseg.cardiac_ct.foundation import load_foundation, tuning_study
+    from fedmedseg.cardiac_ct.foundation import load_foundation, number_in, tuning_study
     from fedmedseg.cardiac_ct.tuning import tune as learn
+    from fedmedseg.segmentation.predicted_files import require_writable
+    from fedmedseg.segmentation.prediction import require_device
 
     with friendly_errors():
         _new_file(out, force)
         if not datalist.is_file():
             raise ConfigurationError("--list", got=f"no file at {datalist}", expected="a data list (JSON)")
+        require_device(device)
+        require_writable(out.parent)
         foundation = load_foundation(file)
         study = tuning_study(
             foundation,
@@ -113,7 +124,7 @@ def tune(
             steps=steps,
             learning_rate=learning_rate,
             patients=patients,
-            number=number,
+            number=number or number_in(datalist, task),
         )
         with tempfile.TemporaryDirectory() as folder:
             figures = learn(foundation, study, datalist, folder=Path(folder), out=out, device=device)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmedseg.cli.console import Code, console, friendly_errors
+from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.live import AT_WORK
 from fedmedseg.core.progress import clock
 
@@ -111,9 +112,20 @@ def monitor(
             job = admin.whole_id(session, job)
 
             def looks() -> Iterator[View]:
-                unanswered = -SECONDS_UNANSWERED
+                unanswered, ran = -SECONDS_UNANSWERED, False
                 while True:
-                    meta = admin.meta_of(session, job)
+                    try:
+                        meta = admin.meta_of(session, job)
+                    except ConfigurationError as error:
+                        if error.field != "server" or not ran:
+                            raise
+                        raise ConfigurationError(
+                            "server",
+                            got=f"{error.got}; the job ran when it was last asked",
+                            expected="a server that runs",
+                            remedy="a federation of `fedmedseg federation` ends with its study: look there; else see "
+                            "the server's log",
+                        ) from None
                     status = admin.status_of(meta)
                     if admin.has_ended(status):
                         yield View(job=job, status=status)
@@ -122,6 +134,7 @@ def monitor(
                     if status == admin.RUNNING and time.monotonic() - unanswered >= SECONDS_UNANSWERED:
                         told = admin.live_status(session, job)
                         unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
+                    ran = status == admin.RUNNING
                     waits = status == admin.SUBMITTED
                     yield View(
                         job=job,

@@ -109,7 +109,7 @@ def _run(
     simulation.prepare_workspace(workspace, simulator_resources(added=OPTIONAL_AT_SERVER if tracks else ()))
     with simulation.claimed(workspace):
         _place_site_files(sites, workspace, names)
-        _check_site_files(workspace, names, experiment)
+        _check_site_files(workspace, names, experiment, left=sites is None)
         if study.layers or study.mlflow is not None:
             out = home / "jobs" / folder.name
             folder = write_job(folder, study.settings, out, finish=study.place_files)
@@ -231,8 +231,11 @@ def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...
         (target / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Experiment) -> None:
-    """Read every site's file and data list now: a mistake found here costs seconds, in the run it costs the run."""
+def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Experiment, *, left: bool) -> None:
+    """Read every site's file and data list now: a mistake found here costs seconds, in the run it costs the run.
+
+    ``left``: nobody named a folder of site files, so that those in the workspace are an earlier call's.
+    """
     from fedmedseg.data.datalist import read_datalist
     from fedmedseg.data.site import SiteFile
 
@@ -259,6 +262,7 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
         )
     if with_file:
         # also those that lie in the workspace from an earlier call: nobody should mistake real data for phantoms
-        console.print(f"site files: {', '.join(with_file)}", highlight=False)
+        earlier = f", of an earlier call, in {workspace / 'local' / 'sites'}: name --sites for others" if left else ""
+        console.print(f"site files: {', '.join(with_file)}{earlier}", highlight=False, soft_wrap=True)
     if without:
         console.print(f"phantoms: {', '.join(without)}", highlight=False)

@@ -12,7 +12,8 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,9 @@ def inspect(case: Case, *, data: DataSection, budget_mb: int) -> None:
         OSError: the file could not be read at all.
     """
     grid = read_header(case.image, data=data, budget_mb=budget_mb)
-    label_grid = None if case.label is None else read_header(case.label, data=data, budget_mb=budget_mb)
-    if label_grid is not None:
+    if case.label is not None:
+        with _file_of("label"):
+            label_grid = read_header(case.label, data=data, budget_mb=budget_mb)
         if label_grid.shape != grid.shape:
             raise CaseRejected("image and label differ in shape")
         if not same_grid(grid, label_grid):
@@ -139,17 +141,30 @@ def inspect(case: Case, *, data: DataSection, budget_mb: int) -> None:
         raise CaseRejected("image without contrast")
     del image
     if case.label is not None:
-        check_stream(case.label)
-        check_label(read_voxels(case.label), case, classes=data.classes)
+        with _file_of("label"):
+            check_stream(case.label)
+            label = read_voxels(case.label)
+        check_label(label, case, classes=data.classes)
     if case.landmarks is not None:
         # imported here because it rejects with this module's error
         from fedmedseg.data.landmarks import check_landmarks
 
         check_landmarks(case.landmarks, grid)
     if case.heart is not None:
-        read_header(case.heart, data=data, budget_mb=budget_mb)
-        check_stream(case.heart)
-        check_heart(read_voxels(case.heart))
+        with _file_of("heart label"):
+            read_header(case.heart, data=data, budget_mb=budget_mb)
+            check_stream(case.heart)
+            heart = read_voxels(case.heart)
+        check_heart(heart)
+
+
+@contextmanager
+def _file_of(what: str) -> Iterator[None]:
+    """Say whose file it is that cannot be used: a case is named after its image."""
+    try:
+        yield
+    except CaseRejected as rejected:
+        raise CaseRejected(f"file of the {what}: {rejected.reason}", shape=rejected.shape) from None
 
 
 def read_header(path: Path, *, data: DataSection, budget_mb: int) -> Grid:

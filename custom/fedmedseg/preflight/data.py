@@ -43,7 +43,7 @@ _KINDS = (
     ("spacing", GEOMETRY),
 )
 MENDS = {
-    READABLE: "export the volume again, and compare it with the archive's copy",
+    READABLE: "export the file again, and compare it with the archive's copy",
     GEOMETRY: "export the volume again with its geometry, or correct the header",
     ALIGNED: "draw the label on this very image, or resample it onto the image's grid",
     LABELS: "correct the label or landmarks, or say annotated_labels or allow_empty in the data list",
