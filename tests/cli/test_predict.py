@@ -293,6 +293,7 @@ def test_no_file_is_written_twice(tmp_path: Path) -> None:
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED"], "both frames"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_EX"], "write 'p1_E"),
         (lambda p: [p.model, p.images, p.out, "--ed", "p1_ED", "--es", "p1_ES", "--cavity", "x"], "ventricle, wall"),
+        (lambda p: [p.model, p.images, p.out, "--cavity", "wall"], "--cavity: got 'wall'"),
         (lambda p: [p.model, p.images, p.out, "--network", "cnn"], "--network: got cnn"),
         (lambda p: [p.model, p.images, p.out, "--start", "scratch"], "--start: got scratch"),
         (lambda p: [p.model, p.images, p.out, "--heart", p.images], "sees the image alone"),

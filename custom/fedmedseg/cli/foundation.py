@@ -153,5 +153,5 @@ def _new_file(out: Path, force: bool) -> None:
         raise ConfigurationError(
             "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
         )
-    if not out.parent.is_dir():
-        raise ConfigurationError("--out", got=f"no folder {out.parent}", expected="a file in a folder that is there")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise ConfigurationError("--out", got=f"{out.parent}, which is a file", expected="a file in a folder")

@@ -40,6 +40,7 @@ Flips = Annotated[
 ]
 Budget = Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")]
 BUDGET_MB = 2048
+CAVITY = "left ventricle"
 
 
 def predict(
@@ -55,8 +56,11 @@ def predict(
     ed: Annotated[str | None, typer.Option("--ed", help="Of one patient: the end-diastolic image.")] = None,
     es: Annotated[str | None, typer.Option("--es", help="Of one patient: the end-systolic image.")] = None,
     cavity: Annotated[
-        str, typer.Option("--cavity", help="The structure whose two volumes give the ejection fraction.")
-    ] = "left ventricle",
+        str | None,
+        typer.Option(
+            "--cavity", help=f"The structure whose two volumes give the ejection fraction. Default: {CAVITY}."
+        ),
+    ] = None,
     heart: Annotated[
         Path | None,
         typer.Option("--heart", help="Cardiac CT: label map of the heart's structures, or a folder of them by name."),
@@ -87,12 +91,19 @@ def predict(
         require_one_map(predictor, found, out)
         pairs = _phases(phases, ed, es, [one.name for one in found.sources])
         if pairs:
-            require_cavity(predictor, cavity)
+            require_cavity(predictor, cavity or CAVITY)
+        elif cavity is not None:
+            raise ConfigurationError(
+                "--cavity",
+                got=repr(cavity),
+                expected="images that are told to be ED and ES",
+                remedy="name them with --phases, or with --ed and --es",
+            )
         hearts = _hearts(heart, found.sources, place, predictor)
         read = [model, place, *hearts.values(), *([phases] if phases else [])]
     write_answers(
         predictor, found, out,
-        read=read, flips=flips, budget_mb=budget_mb, force=force, hearts=hearts, pairs=pairs, cavity=cavity,
+        read=read, flips=flips, budget_mb=budget_mb, force=force, hearts=hearts, pairs=pairs, cavity=cavity or CAVITY,
     )  # fmt: skip
 
 
