@@ -116,3 +116,10 @@ def test_what_topk_kept_of_a_head_comes_when_it_moves_again(current: Round, task
 def test_a_rule_that_takes_whole_replies_is_not_given_parts(current: Round) -> None:
     with pytest.raises(TypeError, match="SharedKeysAggregator takes whole replies only; training may get parts"):
         SharedKeysAggregator().open_round(current)
+
+
+def test_a_narrowed_codec_goes_by_whole_names() -> None:
+    """``w`` is left out, and ``weight``, which begins like it, is not."""
+    one = Codec(transport="fp16", schema=Schema({"w": torch.ones(2, 2), "weight": torch.ones(2, 2)}))
+    assert list(one.narrowed(["weight"]).schema.specs) == ["weight"]
+    assert one.narrowed(["w", "weight"]) is one

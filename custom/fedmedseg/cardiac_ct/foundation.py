@@ -31,7 +31,6 @@ PREFIXES: Mapping[What, tuple[str, ...]] = {
     "cnn": (TEACHER, f"{TRANSFER}cnn."),
     "all": ("",),
 }
-"""The highest number in a label map."""
 
 
 @dataclass(frozen=True)

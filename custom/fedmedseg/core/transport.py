@@ -44,7 +44,7 @@ import torch
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
-from fedmedseg.core.wire import Part, Schema, StageContract
+from fedmedseg.core.wire import Schema, StageContract
 
 PREFIX = "wire."
 """Beginning of the names of what crosses the wire; no shared tensor is called so."""
@@ -77,8 +77,7 @@ class Codec:
         chosen = set(names)
         if chosen >= self.schema.specs.keys():
             return self
-        left_out = tuple(name for name in self.schema.specs if name not in chosen)
-        return Codec(transport=self.transport, schema=self.schema.part(Part(without=left_out)))
+        return Codec(transport=self.transport, schema=self.schema.only(chosen))
 
     def encode(self, tensors: Tensors, kept: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """What crosses the wire, and under ``topk`` what is kept for later; ``kept`` is what was kept before.

@@ -25,7 +25,7 @@ import fnmatch
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -242,6 +242,12 @@ class Schema:
         """The schema of some of the tensors."""
         chosen = Schema({})
         chosen.specs = {name: spec for name, spec in self.specs.items() if part.holds(name)}
+        return chosen
+
+    def only(self, names: Collection[str]) -> Schema:
+        """The schema of those of the tensors that are among ``names``."""
+        chosen = Schema({})
+        chosen.specs = {name: spec for name, spec in self.specs.items() if name in names}
         return chosen
 
     @property
