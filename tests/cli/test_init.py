@@ -98,7 +98,7 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     assert context.params["sites"] == Path("heart/sites")
     _, experiment = read_settings(here / "heart" / "job", [])
     _place_site_files(context.params["sites"], here / "w", ("site-1", "site-2"))
-    _check_site_files(here / "w", ("site-1", "site-2"), experiment)
+    _check_site_files(here / "w", ("site-1", "site-2"), experiment, left=False)
     placed = yaml.safe_load((here / "w" / "local" / "sites" / "site-1.yaml").read_text())
     assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from nvflare.apis.job_def import RunStatus
-from nvflare.fuel.flare_api.api_spec import AuthorizationError, JobNotFound, JobNotRunning, NoReply
+from nvflare.fuel.flare_api.api_spec import AuthorizationError, JobNotFound, JobNotRunning, NoConnection, NoReply
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -152,6 +152,9 @@ def test_a_line_for_a_log_changes_only_when_something_happens() -> None:
     assert line(RUNNING).startswith("pretraining round 2/3: 1 at work, 1 connected, 1 replied, dice/structure-0 0.5000")
 
 
+GONE = "the server's process has ended"
+
+
 class Server:
     """A session with a server whose one job goes through ``statuses``, and that answers as the test says."""
 
@@ -162,6 +165,8 @@ class Server:
 
     def get_job_meta(self, job_id: str) -> dict[str, Any]:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        if status == GONE:
+            raise NoConnection("x")
         return {"job_id": job_id, "status": status, **self.meta}
 
     def show_stats(self, job_id: str, target_type: str) -> Any:
@@ -238,3 +243,18 @@ def test_one_who_may_not_look_on_is_told_so(monitor: Monitor) -> None:
     code, said = monitor(Server("RUNNING", stats=AuthorizationError("x")), "--once")
     assert code == 2
     assert "the id of a job you may manage" in " ".join(said)
+
+
+def test_a_server_that_ended_with_its_study_is_no_failed_look_of_a_server_that_never_answered(
+    monitor: Monitor,
+) -> None:
+    """The server of a trial ends with its study: who follows it is told where the result lies."""
+    code, said = monitor(Server("RUNNING", "RUNNING", GONE))
+    assert (code, said[0]) == (2, line(RUNNING))
+    words = " ".join(said)
+    assert "server: got no answer any more (NoConnection); the job ran when it was last asked" in words
+    assert "`fedmedseg federation` ends with its study" in words
+    for unseen in (Server(GONE), Server("SUBMITTED", GONE)):
+        code, said = monitor(unseen)
+        assert (code, "ran when it was last asked" in " ".join(said)) == (2, False)
+        assert "got no answer any more (NoConnection)" in " ".join(said)

@@ -74,7 +74,7 @@ def test_a_next_line_runs_as_printed(
     def run(study: object, workspace: Path, names: tuple[str, ...], threads: int, sites: Path | None) -> None:
         prepare_workspace(workspace, {})
         module._place_site_files(sites, workspace, names)
-        module._check_site_files(workspace, names, study.experiment)  # type: ignore[attr-defined]
+        module._check_site_files(workspace, names, study.experiment, left=sites is None)  # type: ignore[attr-defined]
         started.append(workspace)
 
     monkeypatch.setattr(module, "_run", run)

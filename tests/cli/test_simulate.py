@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
+from fedmedseg.cli.study import read_study
 
 
 def simulate(tmp_path: Path, *options: str) -> tuple[int, str]:
@@ -261,7 +262,6 @@ def test_a_workspace_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_the_number_of_sites_decides_what_phantom_sites_share_out_and_nothing_else() -> None:
     from fedmedseg.cli.simulate import _shared_out
-    from fedmedseg.cli.study import read_study
 
     shared = read_study("segviz", None, None, None)
     four = _shared_out(shared, 4)
@@ -279,3 +279,19 @@ def test_sites_whose_models_are_of_an_earlier_run_are_named(tmp_path: Path) -> N
         (tmp_path / folder).mkdir(parents=True)
     assert _of_earlier_runs(tmp_path, "heart", ("site-1", "site-2")) == ["site-3"]
     assert _of_earlier_runs(tmp_path / "nothing", "heart", ("site-1",)) == []
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_real_data_and_phantoms_are_told_apart_and_so_are_an_earlier_calls_site_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bool
+) -> None:
+    """Nobody who leaves --sites out should mistake the data of the call before for phantoms."""
+    from fedmedseg.cli.simulate import _check_site_files, _place_site_files
+
+    listed = {part: [] for part in ("training", "validation", "test")}
+    _place_site_files(site_files(tmp_path / "sites", LISTED, listed), tmp_path / "w", ("ward",))
+    experiment = read_study("fedata", None, None, None).experiment
+    _check_site_files(tmp_path / "w", ("ward", "site-1"), experiment, left=left)
+    said = " ".join(capsys.readouterr().out.split())
+    earlier = f", of an earlier call, in {tmp_path / 'w' / 'local' / 'sites'}: name --sites for others"
+    assert said == f"site files: ward{earlier if left else ''} phantoms: site-1"
