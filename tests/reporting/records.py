@@ -142,6 +142,7 @@ def cardiac_ct() -> dict[str, Any]:
         notes = {
             "outliers": {third: f"{number + 4} times the median length"},
             "correspondence": ["site-3 lacks a part"],
+            "heads_left": ["septum"] if number else [],
         }
         history.append(one_round("distillation", number, 3, replies, notes=notes, unchanged=number))
     tested = {site: answer(metrics=cardiac_scores(place)) for place, site in enumerate(CARDIAC_SITES)}

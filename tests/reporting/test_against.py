@@ -61,6 +61,20 @@ def cardiac_ct(distance: float, surface: float) -> dict[str, Any]:
     return {"study": "s", "sites": ["a"], "rounds": rounds, "started": f"2026-01-0{int(distance)}T00:00:00+00:00"}
 
 
+def test_a_mean_over_fewer_sites_than_there_are_says_so_on_the_page_and_in_the_terminal() -> None:
+    """Site b was tested then alone, and the comparison is of a."""
+    now, before = cardiac_ct(2.0, 4.0), cardiac_ct(3.0, 6.0)
+    now["sites"] = ["a", "b"]
+    text = Page(render({**now, "previous": reduced(before)}, {})).text
+    # the scores' table, model against model by distance, and three measures against the run before
+    assert text.count("mean over 1 of 2 sites") == 5
+    assert "mean over sites" not in text
+    lines = previous_lines(now, before)
+    assert lines[0] == "against the previous run, mean Dice at a, which both tested: transformer 0.000"
+    assert "in mm at a, which both tested (below 0 is better)" in lines[1]
+    assert "mean over 1 of 2 sites" in Page(render({**cardiac_ct(2.0, 4.0), "previous": reduced(now)}, {})).text
+
+
 def test_page_and_terminal_compare_runs_and_models_by_distances_too() -> None:
     now, before = cardiac_ct(2.0, 4.0), cardiac_ct(3.0, 6.0)
     kept = json.loads(json.dumps(reduced(before)))

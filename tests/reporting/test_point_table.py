@@ -56,6 +56,12 @@ def test_a_figure_that_is_infinite_says_so_and_how_many_were_missed() -> None:
     ]
 
 
+def test_a_point_that_was_found_nowhere_is_no_row_of_nones() -> None:
+    nowhere = {"points/student/RCC": 4.0, "missed/student/RCC": 4.0}
+    (row,) = point_table({"site-1": nowhere})
+    assert row.told == "none, none found, 4 of 4 missed"
+
+
 def test_how_many_were_missed_is_not_known_where_a_site_withholds_it() -> None:
     """A count below ``min_count``, 1 to 4 by default, or 0."""
     figures = {name: value for name, value in FIGURES.items() if name != "missed/cnn/all points"}

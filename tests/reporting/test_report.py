@@ -381,6 +381,15 @@ def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was
     assert "own pretrained encoder" not in text
 
 
+def test_one_case_is_no_plural() -> None:
+    record = records.finished()
+    for answer in record["rounds"][-1]["sites"].values():
+        answer["metrics"]["cases"] = 1.0
+    text = said(record)
+    assert "site-1 1 case " in text
+    assert "Segmentation on the sites' test patients" in text
+
+
 def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
     record = {
         **records.finished(),
@@ -408,6 +417,8 @@ def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
         "Landmarks Distance to the true point", "site-1 RCC 2.0 (1.5-none) mean 3.2 mm, missed: withheld",
         "site-1: numbers of points missed are withheld", "site-1: numbers of such volumes are withheld",
         "number of cases withheld", "Found nowhere: transformer model, all points, at site-3",
+        "Heads left as they were: septum, distillation rounds 2-3.", "Results on the sites' test patients Segmentation",
+        "CNN is the network of the one task; transformer is distilled from the tasks' networks; untrained has seen no",
         "calcification 0.600 (best) ±",
         "Mean absolute error of calcium", "Updates unlike the others", "Parts may not correspond", "No progress",
         "Replies were encrypted (ckks)", "Median point distance in mm of one model", "Mean HD95 in mm of this run",

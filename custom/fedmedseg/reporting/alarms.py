@@ -138,6 +138,15 @@ def lost(rows: Sequence[PointRow]) -> list[str]:
     return [f"{model} model, {point}, at {', '.join(sites)}" for (model, point), sites in found.items()]
 
 
+def heads_left(record: Record) -> list[str]:
+    """Which heads too few sites trained for a robust rule, and in which rounds."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for one in rounds_of(record):
+        for head in (one.get("notes") or {}).get("heads_left") or ():
+            found.setdefault((str(head), stage_of(one)), []).append(round_of(one))
+    return [f"{head.replace('_', ' ')}, {stage} {_rounds(numbers)}" for (head, stage), numbers in found.items()]
+
+
 def missed_floor(record: Record) -> str | None:
     """The floor's own words where the run stays below it; see ``reporting.floor``."""
     run = judged(evaluations(record))

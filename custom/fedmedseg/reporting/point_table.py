@@ -32,16 +32,18 @@ class PointRow:
 
     @property
     def middle(self) -> str:
-        """``3.2 (2.1-4.0)``."""
+        """``3.2 (2.1-4.0)``; ``none`` where all three are infinite."""
+        if self.median is None and self.q25 is None and self.q75 is None:
+            return "none"
         median, first, third = ("none" if one is None else f"{one:.1f}" for one in (self.median, self.q25, self.q75))
         return f"{median} ({first}-{third})"
 
     @property
     def under(self) -> str:
         """``mean 3.1 mm``, with how many were missed where any was, or where that is withheld."""
-        mean = "none" if self.mean is None else f"{self.mean:.1f}"
+        mean = "none found" if self.mean is None else f"mean {self.mean:.1f} mm"
         missed = f", {self.missed} of {self.points} missed" if self.missed else ""
-        return f"mean {mean} mm{', missed: withheld' if self.missed is None else missed}"
+        return f"{mean}{', missed: withheld' if self.missed is None else missed}"
 
     @property
     def told(self) -> str:

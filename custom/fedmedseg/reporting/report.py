@@ -144,6 +144,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "outliers": alarms.outliers(record),
         "blind": alarms.blind(rows),
         "lost": alarms.lost(points_of(record)),
+        "heads_left": alarms.heads_left(record),
         "all_quiet": alarms.all_quiet(record),
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),

@@ -22,10 +22,12 @@ from fedmedseg.reporting.tables import (
     DiceRow,
     Record,
     calcium_of,
+    counted,
     decimal,
     dice_table,
     evaluations,
     label_of,
+    mean_title,
     models_in,
     moment,
     ordered,
@@ -33,6 +35,7 @@ from fedmedseg.reporting.tables import (
     rounds_of,
     site_means,
     site_spread,
+    sites_of,
     study_mean,
     worst_site,
 )
@@ -41,6 +44,8 @@ MEANINGS = {
     "personal": "{} starts from the site's own pretrained encoder",
     "shared": "{} starts from the federation's encoder",
     "scratch": "{} is the same training without any pretraining",
+    "cnn": "{} is the network of the one task",
+    "student": "{} is distilled from the tasks' networks",
     "untrained": "{} has seen no label",
 }
 IN_TRAINING = {
@@ -87,12 +92,13 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
                 cell["best"] = cell["order"] == best and best >= 0
             lines.append({"structure": structure.replace("_", " "), "cells": cells})
         means = [decimal(site_means(own, model).get(site)) for model in models]
-        sites.append({"name": site, "cases": own[0].cases, "lines": lines, "means": means})
+        sites.append({"name": site, "cases": _cases(own[0].cases), "lines": lines, "means": means})
     spreads = [site_spread(rows, model) for model in models]
     return {
         "legend": legend(record, models),
         "models": [label_of(model) for model in models],
         "sites": sites,
+        "mean_title": mean_title(len(sites), len(sites_of(record))),
         "means": [decimal(study_mean(rows, model)) for model in models],
         "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
         "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
@@ -180,6 +186,7 @@ def pair_section(record: Record) -> dict[str, Any] | None:
         lambda one: f"{label_of(one.first)} less {label_of(one.second)}",
         what="of one model less that of the other",
         both="both were tested on",
+        all_sites=sites_of(record),
     )
     return {"title": _title(found), "tables": tables}
 
@@ -205,7 +212,11 @@ def previous_section(record: Record) -> dict[str, Any] | None:
         "started": moment(earlier.get("started")),
         "changed": changed(record, earlier),
         "tables": _compared(
-            found, lambda one: label_of(one.first), what="of this run less that of the run before", both="both tested"
+            found,
+            lambda one: label_of(one.first),
+            what="of this run less that of the run before",
+            both="both tested",
+            all_sites=_of_either(record, earlier),
         ),
     }
 
@@ -221,11 +232,23 @@ def previous_lines(record: Record, earlier: Record) -> list[str]:
     if not found:
         return ["against the previous run: no site, structure and model in common"]
     lines = []
+    either = _of_either(record, earlier)
     for measure, own in _by_measure(found).items():
         means = [f"{label_of(one.first)} {signed(one.difference or 0.0, measure.places)}" for one in own]
         better = "" if measure.more_is_better else f" ({BELOW})"
-        lines.append(f"against the previous run, {measure.name}{better}: {', '.join(means)}")
+        shared = _sites_in(own)
+        at = "" if len(shared) == len(either) else f" at {', '.join(shared)}, which both tested"
+        lines.append(f"against the previous run, {measure.name}{at}{better}: {', '.join(means)}")
     return lines
+
+
+def _of_either(record: Record, earlier: Record) -> list[str]:
+    """Sites of this run or of the one before."""
+    return list(dict.fromkeys([*sites_of(record), *sites_of(earlier)]))
+
+
+def _sites_in(found: Sequence[Against]) -> list[str]:
+    return list(dict.fromkeys(site for one in found for site in one.sites))
 
 
 def _by_measure(found: Sequence[Against]) -> dict[Measure, list[Against]]:
@@ -234,7 +257,7 @@ def _by_measure(found: Sequence[Against]) -> dict[Measure, list[Against]]:
 
 
 def _compared(
-    found: Sequence[Against], column: Callable[[Against], str], *, what: str, both: str
+    found: Sequence[Against], column: Callable[[Against], str], *, what: str, both: str, all_sites: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A table per measure: a line per site, a column per comparison with the difference and under it both values."""
     tables = []
@@ -243,7 +266,7 @@ def _compared(
         if measure is DISTANCE:
             over = "over all points, at sites where neither is infinite"
         name = measure.name[:1].upper() + measure.name[1:]
-        sites = dict.fromkeys(site for one in own for site in one.sites)
+        sites = _sites_in(own)
         tables.append(
             {
                 "caption": f"{name} {what}, {over}{'' if measure.more_is_better else f'; {BELOW}'}",
@@ -252,6 +275,7 @@ def _compared(
                     {"site": site, "cells": [_difference(one.sites.get(site), measure.places) for one in own]}
                     for site in sites
                 ],
+                "mean_title": mean_title(len(sites), len(all_sites)),
                 "means": ["-" if one.difference is None else signed(one.difference, measure.places) for one in own],
                 "ahead": [f"{one.ahead} of {len(one.sites)}" for one in own],
             }
@@ -277,6 +301,10 @@ def signed(value: float, places: int = DICE.places) -> str:
     """
     text, sign = f"{abs(value):.{places}f}", "+" if value > 0 else MINUS
     return text if float(text) == 0 else f"{sign}{text}"
+
+
+def _cases(number: int | None) -> str:
+    return "number of cases withheld" if number is None else counted(number, "case")
 
 
 def _figures(answer: object) -> list[str]:

@@ -16,7 +16,7 @@ from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.reporting.metrics import StructureScore
 from fedmedseg.reporting.page import png_uri, render_page
-from fedmedseg.reporting.tables import label_of
+from fedmedseg.reporting.tables import counted, label_of
 from fedmedseg.segmentation.overlay import MODEL_COLOURS, TRUTH, TRUTH_COLOUR
 
 FILE = "site_report.html"
@@ -144,8 +144,8 @@ def render_site_page(page: SitePage, *, written: datetime) -> str:
             "digest": page.experiment.digest,
             "written": f"{written:%Y-%m-%d %H:%M} UTC",
             "untested": page.untested,
-            "cases": len(rows),
-            "patients": len({row.patient for row in rows}),
+            "cases": counted(len(rows), "test case"),
+            "patients": counted(len({row.patient for row in rows}), "patient"),
             "judge": judge,
             "points": page.points,
             "pictures": page.pictures,

@@ -21,6 +21,7 @@ from fedmedseg.reporting.tables import (
     encryption_of,
     evaluations,
     label_of,
+    mean_title,
     models_in,
     number,
     ordered,
@@ -155,9 +156,7 @@ def _per_site(rows: Sequence[DiceRow], models: Sequence[str]) -> list[str]:
 def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int) -> list[str]:
     means = "".join(f"{decimal(study_mean(rows, model)):>12}" for model in models)
     lowest = [worst_site(rows, model) for model in models]
-    tested = len({row.site for row in rows})
-    title = "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
-    lines = [f"{title:<40}{means}"]
+    lines = [f"{mean_title(len({row.site for row in rows}), sites):<40}{means}"]
     lines.append(
         f"{'mean of the worst site':<40}" + "".join(f"{decimal(one[1] if one else None):>12}" for one in lowest)
     )

@@ -182,6 +182,11 @@ def study_mean(rows: Sequence[DiceRow], model: str) -> float | None:
     return mean(site_means(rows, model).values())
 
 
+def mean_title(tested: int, sites: int) -> str:
+    """What a mean over ``tested`` of a study's ``sites`` is called."""
+    return "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
+
+
 def worst_site(rows: Sequence[DiceRow], model: str) -> tuple[str, float] | None:
     """The site with the lowest mean Dice under a model, and that mean."""
     means = site_means(rows, model)
