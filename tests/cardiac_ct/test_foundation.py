@@ -144,10 +144,14 @@ def test_a_new_layer_for_any_task_on_either_network_begins_at_the_seed_and_moves
     number = "2" if task == "coronaries" else "1"
     done = tune(file, listed, out, "--task", task, "--backbone", backbone, "--label", number)
     assert done.exit_code == 0, done.output
-    found = {line.strip().split("  ")[0] for line in done.output.splitlines() if f"/{backbone}/" in line}
-    assert found
-    assert {figure.rpartition("/")[2] for figure in found} - {"all points"} <= set(TASKS[task].names)
-    assert TASKS[task].kind == "points" or "all points" not in done.output
+    table = done.output[done.output.rindex("──") :].splitlines()[1:]
+    told = {line.strip().split("  ")[0]: line for line in table if line.strip()}
+    scores = {"calcium, mean absolute error"} if task == "calc" else set()
+    known = {*TASKS[task].names, *scores, *(["all points"] if TASKS[task].kind == "points" else [])}
+    assert told
+    assert set(told) <= known
+    assert scores <= set(told)
+    assert all("Dice " in told[name] for name in TASKS[task].names if TASKS[task].kind == "mask")
 
     before, after = load_foundation(file), load_foundation(out)
     layer = parameters_of(build_last_layer(after.experiment, backbone), f"transfer.{backbone}.")
@@ -180,6 +184,60 @@ def test_a_cnn_of_a_whole_runs_file_takes_a_new_layer_and_the_file_is_not_replac
     again = tune(file, listed, out, "--task", "ms", "--backbone", "cnn")
     assert again.exit_code == 2
     assert "--force" in again.output
+    out.unlink()
+    again = tune(file, listed, out, "--task", "ms", "--backbone", "cnn")
+    assert again.exit_code == 2, "the record is an answer too"
+    assert "tuned.run.json" in again.output
+
+
+def test_a_tuned_layers_card_says_what_it_was_put_on_and_what_was_measured(
+    study: Study, listed: Path, tmp_path: Path
+) -> None:
+    """The call leaves a record as a run does, and nothing of it is called a result of all sites together."""
+    file, out = tmp_path / "student.safetensors", tmp_path / "vessels.safetensors"
+    save_foundation(file, trained(study()), experiment=study(), what="student")
+    assert tune(file, listed, out, "--label", "2").exit_code == 0
+    record = json.loads((tmp_path / "vessels.run.json").read_text())
+    dice = record["rounds"][-1]["sites"]["here"]["metrics"]["dice/student/coronaries"]
+    assert load_foundation(out).run == record["run"]
+
+    def card(*options: str) -> str:
+        folder = tmp_path / f"out{len(options)}"
+        command = ["export", str(out), "--to", "torchscript", "--task", "coronaries", "--out", str(folder)]
+        done = CliRunner().invoke(app, [*command, *options])
+        assert done.exit_code == 0, done.output
+        return (folder / "README.md").read_text()
+
+    bare, told = card(), card("--run", str(tmp_path / "vessels.run.json"))
+    for text in (bare, told):
+        assert "| model | student: the transformer of an earlier training, frozen, under a last layer learned" in text
+        assert "of all sites together" not in text
+    assert "| sites that trained its last layer | 1 |" in told
+    assert f"| coronaries | 1 | {dice:.3f} | - |" in told
+    assert "Not given: the model was exported without the record" in bare
+
+    first = out.read_bytes(), json.loads((tmp_path / "vessels.run.json").read_text())
+    assert tune(file, listed, out, "--label", "2", "--force").exit_code == 0
+    again = json.loads((tmp_path / "vessels.run.json").read_text())
+    assert (out.read_bytes(), again["rounds"], again["run"]) == (first[0], first[1]["rounds"], first[1]["run"])
+
+
+def test_scans_smaller_than_the_files_crop_are_refused_in_words_that_fit_the_command(
+    study: Study, tmp_path: Path
+) -> None:
+    """The crop is the file's; nobody can set data.crop here."""
+    numbers = {"training": 1, "unlabeled": 0, "validation": 0, "test": 0, "sites": 1, "size": [32, 32, 32]}
+    section = PhantomSection.model_validate({"family": "cardiac_ct", "annotation": "published", **numbers})
+    small = write_phantoms(section, seed=3, name="site-1", home=tmp_path / "site")
+    file = tmp_path / "student.safetensors"
+    save_foundation(file, trained(study()), experiment=study(), what="student")
+    done = tune(file, small, tmp_path / "x.safetensors", "--label", "2")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2
+    assert "the settings are those of the file" in said
+    assert "`fedmedseg data check`" in said
+    assert "make data.crop smaller" not in said
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_what_is_said_of_all_points_is_the_new_layers_alone() -> None:
@@ -187,7 +245,10 @@ def test_what_is_said_of_all_points_is_the_new_layers_alone() -> None:
     other = {"points/student/RCC": 1.0, "dice/student/calcification": 0.5, "points/cnn/RCC": 1.0}
     assert set(_figures_of("ms", "student", own | {"points/cnn/RCC": 1.0})) == set(own)
     assert set(_figures_of("ms", "student", own | other)) == set(own) - {"points/student/all points"}
-    assert set(_figures_of("calc", "student", own | other)) == {"dice/student/calcification"}
+    scores = {"calcium/volume_error/student": 1.0, "calcium/agatston_error/student": 2.0}
+    more = own | other | scores | {"calcium/volume_error/cnn": 1.0}
+    assert set(_figures_of("calc", "student", more)) == {"dice/student/calcification", *scores}
+    assert not set(scores) & set(_figures_of("ms", "student", more))
 
 
 def test_one_command_writes_a_runs_networks_as_a_file(tmp_path: Path) -> None:

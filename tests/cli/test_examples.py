@@ -213,6 +213,9 @@ def fused(here: Path) -> None:
     }  # fmt: skip
     shared(here / "run" / "models" / "shared.safetensors", study, trunk)
     (here / "run" / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    record = {"settings": study.model_dump(mode="json"), "experiment_sha256": study.digest, "rounds": []}
+    (here / "run" / "report").mkdir()
+    (here / "run" / "report" / "run.json").write_text(json.dumps(record))
     for name, organs in (("a", (1, 2)), ("b", (3, 4))):
         own = initial_network(own_study(study, organs))
         kept = {n: t for n, t in private_tensors(own, study).items() if t.is_floating_point()}

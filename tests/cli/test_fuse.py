@@ -145,6 +145,40 @@ def test_flips_change_the_map_and_are_the_mean_over_mirror_images(place: Place) 
     assert np.array_equal(maps["flipped"], expected.numpy())
 
 
+def test_of_one_sites_model_the_structures_it_knows_can_be_asked_for(place: Place) -> None:
+    """One hospital's heads came, the other's did not: what is there is still of use, under the study's numbers."""
+    whole, bars = place.root / "whole.nii.gz", place.root / "bars.nii.gz"
+    image = str(place.root / "i0.nii.gz")
+    assert call("predict", image, str(whole), *place.options())[0] == 0
+    code, said = call("predict", image, str(bars), *place.options(place.models[1]), "--structure", "bar")
+    assert code == 0, said
+    marked = set(np.unique(nibabel.load(bars).get_fdata()))
+    assert marked == {0.0, 2.0}
+    assert set(np.unique(nibabel.load(whole).get_fdata())) > {0.0, 1.0}
+    code, said = call("score", str(place.list), *place.options(place.models[1]), "--structure", "bar")
+    assert code == 0, said
+    assert " disc " not in said
+    code, said = call("predict", image, str(bars), *place.options(), "--structure", "baar")
+    assert (code, "--structure: got 'baar'. Expected a structure of" in said, "write 'bar'" in said) == (2, True, True)
+
+
+def test_the_study_is_that_of_the_run_whose_folder_is_named_and_which_it_is_is_said(place: Place) -> None:
+    image, out = str(place.root / "i0.nii.gz"), str(place.root / "x.nii.gz")
+    models = place.root / "run" / "models"
+    models.mkdir(parents=True)
+    (place.root / "run" / "report").mkdir()
+    record = {"settings": place.study.model_dump(mode="json"), "rounds": []}
+    (place.root / "run" / "report" / "run.json").write_text(json.dumps(record))
+    code, said = call("predict", image, out, "--models", str(models))
+    assert code == 2
+    assert f"study: {place.study.study}, of the run in {place.root / 'run'}" in said
+    assert "shared.safetensors: got no file. Expected one of this study" in said
+    assert place.study.digest[:16] in said
+    code, said = call("predict", image, out, "--models", place.models[0])
+    assert (code, "the shipped one; --experiment names another" in said) == (2, True)
+    assert "a model of disc. Expected models of liver" in said
+
+
 def test_how_reaches_the_fusion(place: Place) -> None:
     """Two models of the disc: their mean, and the mean weighted by how sure each is, give other maps."""
     models = [*place.models, place.model("other", 1, seed=7)]

@@ -129,7 +129,7 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(place: Place) -> Non
     (place.images / "notes.txt").write_text("of mine")
     code, said = call(place.model, place.images, place.out, "--ed", "p1_ED", "--es", "broken")
     assert code == 1, said
-    assert "(2 images); 1 files that are no images were passed over" in said
+    assert "(2 images); 1 file that is no image was passed over" in said
     table = said[said.index("not done") :]
     for name, reason in (
         ("broken", "no NIfTI file"),

@@ -27,6 +27,8 @@ from fedmedseg.data.tasks import TASKS
 from fedmedseg.export.network import NETS, Exportable
 from fedmedseg.segmentation.prediction import Origin
 
+NEW_LAYER = "transfer"
+"""The stage that trains a new last layer on a frozen network."""
 CHANNELS = ("image", "structures of the heart, as numbers 0 to 7")
 
 
@@ -66,14 +68,14 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             experiment=experiment.digest,
             run=foundation.run,
         ),
-        trained_in=_trained_in(experiment, found.which, task),
+        trained_in=_trained_in(foundation, found.which, task),
     )
 
 
-def _trained_in(experiment: Experiment, which: Which, task: str) -> tuple[str, ...]:
+def _trained_in(foundation: Foundation, which: Which, task: str) -> tuple[str, ...]:
     """The stages that train the layers which answer ``task``: a new last layer's own, where it has one."""
-    if task not in experiment.wing.tasks:
-        return ("transfer",)
+    if task == answered_anew(foundation.experiment, foundation.tensors, TRANSFORMER if which == TRANSFORMER else CNN):
+        return (NEW_LAYER,)
     return ("distillation", "head_tuning") if which == TRANSFORMER else (f"teacher_{task}",)
 
 

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fedmedseg.cardiac_ct.foundation import Foundation, save_foundation
 from fedmedseg.cardiac_ct.learner import KnowledgeDistillationLearner
 from fedmedseg.cardiac_ct.plan import TRANSFER, initial_shared
-from fedmedseg.core.checkpoint import content_sha256
+from fedmedseg.core.checkpoint import content_sha256, write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
+from fedmedseg.core.records import installed_versions
 from fedmedseg.core.state import SiteState
 from fedmedseg.data.site import Site
 from fedmedseg.data.tasks import TASKS
+from fedmedseg.reporting.calcium_table import BEGINNINGS
 from fedmedseg.reporting.points import ALL
 
 HERE = "here"
 
 
+def record_beside(out: Path) -> Path:
+    """Where the record of the networks in ``out`` lies: ``heart.run.json`` beside ``heart.safetensors``."""
+    return out.with_suffix(".run.json")
+
+
 def tune(
     foundation: Foundation, study: Experiment, datalist: Path, *, folder: Path, out: Path, device: str = "cpu"
-) -> Mapping[str, float]:
+) -> dict[str, Any]:
     """Train the new last layer of ``study``, write it with the frozen network it is put on to ``out``, and test it.
 
     The layer begins at the study's seed, whatever layer the file has. ``folder`` holds what is prepared and remembered
-    meanwhile. Returns the figures of the task, empty where no test case annotates it.
+    meanwhile. Returns what is written beside ``out`` too, a record as a run's server writes one, of this one site: its
+    evaluation tells the figures of the task, and none where no test case annotates it.
 
     Raises:
-        DataError: no training case annotates the task (reason NO_CASES), or a damaged data list.
+        DataError: no training case annotates the task (reason NO_CASES) or is large enough, or a damaged data list.
         OSError: disk full or not writable.
     """
     site = Site(
@@ -42,7 +53,8 @@ def tune(
         models=folder / "models",
         device=device,
         datasets={study.data.role: datalist.resolve()},
-        salt=secrets.token_hex(16),
+        # of the list, so that the same call draws the same patches; whoever lacks the list cannot guess it
+        salt=hashlib.sha256(datalist.read_bytes()).hexdigest(),
         simulated=False,
     )
     learner = KnowledgeDistillationLearner(experiment=study, site=site)
@@ -50,16 +62,54 @@ def tune(
     layer = {name: tensor for name, tensor in initial.items() if name.startswith(TRANSFER)}
     tensors = {name: tensor for name, tensor in foundation.tensors.items() if name in initial} | layer
     task = _task(study, "transfer", content_sha256(tensors), folder)
-    tensors |= learner.run(task, tensors).tensors
-    save_foundation(out, tensors, experiment=study)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        reply = learner.run(replace(task, stage="evaluation", base=content_sha256(tensors)), tensors)
+        tensors |= learner.run(task, tensors).tensors
+    except DataError as error:
+        raise DataError(
+            error.field,
+            got=error.got,
+            expected=error.expected,
+            remedy="the settings are those of the file, which is how its networks see a scan; `fedmedseg data check` "
+            "names the files that cannot be used",
+            reason=error.reason,
+        ) from None
+    digest = content_sha256(tensors)
+    # the same call gives the same file, so the run is called after what it made
+    run = f"tuned-{digest[:32]}"
+    save_foundation(out, tensors, experiment=study, run=run)
+    figures: dict[str, float] = {}
+    try:
+        reply = learner.run(replace(task, stage="evaluation", base=digest), tensors)
     except DataError as error:
         if error.reason != Reason.NO_CASES:
             raise
-        return {}
-    backbone, name = study.wing.transfer.backbones[0], study.wing.transfer.task
-    return _figures_of(name, backbone, reply.metrics)
+    else:
+        figures = _figures_of(study.wing.transfer.task, study.wing.transfer.backbones[0], reply.metrics)
+        figures |= {name: reply.metrics[name] for name in ("cases",) if name in reply.metrics}
+    record = _record(study, run=run, started=started, figures=figures)
+    write_atomic(record_beside(out), json.dumps(record, indent=1, sort_keys=True).encode())
+    return record
+
+
+def _record(study: Experiment, *, run: str, started: str, figures: Mapping[str, float]) -> dict[str, Any]:
+    def one(stage: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+        sites = {HERE: {"accepted": True, "metrics": dict(metrics)}}
+        return {"stage": stage, "round": 0, "rounds": 1, "accepted": [HERE], "sites": sites}
+
+    return {
+        "study": study.study,
+        "system": study.system,
+        "experiment_sha256": study.digest,
+        "run": run,
+        "seed": study.seed,
+        "sites": [HERE],
+        "started": started,
+        "ended": True,
+        "outcome": "finished",
+        "versions": installed_versions(),
+        "rounds": [one("transfer", {}), one("evaluation", figures)],
+    }
 
 
 def _task(study: Experiment, stage: str, base: str, folder: Path) -> Task:
@@ -69,7 +119,7 @@ def _task(study: Experiment, stage: str, base: str, folder: Path) -> Task:
 
 
 def _figures_of(task: str, backbone: str, figures: Mapping[str, float]) -> dict[str, float]:
-    """Those figures of the test that are of ``task``, on the backbone it was learned on.
+    """Those figures of the test that are of ``task``, on the backbone it was learned on; of calcification its scores.
 
     What is said of all points is of the task where no older head answered any.
     """
@@ -78,4 +128,5 @@ def _figures_of(task: str, backbone: str, figures: Mapping[str, float]) -> dict[
     points = {name for figure, name in here.items() if figure.startswith("points/")} - {ALL}
     if points <= wanted:
         wanted.add(ALL)
-    return {figure: figures[figure] for figure, name in here.items() if name in wanted}
+    scores = tuple(BEGINNINGS.values()) if task == "calc" else ()
+    return {figure: figures[figure] for figure, name in here.items() if name in wanted or figure.startswith(scores)}

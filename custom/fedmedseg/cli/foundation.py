@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -106,12 +106,15 @@ def tune(
     beside the task's. Nothing leaves this machine.
     """
     from fedmedseg.cardiac_ct.foundation import load_foundation, number_in, tuning_study
+    from fedmedseg.cardiac_ct.tuning import record_beside
     from fedmedseg.cardiac_ct.tuning import tune as learn
+    from fedmedseg.data.tasks import TASKS
     from fedmedseg.segmentation.predicted_files import require_writable
     from fedmedseg.segmentation.prediction import require_device
 
     with friendly_errors():
         _new_file(out, force)
+        _not_there(record_beside(out), force)
         if not datalist.is_file():
             raise ConfigurationError("--list", got=f"no file at {datalist}", expected="a data list (JSON)")
         require_device(device)
@@ -127,31 +130,49 @@ def tune(
             number=number or number_in(datalist, task),
         )
         with tempfile.TemporaryDirectory() as folder:
-            figures = learn(foundation, study, datalist, folder=Path(folder), out=out, device=device)
-    console.print(f"written: {out}", highlight=False, soft_wrap=True)
-    if not figures:
+            record = learn(foundation, study, datalist, folder=Path(folder), out=out, device=device)
+    kept = record_beside(out)
+    console.print(f"written: {out}; its record, for `fedmedseg export --run`: {kept}", highlight=False, soft_wrap=True)
+    rows = _rows(record)
+    if not rows:
         console.print("not tested: the list has no test case that annotates the task", highlight=False)
         return
     frozen = "student" if backbone == "student" else f"CNN of {study.wing.transfer.cnn}"
     what = f"{task} by a new last layer on the {frozen}, on the test cases of {datalist.name}:"
     console.print(what, highlight=False, soft_wrap=True)
-    console.print(_table(figures))
+    pointed = TASKS[task].kind == "points"
+    table = Table("what", "mm: median (quartiles)" if pointed else "test", box=box.SIMPLE_HEAD)
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
 
 
-def _table(figures: Mapping[str, float]) -> Table:
-    table = Table("figure", box=box.SIMPLE_HEAD)
-    table.add_column("value", justify="right")
-    for name, value in sorted(figures.items()):
-        table.add_row(name, f"{value:.3f}")
-    return table
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of a record of one site and one model, as a report would tell them."""
+    from fedmedseg.reporting.tables import calcium_of, decimal, dice_table, points_of
+
+    masks = [(one.structure, f"Dice {decimal(one.dice)}, HD95 {decimal(one.hd95, 1)} mm") for one in dice_table(record)]
+    points = [(one.point, one.told) for one in points_of(record)]
+    calcium = [
+        (
+            "calcium, mean absolute error",
+            f"volume {decimal(one.volume, 1)} mm\N{SUPERSCRIPT THREE}, Agatston score {decimal(one.agatston, 1)}",
+        )
+        for one in calcium_of(record)
+    ]
+    return masks + points + calcium
 
 
 def _new_file(out: Path, force: bool) -> None:
     if out.suffix != ".safetensors":
         raise ConfigurationError("--out", got=out.name, expected="a file that ends with .safetensors")
+    _not_there(out, force)
+    if out.parent.exists() and not out.parent.is_dir():
+        raise ConfigurationError("--out", got=f"{out.parent}, which is a file", expected="a file in a folder")
+
+
+def _not_there(out: Path, force: bool) -> None:
     if out.exists() and not (force and out.is_file()):
         raise ConfigurationError(
             "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
         )
-    if out.parent.exists() and not out.parent.is_dir():
-        raise ConfigurationError("--out", got=f"{out.parent}, which is a file", expected="a file in a folder")

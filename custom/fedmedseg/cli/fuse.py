@@ -23,9 +23,11 @@ from fedmedseg.cli.predict import (
     require_one_map,
     write_answers,
 )
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, choose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedmedseg.core.config import Experiment
     from fedmedseg.reporting.metrics import CaseScore
     from fedmedseg.reporting.paired import Paired
@@ -40,7 +42,18 @@ Models = Annotated[
         "--models", help="A site's model file, or a run's folder `models` with what sites published; may be repeated."
     ),
 ]
-Study = Annotated[str, typer.Option("--experiment", help="The study: its experiment.yaml, or a job by name or folder.")]
+Study = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        help="The study: its experiment.yaml, or a job by name or folder. Default: that of the run whose folder "
+        "--models names, else the shipped one.",
+    ),
+]
+Structures = Annotated[
+    list[str] | None,
+    typer.Option("--structure", help="A structure of the study that is wanted; may be repeated. Default: all."),
+]
 HowOption = Annotated[
     Literal["probability", "uncertainty"],
     typer.Option("--how", help="How several models of one organ are joined: by their mean, or by how sure each is."),
@@ -50,7 +63,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file that is a
 
 @fuse_app.command(
     epilog=example(
-        "fedmedseg fuse predict scans/ predictions/ --models run/models --experiment run/experiment.yaml",
+        "fedmedseg fuse predict scans/ predictions/ --models run/models",
         "fedmedseg fuse predict scan.nii.gz labels.nii.gz --models a.safetensors --models b.safetensors",
     )
 )
@@ -58,7 +71,8 @@ def predict(
     place: Place,
     out: Out,
     models: Models,
-    experiment: Study = SYSTEM,
+    experiment: Study = None,
+    structures: Structures = None,
     how: HowOption = "probability",
     device: Device = "cpu",
     flips: Flips = False,
@@ -77,9 +91,14 @@ def predict(
         from fedmedseg.segviz.prediction import FusedPredictor
 
         require_device(device)
-        study = _study(experiment)
+        study = _study(experiment, models)
         predictor = FusedPredictor(
-            experts=_experts(models, study), experiment=study, how=how, device=device, flips=flips
+            experts=_experts(models, study),
+            experiment=study,
+            labels=_wanted(structures, study),
+            how=how,
+            device=device,
+            flips=flips,
         )
         require_one_map(predictor, found, out)
     write_answers(predictor, found, out, read=[*_files(models), place], flips=flips, budget_mb=budget_mb, force=force)
@@ -97,7 +116,8 @@ def score(
         list[Path] | None,
         typer.Option("--against", help="Other models (single organs, pooled) on the same patients; may be repeated."),
     ] = None,
-    experiment: Study = SYSTEM,
+    experiment: Study = None,
+    structures: Structures = None,
     how: HowOption = "probability",
     device: Device = "cpu",
     budget_mb: Budget = BUDGET_MB,
@@ -115,8 +135,8 @@ def score(
     with friendly_errors(), progress_bar() as bar:
         if out is not None:
             _new_file(out, force=force)
-        study = _study(experiment)
-        labels = study.data.labels
+        study = _study(experiment, models)
+        labels = _wanted(structures, study)
         sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
         cases, aside = labelled_cases(datalist, data=study.data, budget_mb=budget_mb)
         found = {}
@@ -139,7 +159,7 @@ def score(
         console.print(f"[yellow]set aside:[/yellow] {number} x {reason}", highlight=False)
 
 
-def _study(name: str) -> Experiment:
+def _study(name: str | None, models: Sequence[Path]) -> Experiment:
     """The study that gives the label map.
 
     Raises:
@@ -147,12 +167,53 @@ def _study(name: str) -> Experiment:
     """
     from fedmedseg.preflight.run import find_experiment
 
-    study = find_experiment(name)
+    study = find_experiment(name) if name is not None else _of_the_run(models)
+    if study is None:
+        study = find_experiment(SYSTEM)
+        said = f"study: {study.study}, the shipped one; --experiment names another"
+        console.print(said, highlight=False, soft_wrap=True)
     if study.system != SYSTEM:
         raise ConfigurationError(
             "--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}, whose sites' models are fused"
         )
     return study
+
+
+def _of_the_run(models: Sequence[Path]) -> Experiment | None:
+    """The study whose run left one of the folders ``models``, by the record beside it; None where there is none.
+
+    Raises:
+        ConfigurationError: a damaged record, or one of a version that kept no settings.
+    """
+    from fedmedseg.core.config import parse_experiment
+    from fedmedseg.reporting.report import RECORDS, read_record
+
+    for path in models:
+        report = path.resolve().parent / "report"
+        if path.is_dir() and any((report / name).is_file() for name in RECORDS):
+            record = read_record(report, option="--models")
+            study = parse_experiment(record.get("settings"), source=f"{report.name}: settings")
+            console.print(f"study: {study.study}, of the run in {report.parent}", highlight=False, soft_wrap=True)
+            return study
+    return None
+
+
+def _wanted(structures: Sequence[str] | None, study: Experiment) -> dict[int, str]:
+    """Number -> structure of those that are asked for.
+
+    Raises:
+        ConfigurationError: one that the study does not name.
+    """
+    labels = dict(study.data.labels)
+    for name in structures or ():
+        if name not in labels.values():
+            raise ConfigurationError(
+                "--structure",
+                got=repr(name),
+                expected=f"a structure of {study.study}: {', '.join(labels.values())}",
+                remedy=choose(name, labels.values()),
+            )
+    return {number: name for number, name in labels.items() if not structures or name in structures}
 
 
 def _experts(paths: list[Path], study: Experiment) -> list[InferenceModel]:

@@ -304,30 +304,33 @@ def _tell(
     *,
     passed_over: int,
 ) -> None:
+    from fedmedseg.reporting.tables import counted
     from fedmedseg.segmentation.predicted_files import FAILED
 
-    said = f"written: {out} ({len(batch.done)} images)"
+    said = f"written: {out} ({counted(len(batch.done), 'image')})"
     if not batch.done:
         said = "nothing was written" if _is_file(out) else f"nothing was written but the reasons: {out / FAILED}"
     if passed_over:
-        said += f"; {passed_over} files that are no images were passed over"
+        files = "1 file that is no image was" if passed_over == 1 else f"{passed_over} files that are no images were"
+        said += f"; {files} passed over"
     console.print(said, highlight=False, soft_wrap=True)
     bare = [one.name for one in batch.done if one.name not in hearts] if predictor.conditions else []
     if bare:
         console.print(
-            f"[yellow]{len(bare)} images without the heart's structures that this model expects (--heart)[/]",
+            f"[yellow]{counted(len(bare), 'image')} without the heart's structures that this model expects "
+            "(--heart)[/]",
             highlight=False,
             soft_wrap=True,
         )
     if 0 < len(batch.done) <= SHOWN:
         table = Table("image", "structure", box=box.SIMPLE_HEAD)
-        table.add_column("ml", justify="right")
+        table.add_column("found", justify="right")
         table.add_column("")
         for one in batch.done:
             for name, volume in one.volumes.items():
-                table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f}", escape(volume.doubt or ""))
+                table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f} ml", escape(volume.doubt or ""))
             for name, place in one.points.items():
-                at = "not found" if place is None else "({:.1f}, {:.1f}, {:.1f}) mm".format(*place)
+                at = "not found" if place is None else "({:.1f}, {:.1f}, {:.1f}) mm of the world".format(*place)
                 table.add_row(escape(one.name), escape(name), at)
             if one.calcium is not None:
                 table.add_row(escape(one.name), "Agatston score", f"{one.calcium.agatston:.1f}")

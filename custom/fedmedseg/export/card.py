@@ -26,6 +26,13 @@ MODELS = {
     "cnn": "cnn: the tasks' CNNs, each of the sites that annotate it",
 }
 """What a model's name means, for somebody who has the card alone."""
+UNDER_A_NEW_LAYER = {
+    "student": "student: the transformer of an earlier training, frozen, under a last layer learned anew",
+    "cnn": "cnn: a task's CNN of an earlier training, frozen, under a last layer learned anew",
+}
+"""The same of networks of which transfer learning trained the last layer alone."""
+NEW_LAYER = ("transfer",)
+"""The stages that such a layer is trained in."""
 NO_RUN = "Not given: the model was exported without the record of its run (`--run`)."
 
 
@@ -90,16 +97,16 @@ def _inputs(source: Exportable) -> str:
 
 
 def _training(source: Exportable, facts: RunFacts | None) -> str:
-    origin = source.origin
+    origin, anew = source.origin, source.trained_in == NEW_LAYER
     rows = {
         "system": origin.system,
         "study": origin.study,
-        "model": MODELS.get(origin.model, origin.model),
+        "model": (UNDER_A_NEW_LAYER if anew else MODELS).get(origin.model, origin.model),
         "experiment (SHA-256)": origin.experiment,
         "tensors (SHA-256)": source.digest,
         "parameters": f"{source.parameters:,}",
         "data role": source.data.role,
-        "sites that trained": _sites(origin.model, facts),
+        "sites that trained its last layer" if anew else "sites that trained": _sites(origin.model, facts),
         "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
         "software": f"fedmedseg {fedmedseg.__version__}",
     }

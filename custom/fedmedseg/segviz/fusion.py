@@ -102,7 +102,7 @@ def require_every_organ(experts: Sequence[Collection[str]], labels: Mapping[int,
                 "fusion",
                 got=f"no model of {organ}",
                 expected="for each organ at least one model",
-                remedy="add the model of a site that marks it, or leave the organ out of labels",
+                remedy="add the model of a site that marks it, or name with --structure those that are wanted",
             )
 
 

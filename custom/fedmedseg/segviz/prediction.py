@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmedseg.core.config import Experiment
@@ -12,7 +12,7 @@ from fedmedseg.segviz.fusion import How, fused_prediction, require_every_organ
 
 
 class FusedPredictor:
-    """One label map of ``experiment``'s structures, each from the models that know it.
+    """One label map of ``labels``, structures of ``experiment``, each from the models that know it.
 
     Raises:
         ConfigurationError: a structure that no model predicts.
@@ -27,13 +27,14 @@ class FusedPredictor:
         *,
         experts: Sequence[InferenceModel],
         experiment: Experiment,
+        labels: Mapping[int, str],
         how: How = "probability",
         device: str = "cpu",
         flips: bool = False,
     ) -> None:
         self.experts, self.how, self.device, self.flips = experts, how, device, flips
-        self.data = experiment.data
-        require_every_organ([expert.data.labels.values() for expert in experts], self.data.labels)
+        self.data = experiment.data.model_copy(update={"labels": dict(labels)})
+        require_every_organ([expert.data.labels.values() for expert in experts], labels)
         runs = {expert.run for expert in experts}
         self.origin = Origin(
             study=experiment.study,
