@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from fedmedseg.cli import console, display
 from fedmedseg.cli.console import next_step, progress_bar, workspace_beside
@@ -119,6 +122,25 @@ def test_a_run_that_goes_on_is_never_shown_as_done(clock: Clock, capsys: pytest.
                     shown.show(event | {"time": clock.now})
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith("(99%, nearly done)"), last
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_nothing_of_a_run_is_cut_off_in_a_narrow_terminal(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    terminal = Console(file=StringIO(), force_terminal=True, width=width, legacy_windows=False)
+    monkeypatch.setattr(display, "console", terminal)
+    _, experiment = read_settings(find_job("fedata"), [])
+    event = events("pretraining", 0, 20)[4] | {"site": "university-hospital-north"}
+    with Display(experiment, sites=2, threads=1) as shown:
+        clock.now += 1.0
+        shown.show(event)
+        shown._bar.refresh()
+        said = " ".join(Text.from_ansi(terminal.file.getvalue()).plain.split())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
+    for words in ("university-hospital-north", "pretraining", "round 1/3 step", "5/20 loss 0.5000", "%"):
+        assert words in said
+    assert "left" in said
 
 
 def test_the_next_command_is_printed_as_a_shell_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from small_cardiac_ct import SMALL
+from tiny_study import moved, tiny
 from typed import call, commands, words_of
 
 from fedmedseg.cardiac_ct.foundation import save_foundation
@@ -52,18 +52,7 @@ RUN_BY = {
     "resume": "integration/test_process_faults.py::test_a_killed_server_job_is_resumed_and_ends_with_the_same_model",
 }
 """Commands that need FLARE's processes, or minutes, and the test that types each."""
-TINY: dict[str, Any] = {
-    "data": {
-        "role": "shapes",
-        "modality": "mr",
-        "spatial_dims": 2,
-        "labels": {1: "left ventricle", 2: "wall"},
-        "crop": [16, 16],
-        "spacing": [None, None, None],
-        "phantom": None,
-    },
-    "network": {"name": "unet", "channels": [4, 8], "res_units": 1},
-}
+TINY = tiny("left ventricle", "wall")
 SMALL_PHANTOMS = (
     "--sites", "1", "--size", "48,48,4", "--training", "2", "--validation", "1", "--test", "1", "--unlabeled", "0",
 )  # fmt: skip
@@ -128,10 +117,7 @@ def models(here: Path) -> None:
     """A network of two structures, at the server and at a site, its run's report, and images to look at."""
     study = read_settings(find_job("fedavg"), [TINY])[1]
     network = initial_network(study)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
+    moved(network, by=0.4, seed=3)
     shared(here / "models" / "shared.safetensors", study, dict(network.state_dict()))
     save_model(here / "personal.safetensors", network.state_dict(), experiment=study, start="personal", run="r1")
     for number, name in enumerate(("scan", "scans/a", "scans/b", "frames/ED", "frames/ES")):

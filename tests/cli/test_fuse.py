@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_study import moved, tiny
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
@@ -21,18 +22,7 @@ from fedmedseg.segmentation.prediction import native_probabilities
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.organs import own_study
 
-TINY: dict[str, Any] = {
-    "data": {
-        "role": "shapes",
-        "modality": "mr",
-        "spatial_dims": 2,
-        "labels": {1: "disc", 2: "bar"},
-        "crop": [16, 16],
-        "spacing": [None, None, None],
-        "phantom": None,
-    },
-    "network": {"name": "unet", "channels": [4, 8], "res_units": 1},
-}
+TINY = tiny()
 
 
 def call(*options: str) -> tuple[int, str]:
@@ -66,10 +56,7 @@ class Place:
         """The file of a network of one structure, with weights of its own."""
         own: Experiment = own_study(self.study, (organ,))
         network = initial_network(own)
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
+        moved(network, by=0.3, seed=seed)
         save_model(self.root / f"{name}.safetensors", network.state_dict(), experiment=own, start="personal")
         return str(self.root / f"{name}.safetensors")
 

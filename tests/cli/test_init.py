@@ -15,7 +15,8 @@ from typed import bound, call, next_lines, words_of
 
 from fedmedseg.cli import init as module
 from fedmedseg.cli.simulate import _check_site_files, _place_site_files
-from fedmedseg.core.jobs import EXPERIMENT, find_job, read_settings
+from fedmedseg.core.config import systems
+from fedmedseg.core.jobs import EXPERIMENT, find_job, presets_of, read_settings
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.site import SiteFile
 from fedmedseg.provisioning.starting import check_project
@@ -264,8 +265,15 @@ def test_the_data_that_are_named_say_which_hospitals_there_are(here: Path, monke
     assert "--sites heart/sites" in said, "the trial reads the data"
 
 
-def test_the_list_of_jobs_names_every_preset_in_its_own_words() -> None:
-    code, said = call("job", "--list", env={"COLUMNS": "200"})
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_list_of_jobs_names_every_preset_in_its_own_words(columns: int) -> None:
+    code, said = call("job", "--list", env={"COLUMNS": str(columns)})
     assert code == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
+    for preset in (name for system in systems() for name in presets_of(system)):
+        assert preset in said
+    if columns == 80:
+        return  # a table whose last column is folded
+    said = " ".join(said.split())
     for words in ("fedata", "sunnybrook", "fed_mae", "Baseline: the transformer trained in the federation"):
         assert words in said

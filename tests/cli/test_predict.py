@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tiny_study import moved, tiny
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
@@ -26,18 +27,7 @@ from fedmedseg.segmentation.predicted_files import require_new
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.publication import blank, save_published
 
-TINY: dict[str, Any] = {
-    "data": {
-        "role": "shapes",
-        "modality": "mr",
-        "spatial_dims": 2,
-        "labels": {1: "left ventricle", 2: "wall"},
-        "crop": [16, 16],
-        "spacing": [None, None, None],
-        "phantom": None,
-    },
-    "network": {"name": "unet", "channels": [4, 8], "res_units": 1, "norm": "instance"},
-}
+TINY = tiny("left ventricle", "wall", norm="instance")
 EACH_ML = 1.5 * 2.0 * 8.0 / 1000.0
 """ml of a voxel of the images here."""
 
@@ -56,10 +46,7 @@ class Place:
         self.root, self.images, self.out = root, root / "images", root / "out"
         self.study = read_settings(find_job("fedavg"), [TINY])[1]
         network = initial_network(self.study)
-        torch.manual_seed(3)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.4 * torch.randn_like(parameter))
+        moved(network, by=0.4, seed=3)
         self.model = root / "personal.safetensors"
         self.network = network
         save_model(self.model, network.state_dict(), experiment=self.study, start="personal")

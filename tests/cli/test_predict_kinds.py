@@ -14,6 +14,7 @@ import pytest
 import torch
 from dicom_series import COLUMN_SPACING, POSITION, ROW_SPACING, STEP, write_series
 from small_cardiac_ct import SMALL
+from tiny_study import moved, tiny
 from typed import call
 
 from fedmedseg.cardiac_ct.foundation import save_foundation
@@ -23,18 +24,7 @@ from fedmedseg.segmentation.models import load_for_inference, save_model
 from fedmedseg.segmentation.prediction import native_probabilities
 from fedmedseg.segmentation.starts import initial_network
 
-TINY: dict[str, Any] = {
-    "data": {
-        "role": "shapes",
-        "modality": "mr",
-        "spatial_dims": 2,
-        "labels": {1: "disc", 2: "bar"},
-        "crop": [16, 16],
-        "spacing": [None, None, None],
-        "phantom": None,
-    },
-    "network": {"name": "unet", "channels": [4, 8], "res_units": 1, "norm": "instance"},
-}
+TINY = tiny(norm="instance")
 SERIES = Path(os.environ.get("FEDMEDSEG_DATA", "absent")) / "ct" / "dicom_series"
 TILTED = ((0.8, 0.6, 0.0), (0.0, 0.0, -1.0))
 
@@ -51,10 +41,7 @@ def model(tmp_path: Path) -> Callable[..., Path]:
     def make(**changes: Any) -> Path:
         study = read_settings(find_job("fedavg"), [merged(TINY, changes)])[1]
         network = initial_network(study)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator))
+        moved(network, by=0.4, seed=3)
         save_model(tmp_path / "model.safetensors", network.state_dict(), experiment=study, start="personal")
         return tmp_path / "model.safetensors"
 

@@ -8,23 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_study import moved, tiny
 
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.segmentation.models import save_model
 from fedmedseg.segmentation.starts import initial_network
 
-TINY: dict[str, Any] = {
-    "data": {
-        "role": "shapes",
-        "modality": "mr",
-        "spatial_dims": 2,
-        "labels": {1: "disc", 2: "bar"},
-        "crop": [16, 16],
-        "spacing": [1.5, None, None],
-        "phantom": None,
-    },
-    "network": {"name": "unet", "channels": [4, 8], "res_units": 1},
-}
+TINY = tiny(spacing=(1.5, None, None))
 
 THREE: dict[str, Any] = {
     "role": "shapes", "modality": "mr", "spatial_dims": 3, "labels": {1: "disc", 2: "bar"}, "phantom": None,
@@ -65,10 +55,7 @@ def model_file(tmp_path: Path) -> Callable[..., Path]:
     def make(*, system: str = "fedavg", **changes: Any) -> Path:
         study = read_settings(find_job(system), [{**TINY, **changes}])[1]
         network = initial_network(study)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        moved(network, by=0.1, seed=3)
         save_model(tmp_path / "personal.safetensors", network.state_dict(), experiment=study, start="personal")
         return tmp_path / "personal.safetensors"
 

@@ -43,6 +43,9 @@ MOST_CASES = 10
 MOST_TEXT = 400
 """Characters shown of one cell; JSON has all."""
 
+NARROW = 72
+"""Columns below which things stand below one another."""
+
 console = Console()
 errors = Console(stderr=True)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
-from fedmedseg.cli.console import console
+from fedmedseg.cli.console import NARROW, console
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.estimate import Estimate
 from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
@@ -40,9 +42,12 @@ class Display:
         self._last_line = 0.0
         self._last_round: tuple[str, int] | None = None
         self._silence = FIRST_SILENCE
+        whole = TextColumn("{task.description}", table_column=Column(no_wrap=False, overflow="fold"))
+        share, left = TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[left]}")
+        wide = (whole, BarColumn(), share, TimeElapsedColumn(), left)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=console, transient=True, disable=not console.is_terminal,
+            *((share, whole) if console.width < NARROW else wide),
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("starting", total=1.0, left="")
 
@@ -72,7 +77,8 @@ class Display:
             f"{event['site']} {event['stage']} round {event['round'] + 1}/{event['rounds']}{what} "
             f"step {event['step']}/{event['steps']}{loss}"
         )
-        self._bar.update(self._task, completed=share, description=text, left=left)
+        narrow = f"{text}, {left}" if console.width < NARROW else text
+        self._bar.update(self._task, completed=share, description=escape(narrow), left=left)
         here = (event["stage"], event["round"])
         gap = SECONDS_BETWEEN_LINES if here == self._last_round else SECONDS_BETWEEN_ROUNDS
         first = self._last_round is None or here[0] != self._last_round[0]

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fedmedseg
-from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.console import NARROW, console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.bounds import MOST_SITES
 from fedmedseg.core.config import systems
@@ -43,13 +43,27 @@ def _list(wanted: bool) -> None:
     """Every job with its presets, each in its own first words."""
     if not wanted:
         return
-    table = Table("job", "preset", "what it is", box=box.SIMPLE_HEAD)
-    for system in systems():
-        table.add_row(system, "", "as it comes: small, on phantoms" if _is_drawn(system) else "as it comes")
-        for name, file in presets_of(system).items():
-            table.add_row("", name, escape(_about(file.read_text(encoding="utf-8"))))
+    found = list(_presets())
+    if console.width < NARROW:
+        for system, preset, words in found:
+            console.print(f"{'  ' if preset else ''}{preset or system}: {words}", highlight=False, markup=False)
+        raise typer.Exit
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("job", "preset"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it is")
+    for system, preset, words in found:
+        table.add_row("" if preset else system, preset, escape(words))
     console.print(table)
     raise typer.Exit
+
+
+def _presets() -> Iterator[tuple[str, str, str]]:
+    """Every job and, after it, each of its presets, with what it is."""
+    for system in systems():
+        yield system, "", "as it comes: small, on phantoms" if _is_drawn(system) else "as it comes"
+        for name, file in presets_of(system).items():
+            yield system, name, _about(file.read_text(encoding="utf-8"))
 
 
 def _is_drawn(system: str) -> bool:

@@ -15,13 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedmedseg.cli.console import Code, console, friendly_errors
+from fedmedseg.cli.console import NARROW, Code, console, friendly_errors
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.live import AT_WORK
 from fedmedseg.core.progress import clock
 
-NARROW = 72
-"""Columns below which everything stands below one another."""
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""

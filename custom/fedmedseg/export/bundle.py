@@ -13,6 +13,7 @@ from torch import nn
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.export.card import NO_LICENCES, model_card
 from fedmedseg.export.metadata import require_valid
+from fedmedseg.export.monai_log import quiet_monai
 from fedmedseg.export.network import Exportable, require_agreement
 from fedmedseg.export.run_facts import RunFacts
 
@@ -118,12 +119,13 @@ def _verify(folder: Path) -> None:
     from monai.bundle import verify_net_in_out
 
     try:
-        verify_net_in_out(
-            NETWORK,
-            meta_file=str(folder / "configs" / "metadata.json"),
-            config_file=str(folder / "configs" / "inference.json"),
-            device="cpu",
-        )
+        with quiet_monai():
+            verify_net_in_out(
+                NETWORK,
+                meta_file=str(folder / "configs" / "metadata.json"),
+                config_file=str(folder / "configs" / "inference.json"),
+                device="cpu",
+            )
     except (ValueError, KeyError, RuntimeError) as error:
         raise FedMedSegError(
             "the bundle's network",

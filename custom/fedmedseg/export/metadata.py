@@ -16,6 +16,7 @@ from typing import Any
 
 import fedmedseg
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.export.monai_log import quiet_monai
 from fedmedseg.export.network import Exportable
 from fedmedseg.export.run_facts import RunFacts
 from fedmedseg.segmentation.predicted_files import NOTICE
@@ -124,7 +125,8 @@ def require_valid(file: Path, *, schema: Path | None = None) -> None:
         else:
             _copied(schema, local)
         try:
-            verify_metadata(meta_file=str(file), filepath=str(local))
+            with quiet_monai():
+                verify_metadata(meta_file=str(file), filepath=str(local))
         except SchemaError:
             raise ConfigurationError("--schema", got=str(schema), expected="a JSON schema") from None
         except ValueError as error:
