@@ -159,6 +159,21 @@ def test_a_missing_data_list_is_told_before_the_run(tmp_path: Path) -> None:
     assert "datalist.json" in said
 
 
+def test_of_a_refused_call_nothing_stays_and_an_earlier_workspace_does(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    options = ("simulate", "fedata", "-w", str(here / "w"), "--sites", str(site_files(tmp_path / "sites", LISTED)))
+    for earlier in (False, True):
+        if earlier:
+            (here / "w" / "local").mkdir(parents=True)
+            (here / "w.fedmedseg" / "site-1" / "models").mkdir(parents=True)
+        result = CliRunner().invoke(app, list(options))
+        assert result.exit_code == 2
+        assert "no file" in " ".join(result.output.split())
+        assert (here / "w").is_dir() == earlier
+        assert (here / "w.fedmedseg" / "site-1" / "models").is_dir() == earlier
+
+
 def test_a_data_list_that_names_absent_files_is_told_with_their_number(tmp_path: Path) -> None:
     cases = {"training": [{"image": f"{name}.nii.gz", "label": f"{name}-l.nii.gz"} for name in "ab"]}
     code, said = simulate(tmp_path, "--sites", str(site_files(tmp_path / "sites", LISTED, cases)))

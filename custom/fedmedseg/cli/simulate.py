@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +19,7 @@ from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, 
 from fedmedseg.core.allowed_classes import OPTIONAL_AT_SERVER, simulator_resources
 from fedmedseg.core.bounds import MOST_SITES
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError
 from fedmedseg.core.jobs import check_quorum, write_job
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.core.tracking import require_mlflow, wants_mlflow
@@ -106,15 +109,17 @@ def _run(
     tracks = study.mlflow is not None or wants_mlflow(folder)
     if tracks:
         require_mlflow(option="--mlflow" if study.mlflow is not None else f"{folder.name}: config_fed_server.json")
+    made = [place for place in (workspace, home) if not place.exists()]
     simulation.prepare_workspace(workspace, simulator_resources(added=OPTIONAL_AT_SERVER if tracks else ()))
     with simulation.claimed(workspace):
-        _place_site_files(sites, workspace, names)
-        _check_site_files(workspace, names, experiment, left=sites is None)
-        if study.layers or study.mlflow is not None:
-            out = home / "jobs" / folder.name
-            folder = write_job(folder, study.settings, out, finish=study.place_files)
-        else:
-            study.check_files(folder)
+        with _removed_if_refused(made):
+            _place_site_files(sites, workspace, names)
+            _check_site_files(workspace, names, experiment, left=sites is None)
+            if study.layers or study.mlflow is not None:
+                out = home / "jobs" / folder.name
+                folder = write_job(folder, study.settings, out, finish=study.place_files)
+            else:
+                study.check_files(folder)
         call = simulation.Simulation(
             job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
         )
@@ -148,6 +153,17 @@ def _run(
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
         raise typer.Exit(Code.LOOK)
+
+
+@contextmanager
+def _removed_if_refused(folders: Sequence[Path]) -> Iterator[None]:
+    """Of a call that is refused nothing stays, except where another has claimed the workspace."""
+    try:
+        yield
+    except FedMedSegError:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _of_earlier_runs(home: Path, study: str, names: tuple[str, ...]) -> list[str]:
