@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,3 +233,26 @@ def test_a_server_that_stays_away_is_told_and_one_that_refuses_is_asked_once(
     with pytest.raises(ConfigurationError, match=words), admin.session(tmp_path, patience=0.1):
         pytest.fail("there is no session")
     assert connect.call_count == tries
+
+
+def test_what_flare_logs_of_a_server_that_stays_away_is_not_put_before_our_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python's last resort writes warnings on stderr of loggers that nobody gave a handler."""
+    monkeypatch.setattr(admin, "open_kit", lambda kit: SimpleNamespace(role="admin", root=kit, server="server"))
+
+    def connect(**_: Any) -> Any:
+        logging.getLogger("nvflare.fuel.f3.cellnet").warning("no connection to server")
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(admin, "new_secure_session", connect)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    last = MagicMock(level=logging.WARNING)
+    monkeypatch.setattr(logging, "lastResort", last)
+    for _ in range(2):
+        with admin.session(tmp_path):
+            pass
+    last.handle.assert_not_called()
+    assert [type(one) for one in logging.getLogger("nvflare").handlers].count(logging.NullHandler) == 1
+    logging.getLogger("elsewhere").warning("still told")
+    last.handle.assert_called_once()

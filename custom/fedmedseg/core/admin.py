@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -43,6 +44,8 @@ WHOLE_ID = 36
 """Characters of a job's id, a UUID."""
 GONE = (NoConnection, NoReply, SessionClosed, InternalError)
 """What FLARE raises where the server of an open session answers no more."""
+_SILENT = logging.NullHandler()
+"""Python writes warnings of a logger without any handler on stderr; a logger has this one at most once."""
 _TIME = re.compile(r"^[0-9-]{10} [0-9:]{8}: ")
 
 
@@ -65,6 +68,8 @@ def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
             expected="an administrator's",
             remedy="name the folder of the kit you log in with",
         )
+    # what its messaging layer logs about a server that does not answer would otherwise stand before our own words
+    logging.getLogger("nvflare").addHandler(_SILENT)
     end = time.monotonic() + patience
     while True:
         try:
