@@ -63,6 +63,15 @@ def test_a_step_goes_down_a_gradient_of_the_given_length_and_takes_in_nothing_th
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize(("clip_norm", "step"), [(None, (3.0, 4.0)), (1.0, (0.6, 0.8)), (10.0, (3.0, 4.0))])
+def test_without_a_norm_to_cut_to_the_whole_gradient_counts(clip_norm: float | None, step: tuple[float, float]) -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    assert descend(optimizer, (weight * torch.tensor([3.0, 4.0])).sum(), [weight], clip_norm=clip_norm)
+    assert weight.tolist() == pytest.approx([2.0 - step[0], 1.0 - step[1]])
+    assert not descend(optimizer, weight.sum() * math.nan, [weight], clip_norm=clip_norm)
+
+
 def test_a_group_keeps_its_factor() -> None:
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     groups = [{"params": [weights[0]], "rate_factor": 0.1}, {"params": [weights[1]]}]

@@ -69,11 +69,13 @@ def descend(
     loss: torch.Tensor,
     parameters: Iterable[torch.nn.Parameter],
     *,
-    clip_norm: float,
+    clip_norm: float | None,
 ) -> bool:
-    """One step of ``optimizer`` down ``loss``, the gradient of ``parameters`` cut to ``clip_norm``; whether it was.
+    """One step of ``optimizer`` down ``loss``, the gradient of ``parameters`` cut to ``clip_norm`` (None: not cut);
+    whether there was one.
 
-    It was not where the loss is not finite: the training loop raises on it, and the weights must not take it in before.
+    There was none where the loss is not finite: the training loop raises on it, and the weights must not take it in
+    before.
 
     Raises:
         FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
@@ -82,7 +84,7 @@ def descend(
         return False
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
     require_finite("gradient norm", float(norm))
     optimizer.step()
     return True

@@ -12,7 +12,7 @@ import torch
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.exchange import Features
-from fedmedseg.core.optimizer import build_sgd, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.optimizer import build_sgd, descend, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import Aborted, require_finite
 from fedmedseg.data.sampling import ImageSource
@@ -160,12 +160,7 @@ class ContrastiveObjective:
         local, remote = self._losses(queries, keys, sampled(self.bank.rows, self.received, count=count))
         loss = local + remote
         require_finite("loss", float(loss.detach()))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = math.inf if section.optimizer.clip_norm is None else section.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        require_finite("gradient norm", float(norm))
-        self.optimizer.step()
+        descend(self.optimizer, loss, self.network.parameters(), clip_norm=section.optimizer.clip_norm)
         follow(self.key, self.network, section.momentum)
         self.bank.push(keys)
         return {

@@ -11,7 +11,7 @@ import torch
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import build_sgd, restore_optimizer, set_learning_rate
+from fedmedseg.core.optimizer import build_sgd, descend, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
 from fedmedseg.data.slices import draw_slices, slice_views
@@ -116,13 +116,7 @@ class BootstrapObjective:
         self._train()
         loss, figures = self._loss(first, second, partners)
         require_finite("loss", float(loss.detach()))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in self.online.parameters() if parameter.grad is not None]
-        )
-        require_finite("gradient norm", float(norm))
-        self.optimizer.step()
+        descend(self.optimizer, loss, self.online.parameters(), clip_norm=None)
         follow(self.target, self.online, section.momentum)
         return {"loss": float(loss.detach()), **figures}
 

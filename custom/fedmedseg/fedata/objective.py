@@ -10,7 +10,7 @@ import torch
 
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from fedmedseg.core.optimizer import build_optimizer, descend, learning_rate, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
 from fedmedseg.fedata.initialisation import SEEDS, make_initialisation
@@ -141,12 +141,8 @@ class MaskedDistillationObjective:
             pull = proximal_term(self.network.trained(), self.centre, weight=self.section.pair.prox)
             loss, outcome.figures["loss/prox"] = loss + pull, float(pull.detach())
         require_finite("loss", float(loss.detach()))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         trained = self.network.trained()
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), self.section.optimizer.clip_norm)
-        require_finite("gradient norm", float(norm))
-        self.optimizer.step()
+        descend(self.optimizer, loss, trained.values(), clip_norm=self.section.optimizer.clip_norm)
         if self.teacher is not None:
             ema = self.section.ema
             follow = momentum(self.position, self.total, start=ema.start, end=ema.end, schedule=ema.schedule)

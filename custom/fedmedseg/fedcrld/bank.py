@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.compute import ComputeChoice
-from fedmedseg.core.optimizer import restore_optimizer
+from fedmedseg.core.optimizer import descend, restore_optimizer
 from fedmedseg.core.training import require_finite
 from fedmedseg.fedcrld.config import AdamSection, BankSection
 from fedmedseg.fedcrld.network import Outputs, RelocalizationNetwork
@@ -66,7 +66,7 @@ class MomentumBank:
         logits = outputs_of(self.network, images, choice, device).logits
         value = loss(torch.softmax(logits, dim=1))
         figure = require_finite("loss of the bank", float(value.detach()))
-        descend(self.network, self.optimizer, value)
+        descend(self.optimizer, value, self.network.parameters(), clip_norm=None)
         return figure
 
     def state(self) -> dict[str, Any]:
@@ -87,19 +87,6 @@ def build_adam(network: nn.Module, section: AdamSection, *, learning_rate: float
         betas=section.betas,
         weight_decay=section.weight_decay,
     )
-
-
-def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One optimiser step down ``loss``; gradients are not clipped, as published.
-
-    Raises:
-        FedMedSegError: the gradient is not finite (reason LOCAL_DIVERGED); the weights are then untouched.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    require_finite("gradient norm", float(nn.utils.get_total_norm(gradients)))
-    optimizer.step()
 
 
 def outputs_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch.nn import functional
 
 from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.config import Experiment
-from fedmedseg.core.optimizer import restore_optimizer
-from fedmedseg.fedcrld.bank import MomentumBank, build_adam, descend, outputs_of
+from fedmedseg.core.optimizer import descend, restore_optimizer
+from fedmedseg.fedcrld.bank import MomentumBank, build_adam, outputs_of
 from fedmedseg.fedcrld.batches import EpochBatches
 from fedmedseg.fedcrld.config import LossSection
 from fedmedseg.fedcrld.losses import (
@@ -101,10 +100,9 @@ class RelocalizationObjective:
         terms = weighted_terms(self.section.loss, outputs, target, history)
         loss = torch.stack(list(terms.values())).sum()
         figures = {"loss": float(loss.detach())}
-        if not math.isfinite(figures["loss"]):
-            # the training loop raises on it; the weights must not take it in before
+        # not clipped, as published
+        if not descend(self.optimizer, loss, self.network.parameters(), clip_norm=None):
             return figures
-        descend(self.network, self.optimizer, loss)
         figures |= {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
         if self.bank is not None:
             self.bank.follow(self.network)
