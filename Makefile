@@ -32,6 +32,7 @@ lint: $(VENV)/installed
 
 type-check: $(VENV)/installed
 	$(BIN)/mypy custom/fedmedseg
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix $(PACKAGE)

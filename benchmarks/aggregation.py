@@ -19,6 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,13 @@ def measure(sites: int, megabytes: int, repeats: int) -> dict[str, Any]:
     probe = [statistics.median(taken["copy"][1 : 1 + half]), statistics.median(taken["copy"][-half:])]
     sorting = {}
     for name, cut in (("trimmed mean", trim), ("median", (sites - 1) // 2)):
-        rule = trimmed_mean if name == "trimmed mean" else lambda tensors, _: median(tensors)
+        rule = partial(trimmed_mean, trim=cut) if name == "trimmed mean" else median
         part = [tensor[: 2**20] for tensor in columns["a.weight"]]
-        assert torch.equal(rule(part, cut), by_sorting(part, cut)), "the results differ"
+        assert torch.equal(rule(part), by_sorting(part, cut)), "the results differ"
         ours, theirs = [], []
         for _ in range(3):
-            ours.append(seconds(lambda rule=rule, cut=cut, part=part: rule(part, cut)))
-            theirs.append(seconds(lambda cut=cut, part=part: by_sorting(part, cut)))
+            ours.append(seconds(partial(rule, part)))
+            theirs.append(seconds(partial(by_sorting, part, cut)))
         sorting[name] = statistics.median(theirs) / statistics.median(ours)
     return {
         "sites": sites,

@@ -61,6 +61,7 @@ from worth import (
     work_on,
 )
 
+from fedmedseg.comparison.patients import bench_of
 from fedmedseg.core.config import load_experiment
 from fedmedseg.core.executor import EXPERIMENT_FILE
 from fedmedseg.core.in_process import InProcessFederation, carry
@@ -325,7 +326,7 @@ def transferred(cell: Cell, pretrained: InProcessFederation, sites: Path, folder
     volumes = Volumes(site=site, experiment=experiment, section="test")
     scores = []
     for name in federation.sites:
-        bench = federation.learner(name, "fine_tuning").bench
+        bench = bench_of(federation, name, "fine_tuning")
         (start,) = bench.tuned
         load_model(bench.model_file(start), bench.model, experiment=experiment, start=start)
         found = evaluate(bench.model, volumes=volumes, experiment=experiment, device="cpu", salt=site.salt)

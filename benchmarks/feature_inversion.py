@@ -121,10 +121,11 @@ def quality(made: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
     lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
     spread = float(true.max() - true.min())
     error = (one - other).square().mean(1)
+    likeness = SSIMMetric(spatial_dims=2, data_range=spread)(made.float(), true.float())
     return {
         "correlation": float(((centred[0] * centred[1]).sum(1) / lengths.clamp_min(1e-12)).mean()),
         "psnr": float((10 * torch.log10(spread**2 / error.clamp_min(1e-12))).mean()),
-        "ssim": float(SSIMMetric(spatial_dims=2, data_range=spread)(made.float(), true.float()).mean()),
+        "ssim": float(torch.as_tensor(likeness).mean()),
     }
 
 

@@ -44,6 +44,7 @@ from worth import (
     work_on,
 )
 
+from fedmedseg.comparison.patients import bench_of
 from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.in_process import InProcessFederation, carry
 from fedmedseg.core.jobs import find_job, write_job
@@ -230,7 +231,7 @@ def run_group(cells: list[Cell], sites: Path, work: Path, deadline: float) -> No
 
 def labelled_patients(federation: InProcessFederation, site: str) -> int:
     """Labelled patients the site fine-tuned on."""
-    return len(federation.learner(site, "fine_tuning").bench.training.patients)
+    return len(bench_of(federation, site, "fine_tuning").training.patients)
 
 
 def table(study: str, methods: Iterable[str]) -> str:

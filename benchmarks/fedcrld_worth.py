@@ -20,7 +20,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def run_cell(cell: Cell, sites: Path, work: Path, deadline: float) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def patient_figures(result: dict[str, Any], figure: str) -> list[float]:
+def patient_figures(result: Mapping[str, Any], figure: str) -> list[float]:
     """Each test patient's mean over structures, site after site: the same order for every method and seed."""
     sites = sorted(result["patients"])
     return [mean_present(patient.values()) for site in sites for patient in result["patients"][site][figure]]

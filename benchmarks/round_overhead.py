@@ -126,7 +126,9 @@ def lines(content: dict[str, Any]) -> list[str]:
                 goal = "" if one["goal"] is None else f" (goal at most {one['goal']})"
                 said.append(f"  {what} of {way} over Flower's: {one['ratio']}{goal}")
     efficiency = content.get("efficiency")
-    for length, found in efficiency["work"].items() if efficiency else ():
+    if efficiency is None:
+        return said
+    for length, found in efficiency["work"].items():
         said.append(f"{length} of local work{', void' if efficiency['void'] else ''}")
         for way in (SHIPPED, DEPLOYED):
             goal = "" if found["goal"] is None else f" (goal at least {found['goal']})"

@@ -23,7 +23,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from worth import (
     work_on,
 )
 
+from fedmedseg.comparison.patients import bench_of
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, write_job
@@ -226,7 +227,7 @@ def train(cell: Cell, lists: dict[str, Path], folder: Path, cache: Path) -> tupl
     if cell.trial is not None:
         # models as they are received are chosen only now; the test's own figures are not kept
         return [], {site: {VALIDATED: one[VALIDATED]} for site, one in tested.items()}
-    benches = [federation.learner(site, "evaluation").bench for site in federation.sites]
+    benches = [bench_of(federation, site) for site in federation.sites]
     return [load_for_inference(bench.model_file("personal")) for bench in benches], tested
 
 
@@ -284,7 +285,7 @@ def plain(score: CaseScore) -> dict[str, dict[str, float | None]]:
     }
 
 
-def patient_figures(result: dict[str, Any], figure: str) -> list[float]:
+def patient_figures(result: Mapping[str, Any], figure: str) -> list[float]:
     """Each external patient's mean over structures, in the same order for every method; nan where none counts."""
     return [mean_present(one[figure] for one in row.values()) for row in result["patients"]]
 

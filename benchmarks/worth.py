@@ -14,6 +14,7 @@ from typing import Any
 
 from fedmedseg.comparison.cells import AnyCell as Kept
 from fedmedseg.comparison.cells import digest_of
+from fedmedseg.comparison.patients import bench_of
 from fedmedseg.comparison.sites import place_site
 from fedmedseg.comparison.tables import markdown
 from fedmedseg.core.in_process import InProcessFederation
@@ -76,7 +77,7 @@ def run_token(cell: Any) -> str:
 
 def patients_of(federation: InProcessFederation, site: str, figure: str = "dice") -> list[dict[str, float | None]]:
     """``figure`` of every test patient per structure, in the data list's order of patients; no key is kept."""
-    folder = federation.learner(site, "evaluation").bench.folder
+    folder = bench_of(federation, site).folder
     content = json.loads((folder / "test_scores.json").read_text())
     (model,) = content["models"].values()
     return [{name: one[figure] for name, one in case["structures"].items()} for case in model["patients"]]

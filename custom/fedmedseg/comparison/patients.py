@@ -124,9 +124,9 @@ def mean_figure(figures: Mapping[str, Mapping[str, float]], figure: str) -> floa
     return sum(values) / len(values) if values else math.nan
 
 
-def bench_of(federation: InProcessFederation, site: str) -> Bench:
-    """The bench on which the site tests its models."""
-    return cast(Bench, cast(Any, federation.learner(site, "evaluation")).bench)
+def bench_of(federation: InProcessFederation, site: str, stage: str = "evaluation") -> Bench:
+    """The bench on which the site trains and tests its models in ``stage``."""
+    return cast(Bench, cast(Any, federation.learner(site, stage)).bench)
 
 
 def _scores(federation: InProcessFederation, tester: str, model: str) -> dict[str, CaseScore]:
