@@ -378,6 +378,7 @@ def table(rows: Iterable[str], results: Mapping[str, Sequence[Mapping[str, Any]]
                 figures = POINT_COLUMNS if TASKS[task].kind == "points" else MASK_COLUMNS
                 lines += ["", f"**{title}**, {where}", "", *markdown(["method", *figures, "seeds"], found)]
     lines += transfer_table(results)
+    lines += seeds_table(results)
     return "\n".join(lines).strip() or "no finished cell"
 
 
@@ -449,6 +450,26 @@ def transfer_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
         return []
     title = "**Coronaries by a new last layer** on what is frozen, Dice"
     return ["", title, "", *markdown(["frozen", "tested at", *columns.values()], body)]
+
+
+def seeds_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Lines: each hinge point and ostium in each seed, median distance at the sites that annotate it.
+
+    What the means hide: a probe runs under some seeds alone, and a model may never have learned one of the points.
+    """
+    points, body = TASKS["hps"].names, []
+    for row, (method, model) in ROWS.items():
+        for result in results.get(method, []):
+            cases = point_cases([result], model, "hps", "owners")
+            if not cases:
+                continue
+            found = {one.point: one for one in summarise_points({row: cases})}
+            cells = [f"{found[name].median:.1f} ({found[name].failure_rate:.0%})" for name in points]
+            body.append([NAMES[row], str(result["seed"]), *cells, f"{found[ALL].median:.1f}"])
+    if not body:
+        return []
+    title = f"**{TESTED['hps']}, point by point**, {GROUPS['owners']}: median in mm (missed)"
+    return ["", title, "", *markdown(["method", "seed", *points, "all"], body)]
 
 
 def groups_of(methods: Sequence[str], seeds: Iterable[int]) -> list[list[Cell]]:
