@@ -76,6 +76,17 @@ def test_a_tree_comes_back_bit_for_bit(file: Path, tree: Any) -> None:
     assert same(tree, checkpoint.load(file))
 
 
+def test_equal_trees_are_equal_bytes(tmp_path: Path) -> None:
+    """safetensors writes what stands beside the tensors in another order every time."""
+    tree = {'é "x"\\ \n': torch.ones(3), "b": {"c.d": torch.zeros(2, 2)}, "text": "ü \u2028 \x7f"}
+    for number in range(12):
+        save(tmp_path / f"{number}.safetensors", tree)
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    found = load(tmp_path / "0.safetensors")
+    assert found["text"] == tree["text"]
+    assert torch.equal(found['é "x"\\ \n'], torch.ones(3))
+
+
 def test_tensors_that_share_memory_come_back_as_their_own(file: Path) -> None:
     base = torch.arange(6.0)
     checkpoint.save(file, {"whole": base, "part": base[2:4], "again": base})

@@ -29,6 +29,8 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
 _TENSOR = "$tensor"
+HEADER_LENGTH_BYTES = 8
+"""Of a safetensors file: the length of the JSON header that follows."""
 _CANNOT_FLUSH = frozenset(
     {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 )
@@ -79,7 +81,22 @@ def save(path: Path, tree: Any) -> None:
             save_file(tensors, temporary, metadata={"tree": skeleton, "crc32": _checksum(skeleton, tensors)})
         except SafetensorError as error:
             raise _of_disk(error) from None
+        _order_header(temporary)
         temporary.chmod(mode)
+
+
+def _order_header(file: Path) -> None:
+    """Sort what safetensors' header says beside the tensors: it comes in another order every time, and equal content
+    should be equal bytes."""
+    with open(file, "r+b") as stream:
+        length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
+        header = json.loads(stream.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) != length:
+            raise AssertionError("the header changed its length, and the tensors lie behind it")
+        stream.seek(HEADER_LENGTH_BYTES)
+        stream.write(text)
 
 
 def load(path: Path) -> Any | None:
