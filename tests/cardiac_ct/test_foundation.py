@@ -216,6 +216,16 @@ def test_a_tuned_layers_card_says_what_it_was_put_on_and_what_was_measured(
     assert f"| coronaries | 1 | {dice:.3f} | - |" in told
     assert "Not given: the model was exported without the record" in bare
 
+    old = tmp_path / "old"
+    command = ["export", str(out), "--to", "torchscript", "--task", "hps", "--out", str(old)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    text = (old / "README.md").read_text()
+    taken = f"took it over unchanged from the file {load_foundation(file).digest[:16]}"
+    assert f"student: the transformer, of all sites together; trained before this study, which {taken}" in text
+    assert "| sites that trained | Not given. |" in text
+    assert "a sphere around it" in text
+    assert "Only the points RCC, LCC" in text
+
     first = out.read_bytes(), json.loads((tmp_path / "vessels.run.json").read_text())
     assert tune(file, listed, out, "--label", "2", "--force").exit_code == 0
     again = json.loads((tmp_path / "vessels.run.json").read_text())

@@ -80,9 +80,9 @@ def test_equal_trees_are_equal_bytes(tmp_path: Path) -> None:
     """safetensors writes what stands beside the tensors in another order every time."""
     tree = {'é "x"\\ \n': torch.ones(3), "b": {"c.d": torch.zeros(2, 2)}, "text": "ü \u2028 \x7f"}
     for number in range(12):
-        save(tmp_path / f"{number}.safetensors", tree)
+        checkpoint.save(tmp_path / f"{number}.safetensors", tree)
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
-    found = load(tmp_path / "0.safetensors")
+    found = checkpoint.load(tmp_path / "0.safetensors")
     assert found["text"] == tree["text"]
     assert torch.equal(found['é "x"\\ \n'], torch.ones(3))
 

@@ -236,3 +236,14 @@ def test_files_that_are_there_are_kept_unless_told(source: Exportable, tmp_path:
     (tmp_path / "other" / "model.ts").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=r"model\.ts, which is there"):
         export(source, tmp_path / "other", to="torchscript", force=True)
+
+
+def test_a_folder_holds_one_format(source: Exportable, tmp_path: Path) -> None:
+    export(source, tmp_path / "x", to="torchscript")
+    before = written(tmp_path / "x")
+    for force in (False, True):
+        with pytest.raises(ConfigurationError, match="as torchscript"):
+            export(source, tmp_path / "x", to="monai-bundle", force=force)
+    assert written(tmp_path / "x") == before
+    export(source, tmp_path / "x", to="torchscript", force=True)
+    assert written(tmp_path / "x") == before

@@ -69,6 +69,8 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             run=foundation.run,
         ),
         trained_in=_trained_in(foundation, found.which, task),
+        marks=("heat maps" if experiment.wing.landmarks == "heatmaps" else "spheres") if points else "structures",
+        taken_from=_taken_from(foundation, found.which, task),
     )
 
 
@@ -77,6 +79,13 @@ def _trained_in(foundation: Foundation, which: Which, task: str) -> tuple[str, .
     if task == answered_anew(foundation.experiment, foundation.tensors, TRANSFORMER if which == TRANSFORMER else CNN):
         return (NEW_LAYER,)
     return ("distillation", "head_tuning") if which == TRANSFORMER else (f"teacher_{task}",)
+
+
+def _taken_from(foundation: Foundation, which: Which, task: str) -> str:
+    """What the study began with, where none of its stages trained the layers which answer ``task``."""
+    experiment = foundation.experiment
+    trained = any(experiment.stages[stage].rounds for stage in _trained_in(foundation, which, task))
+    return "" if trained else (experiment.wing.start or "")
 
 
 def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:

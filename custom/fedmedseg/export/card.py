@@ -19,13 +19,21 @@ NO_LICENCES = (
     "used.\n"
 )
 MODELS = {
-    "personal": "personal: begun from the shared model, finished at one site",
+    "personal": "personal: a site's own network, trained in the federation",
     "shared": "shared: of all sites together",
     "scratch": "scratch: trained at one site alone; of the federation it has nothing",
     "student": "student: the transformer, of all sites together",
     "cnn": "cnn: the tasks' CNNs, each of the sites that annotate it",
 }
 """What a model's name means, for somebody who has the card alone."""
+PRETRAINING = ("fedata", "fcl", "fclopt")
+"""Systems whose federation pretrains an encoder; labels come after it."""
+AFTER_PRETRAINING = {
+    "personal": "personal: begun from the encoder that a site pretrained in the federation, then trained on labels",
+    "shared": "shared: begun from the federation's pretrained encoder, then trained on labels",
+    "scratch": "scratch: trained on labels alone, without any pretraining",
+}
+"""What the same names mean there."""
 UNDER_A_NEW_LAYER = {
     "student": "student: the transformer of an earlier training, frozen, under a last layer learned anew",
     "cnn": "cnn: a task's CNN of an earlier training, frozen, under a last layer learned anew",
@@ -33,6 +41,11 @@ UNDER_A_NEW_LAYER = {
 """The same of networks of which transfer learning trained the last layer alone."""
 NEW_LAYER = ("transfer",)
 """The stages that such a layer is trained in."""
+POINTS = {
+    "spheres": "Each is a point: the network marks a sphere around it, and the point is the centre of mass of the "
+    "sphere's largest component.",
+    "heat maps": "Each is a point: its channel is highest there.",
+}
 NO_RUN = "Not given: the model was exported without the record of its run (`--run`)."
 
 
@@ -77,8 +90,10 @@ def preparation(source: Exportable) -> list[str]:
 
 
 def _labels(source: Exportable) -> str:
-    rows = ["| number | structure |", "|---|---|", "| 0 | background |"]
-    return "\n".join([*rows, *(f"| {number} | {name} |" for number, name in source.labels.items())])
+    what = "structure" if source.marks == "structures" else "point"
+    rows = [f"| number | {what} |", "|---|---|", "| 0 | background |"]
+    table = "\n".join([*rows, *(f"| {number} | {name} |" for number, name in source.labels.items())])
+    return "\n\n".join([table, *([POINTS[source.marks]] if source.marks in POINTS else [])])
 
 
 def _inputs(source: Exportable) -> str:
@@ -101,21 +116,35 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
     rows = {
         "system": origin.system,
         "study": origin.study,
-        "model": (UNDER_A_NEW_LAYER if anew else MODELS).get(origin.model, origin.model),
+        "model": _model(source),
         "experiment (SHA-256)": origin.experiment,
         "tensors (SHA-256)": source.digest,
         "parameters": f"{source.parameters:,}",
         "data role": source.data.role,
-        "sites that trained its last layer" if anew else "sites that trained": _sites(origin.model, facts),
+        "sites that trained its last layer" if anew else "sites that trained": _sites(source, facts),
         "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
         "software": f"fedmedseg {fedmedseg.__version__}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _sites(model: str, facts: RunFacts | None) -> str:
-    if model == "scratch":
+def _model(source: Exportable) -> str:
+    origin = source.origin
+    meanings = MODELS | (AFTER_PRETRAINING if origin.system in PRETRAINING else {})
+    if source.trained_in == NEW_LAYER:
+        meanings = meanings | UNDER_A_NEW_LAYER
+    said = meanings.get(origin.model, origin.model)
+    if source.taken_from:
+        said += f"; trained before this study, which took it over unchanged from the file {source.taken_from[:16]}"
+    return said
+
+
+def _sites(source: Exportable, facts: RunFacts | None) -> str:
+    # where labels come after a pretraining, all sites may have trained on them together
+    if source.origin.model == "scratch" and source.origin.system not in PRETRAINING:
         return "1"
+    if source.taken_from:
+        return NOT_GIVEN
     # a model that the run only took over was trained elsewhere
     return str(facts.training_sites) if facts and facts.training_sites else NOT_GIVEN
 
@@ -125,10 +154,12 @@ def _measured(facts: RunFacts | None) -> str:
         return NO_RUN
     if not facts.tested:
         return "Not given: no site told a figure of a model of this name on what it marks."
-    parts = [
+    alone = "Means over the test patients of the one site that tested it."
+    several = (
         "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
         f"itself. A range is told of {FEWEST} sites and more."
-    ]
+    )
+    parts = [alone if facts.most_sites == 1 else several]
     parts += [_structures(facts.measured)] if facts.measured else []
     parts += [_points(facts.points)] if facts.points else []
     parts += [_calcium(facts.calcium)] if facts.calcium else []
@@ -190,7 +221,9 @@ def _limits(source: Exportable, facts: RunFacts | None) -> str:
     lines = [
         f"Only {MODALITIES[source.data.modality]} of the kind the sites hold (role `{source.data.role}`); on anything "
         "else the answer is arbitrary and looks like any other.",
-        f"Only {marks}: everything else is background, pathology too.",
+        f"Only {marks}: everything else is background, pathology too."
+        if source.marks == "structures"
+        else f"Only the points {marks}; nothing else of a scan is looked for.",
         "Scanners, protocols and patients that no training site has may fare worse than the worst site above."
         if facts and facts.tested
         else "How it fares on scanners, protocols and patients of other places was not measured.",

@@ -111,6 +111,14 @@ def require_room(out: Path, to: Format, *, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigurationError("--out", got=f"the file {out}", expected="a folder")
+    others = [kind for kind in FILES if kind != to and (out / FILES[kind][-1]).exists()]
+    if others:
+        raise ConfigurationError(
+            "--out",
+            got=f"{out}, which holds the same or another model as {others[0]}",
+            expected="a folder of its own for each format",
+            remedy="choose another",
+        )
     there = [name for name in FILES[to] if (out / name).exists()]
     if there and not (force and all((out / name).is_file() for name in there)):
         raise ConfigurationError(

@@ -61,10 +61,11 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
         "task": TASK.format(structures=structures, modality=modality),
         "description": (
             f"Trained by fedmedseg's system {source.origin.system}, study {source.origin.study}, model "
-            f"{source.origin.model}. The network gives logits; {source.activation} makes probabilities of them."
+            f"{source.origin.model}; the model card, README.md, says what that is. The network gives logits; "
+            f"{source.activation} makes probabilities of them."
         ),
-        "authors": "The consortium that trained the model; see docs/README.md",
-        "copyright": "The consortium that trained the model",
+        "authors": "Those who trained the model; the model card, README.md, says how",
+        "copyright": "Those who trained the model",
         "intended_use": NOTICE,
         "data_type": modality,
         "data_source": f"Data of role {source.data.role}, of study {source.origin.study}",

@@ -49,6 +49,10 @@ class Exportable:
     """The stages of the run that trained it, where others trained other networks; empty: all that train."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What a model file says of the network; empty of one that no such file can hold."""
+    marks: Literal["structures", "spheres", "heat maps"] = "structures"
+    """What the channels of the output are: structures, or points as spheres or Gaussian heat maps around them."""
+    taken_from: str = ""
+    """SHA-256 of the networks that the study began with, where it trained nothing of what answers here."""
 
     @property
     def classes(self) -> int:

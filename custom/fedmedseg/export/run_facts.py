@@ -76,6 +76,12 @@ class RunFacts:
         """Whether any figure of the model is there."""
         return bool(self.measured or self.points or self.calcium)
 
+    @property
+    def most_sites(self) -> int:
+        """How many sites told the figure that most of them told."""
+        told = [one.sites for one in self.measured] + [one.sites for one in self.points]
+        return max([*told, *([self.calcium.sites] if self.calcium else [])], default=0)
+
     def about(self, names: Iterable[str]) -> RunFacts:
         """What of it is told of the structures and points ``names``: a model's head marks only some."""
         marked = set(names)
