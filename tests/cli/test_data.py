@@ -46,7 +46,7 @@ def test_an_import_makes_sites_that_the_data_list_reader_accepts(plain: Path, tm
     out = tmp_path / "out"
     text = run("import", "decathlon", plain, "--out", out, "--sites", "2", "--split", "0.6,0.2,0.2")
     assert "site-1 5 3 1 1 0" in text
-    assert f"next: fedmedseg data check {out}/sites/site-1.yaml --labels 2" in text
+    assert f"next: fedmedseg data check {out}/sites/site-1.yaml" in text
     for site in ("site-1", "site-2"):
         file = out / "sites" / f"{site}.yaml"
         list_ = file.parent / yaml.safe_load(file.read_text())["datasets"]["knees"]["list"]
@@ -136,6 +136,10 @@ def test_check_names_a_case_that_would_be_set_aside_and_ends_with_code_1(plain: 
 def test_check_asks_for_labels_that_a_list_does_not_name(plain: Path, tmp_path: Path) -> None:
     run("import", "decathlon", plain, "--out", tmp_path / "out", "--sites", "1")
     list_ = tmp_path / "out" / "site-1" / "datalist.json"
+    content = json.loads(list_.read_text())
+    assert content["labels"] == {"0": "background", "1": "label 1", "2": "label 2"}, "what the import found"
+    assert "training 6 6 0" in run("check", list_)
+    list_.write_text(json.dumps(content | {"labels": {"0": "background"}}))
     assert "--labels" in run("check", list_, code=2)
     assert "training 6 6 0" in run("check", list_, "--labels", 2)
     assert "label values outside 0..1" in run("check", list_, "--labels", 1, code=1)

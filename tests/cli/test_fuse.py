@@ -205,7 +205,7 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
     (place.root / "i1.nii.gz").write_bytes(b"no volume")
     code, said = call("score", str(place.list), *place.options())
     assert code == 0, said
-    assert "1 patients" in said
+    assert "1 patient " in said
     assert "set aside: 1 x" in said
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from fedmedseg.cli.console import Code, console, friendly_errors
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.audit import FOLDER, read
 from fedmedseg.core.audit import verify as verify_trail
 
@@ -53,15 +52,13 @@ def audit(
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> None:
     """For a person: nothing is cut, however narrow the terminal."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("line", "time (UTC)", "who", "action", "", "job", "reason"):
-        table.add_column(name, overflow="fold")
+    table = Rows("line", "time (UTC)", "who", "action", "", "job", "reason")
     for one in entries:
         outcome = f"[{COLOURS.get(one['outcome'], 'red')}]{escape(one['outcome'])}[/]"
         words = (escape(str(one[key])) for key in ("who", "action"))
         job, reason = escape(one["job"][:8]), escape(one["reason"])
         table.add_row(str(one["number"]), escape(one["time"][:19]), *words, outcome, job, reason)
-    console.print(table)
+    show(console, table)
 
 
 def _lines(entries: Sequence[Mapping[str, Any]]) -> None:

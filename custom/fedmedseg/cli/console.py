@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.progress import SECONDS_BETWEEN_LINES
 
@@ -137,14 +136,14 @@ def show_findings(title: str, findings: Sequence[Finding], *, names: bool = Fals
         findings: a row each.
         names: show names of files and patients instead of their salted keys.
     """
-    table = Table("check", "", "found", "mend", title=escape(title), box=box.SIMPLE_HEAD)
+    table = Rows("check", "", "found", "mend", title=escape(title))
     for one in findings:
         status = f"[{LEVELS[one.level.name]}]{one.level.name}[/]"
         cases = one.names if names else one.cases
         more = f", and {len(cases) - MOST_CASES} more" if len(cases) > MOST_CASES else ""
         told = f"\n{', '.join(cases[:MOST_CASES])}{more}" if cases else ""
         table.add_row(one.check, status, escape(_short(one.found) + told), escape(_short(one.mend)))
-    console.print(table)
+    show(console, table)
 
 
 def _short(text: str) -> str:

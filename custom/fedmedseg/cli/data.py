@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from fedmedseg.cli.console import Code, console, example, friendly_errors, next_step, progress_bar, workspace_beside
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.config import systems
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError
@@ -138,17 +137,17 @@ def import_set(
                 force=force,
                 tick=lambda site, done, of: bar.update(writing[site], completed=done, total=of),
             )
-    table = Table("site", title=f"{reader.name}: {out}", box=box.SIMPLE_HEAD)
+    table = Rows("site", title=f"{reader.name}: {out}")
     table.add_column("patients", justify="right")
     for section in ("train", "val", "test", "unlabeled"):
         # a patient may have several volumes: the numbers of a row need not add up to the first
         table.add_column(f"{section}\nvolumes", justify="right")
-    table.add_column("label voxels", overflow="fold")
+    table.add_column("label voxels")
     for one in summaries:
         voxels = (f"{collection.labels.get(label, f'label {label}')} {n}" for label, n in one.voxels.items())
         counts = (str(number) for number in one.volumes.values())
         table.add_row(one.site, str(one.patients), *counts, "\n".join(voxels) or "none")
-    console.print(table)
+    show(console, table)
     for reason, number in collection.skipped.items():
         console.print(f"[yellow]left out:[/yellow] {number} x {reason}", highlight=False)
     withheld = sum(one.withheld for one in summaries)
@@ -160,9 +159,7 @@ def import_set(
         folder = workspace_beside(out, f"{system}-{out.resolve().name}")
         next_step("fedmedseg", "simulate", system, "--preset", preset, "--sites", out / "sites", "-w", folder)
     if not fitting:
-        first = out / "sites" / f"{summaries[0].site}.yaml"
-        labels_of = [] if collection.labels else ["--labels", max([1, *(n for one in summaries for n in one.voxels)])]
-        next_step("fedmedseg", "data", "check", first, *labels_of)
+        next_step("fedmedseg", "data", "check", out / "sites" / f"{summaries[0].site}.yaml")
         console.print(
             f"no preset is made for the role {chosen!r}: copy one from app_configs/presets, enter this set's role, "
             "labels, spacing and crop, and name it to `fedmedseg simulate --preset`",
@@ -199,18 +196,18 @@ def check(
                 budget_mb=budget_mb,
                 tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
             )
-    table = Table("role", "section", title=str(path), box=box.SIMPLE_HEAD)
+    table = Rows("role", "section", title=str(path))
     for column in ("patients", "volumes\nadmitted", "volumes\nset aside"):
         table.add_column(column, justify="right")
     for one in found:
         table.add_row(one.role, one.section, str(one.patients), str(one.admitted), str(len(one.set_aside)))
-    console.print(table)
+    show(console, table)
     bad = [(one, file, reason) for one in found for file, reason in one.set_aside.items()]
     if bad:
-        faults = Table("role", "section", "file", "reason", title="set aside", box=box.SIMPLE_HEAD)
+        faults = Rows("file", "reason", "role", "section", title="set aside")
         for one, file, reason in bad:
-            faults.add_row(one.role, one.section, file, reason)
-        console.print(faults)
+            faults.add_row(file, reason, one.role, one.section)
+        show(console, faults)
         raise typer.Exit(Code.LOOK)
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, Presets, read_study
 from fedmedseg.core.errors import ConfigurationError
 
@@ -93,7 +92,7 @@ def _report(
     experiment = read_study(job, preset, changes, None).experiment
     tensors = read_tensors(source)
     found = match(tensors, encoder_of(experiment), prefix=prefix)
-    console.print(_table(found, f"{source.name} for {experiment.network.name} of {experiment.study}"))
+    show(console, _table(found, f"{source.name} for {experiment.network.name} of {experiment.study}"))
     require(found, least=least, otherwise=LOWER)
     if experiment.network.name == "unetr":
         console.print(
@@ -105,8 +104,8 @@ def _report(
     return found
 
 
-def _table(found: Match, title: str) -> Table:
-    table = Table("tensors", "", "names", title=escape(title), box=box.SIMPLE_HEAD)
+def _table(found: Match, title: str) -> Rows:
+    table = Rows("tensors", "", "names", title=escape(title))
     rows = {
         "matched": [f"{name} {tuple(tensor.shape)}" for name, tensor in found.matched.items()],
         "other shape": [f"{name}: {why}" for name, why in found.mismatched.items()],

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.data_settings import MOST_LABELS
 from fedmedseg.core.errors import ConfigurationError
 
@@ -141,10 +140,10 @@ def tune(
     what = f"{task} by a new last layer on the {frozen}, on the test cases of {datalist.name}:"
     console.print(what, highlight=False, soft_wrap=True)
     pointed = TASKS[task].kind == "points"
-    table = Table("what", "mm: median (quartiles)" if pointed else "test", box=box.SIMPLE_HEAD)
+    table = Rows("what", "mm: median (quartiles)" if pointed else "test")
     for name, value in rows:
         table.add_row(name, value)
-    console.print(table)
+    show(console, table)
 
 
 def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:

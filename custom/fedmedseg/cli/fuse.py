@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
 from fedmedseg.cli.predict import (
@@ -23,6 +21,7 @@ from fedmedseg.cli.predict import (
     require_one_map,
     write_answers,
 )
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.errors import ConfigurationError, choose
 
 if TYPE_CHECKING:
@@ -141,7 +140,9 @@ def score(
         cases, aside = labelled_cases(datalist, data=study.data, budget_mb=budget_mb)
         found = {}
         for name, experts in sets.items():
-            task = bar.add_task(name, total=len(cases))
+            task = bar.add_task(
+                f"volumes tested by {'the models' if name == 'models' else 'those of --against'}", total=len(cases)
+            )
             found[name] = evaluate(
                 experts,
                 cases,
@@ -154,7 +155,7 @@ def score(
         pairs = compare(scores["models"], scores["against"], list(labels.values())) if against else {}
         if out is not None:
             _write(out, scores, pairs, study)
-    console.print(_table(scores, pairs, list(labels.values()), datalist))
+    show(console, _table(scores, pairs, list(labels.values()), datalist))
     for reason, number in (aside | found["models"].set_aside).items():
         console.print(f"[yellow]set aside:[/yellow] {number} x {reason}", highlight=False)
 
@@ -238,11 +239,12 @@ def _new_file(out: Path, *, force: bool) -> None:
         raise ConfigurationError("--out", got=f"no folder {out.parent}", expected="a file in a folder that is there")
 
 
-def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structures: list[str], source: Path) -> Table:
+def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structures: list[str], source: Path) -> Rows:
     from fedmedseg.reporting.metrics import mean_dice, summarise
+    from fedmedseg.reporting.tables import counted
 
     patients = len(scores["models"])
-    table = Table("structure", title=f"{source}: {patients} patients", box=box.SIMPLE_HEAD)
+    table = Rows("structure", title=f"{source}: {counted(patients, 'patient')}")
     for name in scores:
         for column in ("patients", "Dice", "HD95 (mm)"):
             table.add_column(f"{name}: {column}", justify="right")

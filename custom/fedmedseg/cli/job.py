@@ -18,6 +18,7 @@ from rich.table import Table
 
 import fedmedseg
 from fedmedseg.cli.console import NARROW, console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.bounds import MOST_SITES
 from fedmedseg.core.config import systems
@@ -246,16 +247,16 @@ def _without_phantoms(study: Study) -> dict[str, object]:
 def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -> None:
     """What was written, what it asks of the sites, and what to type next."""
     experiment = study.experiment
-    table = Table(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
+    table = Rows(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
     table.add_column()
-    table.add_column(overflow="fold")
+    table.add_column()
     for name, value in _facts(study, min_clients).items():
         table.add_row(name, value)
     if gpu_memory is not None:
         table.add_row("asks of every site", f"a free GPU with {gpu_memory:g} GiB; the job waits for it")
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         table.add_row(str(file.relative_to(out)), f"{file.stat().st_size:,} bytes")
-    console.print(table)
+    show(console, table)
     data, job = experiment.data, shlex.quote(str(out))
     site_file = f"each site's own file names a data list for the role {' or '.join(map(repr, data.roles))}"
     drawn, plain = data.phantom is not None, experiment.federation.encryption == "none"

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich import box
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fedmedseg.cli.console import Code, console, friendly_errors
+from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -323,7 +322,7 @@ def _tell(
             soft_wrap=True,
         )
     if 0 < len(batch.done) <= SHOWN:
-        table = Table("image", "structure", box=box.SIMPLE_HEAD)
+        table = Rows("image", "structure")
         table.add_column("found", justify="right")
         table.add_column("")
         for one in batch.done:
@@ -334,18 +333,18 @@ def _tell(
                 table.add_row(escape(one.name), escape(name), at)
             if one.calcium is not None:
                 table.add_row(escape(one.name), "Agatston score", f"{one.calcium.agatston:.1f}")
-        console.print(table)
+        show(console, table)
     if function:
         _tell_function(function)
     if batch.failed:
-        faults = Table("image", "reason", title="not done", box=box.SIMPLE_HEAD)
+        faults = Rows("image", "reason", title="not done")
         for name, reason in batch.failed.items():
             faults.add_row(escape(name), escape(reason))
-        console.print(faults)
+        show(console, faults)
 
 
 def _tell_function(function: dict[str, Ventricle]) -> None:
-    table = Table("patient", box=box.SIMPLE_HEAD)
+    table = Rows("patient")
     for column in ("end-diastole, ml", "end-systole, ml", "ejection fraction, %"):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -354,4 +353,4 @@ def _tell_function(function: dict[str, Ventricle]) -> None:
         table.add_row(
             escape(name), f"{heart.diastolic_ml:.1f}", f"{heart.systolic_ml:.1f}", share, escape(heart.doubt or "")
         )
-    console.print(table)
+    show(console, table)

@@ -41,6 +41,8 @@ _WIDTH = 96
 _MOST_LINES = 30
 _MOST_BLIND = 3
 _LEAST_BODY = 8
+_MOST_ABSENT = 4
+"""Lines on who took no part."""
 
 
 def plain_text_summary(record: Record) -> str:
@@ -93,6 +95,12 @@ def _measured(record: Record) -> list[str]:
     return [part for line in told for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ") or [""]]
 
 
+def _whole(text: str) -> list[str]:
+    """In as many lines as it takes, up to a few; what is left out is in the report."""
+    lines = textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
+    return lines if len(lines) <= _MOST_ABSENT else [*lines[: _MOST_ABSENT - 1], "  ... and more, in the report"]
+
+
 def _cut(lines: Sequence[str], room: int) -> list[str]:
     """As many of ``lines`` as there is room for; what is left out is in the report."""
     if len(lines) <= room:
@@ -120,7 +128,7 @@ def _absent(record: Record) -> list[str]:
             if found:
                 aside[f"{site} ({one.get('stage')})"] = int(found)
     if declined:
-        lines.append(short("took no part: " + "; ".join(f"{who}: {why}" for who, why in declined.items()), _WIDTH))
+        lines += _whole("took no part: " + "; ".join(f"{who}: {why}" for who, why in declined.items()))
     if aside:
         lines.append(short("cases set aside: " + ", ".join(f"{who} {count}" for who, count in aside.items()), _WIDTH))
     return lines

@@ -168,7 +168,9 @@ def _write_site(
                         voxels[value] = voxels.get(value, 0) + number
                 done += 1
                 tick(done, of)
-        names = {"0": "background", **{str(value): text for value, text in sorted(labels.items())}}
+        # what the set does not name is marked all the same, and whoever reads the list should know
+        marked = {value: f"label {value}" for value in voxels if value > 0} | dict(labels)
+        names = {"0": "background", **{str(value): text for value, text in sorted(marked.items())}}
         content = {"name": name, "labels": names, **listed}
         write_atomic(partial / "datalist.json", (json.dumps(content, indent=2) + "\n").encode())
         if final.exists():
