@@ -294,9 +294,11 @@ def phantoms(
                 write_site_file(out, name, {serves: final / "datalist.json"})
                 bar.update(task, completed=index + 1)
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
+    from fedmedseg.reporting.tables import counted
+
     per_site = ", ".join(f"{number} {part}" for part, number in counts.items())
     each = "at most" if annotation == "published" else "each"
-    told = f"{sites} sites of {family}, {each} {per_site} patients (one volume each): {out / 'sites'}"
+    told = f"{counted(sites, 'site')} of {family}, {each} {per_site} patients (one volume each): {out / 'sites'}"
     console.print(told, highlight=False, soft_wrap=True)
     fitting = [system for system in systems() if _is_drawn_for(system, family, serves)]
     if fitting:

@@ -171,7 +171,7 @@ def _study(name: str | None, models: Sequence[Path]) -> Experiment:
     study = find_experiment(name) if name is not None else _of_the_run(models)
     if study is None:
         study = find_experiment(SYSTEM)
-        said = f"study: {study.study}, the shipped one; --experiment names another"
+        said = f"study: {study.study}, the shipped one, whose numbers the maps have; --experiment names another"
         console.print(said, highlight=False, soft_wrap=True)
     if study.system != SYSTEM:
         raise ConfigurationError(

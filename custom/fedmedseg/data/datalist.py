@@ -17,6 +17,8 @@ from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.core.schema import Strict, parse
 
 SECTIONS = ("training", "validation", "test", "unlabeled")
+MOST_NAMED = 10
+"""Absent files that an error names."""
 _SCORED = ("training", "validation", "test")
 
 
@@ -151,6 +153,14 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise DataError("data list", got=type(content).__name__, expected="a JSON object")
+    for section in SECTIONS:
+        if not isinstance(content.get(section, []), list):
+            raise DataError(
+                f"data list: {section}",
+                got=f"no list ({type(content[section]).__name__})",
+                expected="a list of cases",
+                remedy=f'write "{section}": [{{"image": ..., "label": ...}}]',
+            )
     return content
 
 
@@ -224,7 +234,8 @@ def _refuse_absent(sections: Mapping[str, list[Case]]) -> None:
     if absent:
         raise DataError(
             "data list",
-            got=f"{len(absent)} of {named} named files absent, the first {absent[0]}",
+            got=f"{len(absent)} of {named} named files absent: {', '.join(map(str, absent[:MOST_NAMED]))}"
+            + (f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""),
             expected="files that exist",
             remedy="correct the paths, which start at the folder of the data list; nothing was changed",
         )

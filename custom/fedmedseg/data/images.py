@@ -72,7 +72,9 @@ def images_at(place: Path) -> Found:
         return Found([_volume(place, place.parent)])
     if not place.is_dir():
         raise ConfigurationError("IMAGE", got=f"nothing at {place}", expected="a NIfTI file or a folder of images")
-    files = [path for path in sorted(place.rglob("*")) if path.is_file() and not _hidden(path, place)]
+    # a link to nothing is a file that cannot be read
+    found = (path for path in sorted(place.rglob("*")) if path.is_file() or (path.is_symlink() and not path.exists()))
+    files = [path for path in found if not _hidden(path, place)]
     volumes = [path for path in files if suffix_of(path)]
     series, damaged, passed_over = _series([path for path in files if not suffix_of(path)], place)
     sources = sorted([*(_volume(path, place) for path in volumes), *series, *damaged], key=lambda one: one.name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.checks import admit
-from fedmedseg.data.datalist import read_datalist
+from fedmedseg.data.checks import logger as checks_log
+from fedmedseg.data.datalist import Case, read_datalist
 from fedmedseg.data.site import SiteFile
 from fedmedseg.data.views import data_sets
 
@@ -71,6 +73,28 @@ def survey(
         DataError: the list names absent files or mixes patients between sections.
     """
     sections = read_datalist(path, salt=secrets.token_hex(16))
+    # a name of this call alone would stand before the table, which has the file's own
+    checks_log.addFilter(_of_this_call)
+    try:
+        return _survey(sections, path, role=role, job=job, labels=labels, budget_mb=budget_mb, tick=tick)
+    finally:
+        checks_log.removeFilter(_of_this_call)
+
+
+def _of_this_call(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
+def _survey(
+    sections: Mapping[str, Sequence[Case]],
+    path: Path,
+    *,
+    role: str,
+    job: str | None,
+    labels: int | None,
+    budget_mb: int,
+    tick: Callable[[int, int], None],
+) -> list[SectionReport]:
     data = next(one for one in data_sets(_data_of(job)) if one.role == role) if job else _plain(path, labels)
     of, done, reports = sum(len(cases) for cases in sections.values()), 0, []
     with tempfile.TemporaryDirectory() as folder:

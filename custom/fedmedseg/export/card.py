@@ -85,7 +85,7 @@ def preparation(source: Exportable) -> list[str]:
     elif data.intensity == "capped":
         steps.append("values above the 96th percentile cut, then z-score over the volume")
     else:
-        steps.append("z-score over what is not air, clipped to +-5")
+        steps.append("z-score over what is not air, clipped to -5..5")
     return steps
 
 

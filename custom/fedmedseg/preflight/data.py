@@ -257,8 +257,8 @@ def _kind(role: str, kind: str, volumes: list[Volume], *, short: str, unknown: b
         text = f"{len(bad)} of {len(volumes)} set aside: " + ", ".join(f"{r} ({n})" for r, n in sorted(counted.items()))
         who = _who([volume.case for volume in bad])
         if short:
-            return failed(check, f"{text}; {short}", MENDS[kind], **who)
-        return warned(check, text, MENDS[kind], **who)
+            return failed(check, f"{text}; {short}", f"{MENDS[kind]}; `fedmedseg data check` names the files", **who)
+        return warned(check, text, f"{MENDS[kind]}; `fedmedseg data check` names the files", **who)
     good = [volume for volume in volumes if volume.reason is None]
     if unknown:
         text = f"the list names no labels: {len(good)} are whole numbers, whether in the map is not known"

@@ -60,6 +60,7 @@ TOGETHER = (
     "best at the site. "
 )
 MINUS = "\N{MINUS SIGN}"
+SAME_RUN = "both records are of the same run: there is nothing to compare"
 BELOW = "below 0 is better"
 """Of what is a distance in mm."""
 
@@ -206,8 +207,11 @@ def previous_section(record: Record) -> dict[str, Any] | None:
     earlier = record.get("previous")
     if not isinstance(earlier, Mapping):
         return None
+    if _is_same_run(record, earlier):
+        return {"same": SAME_RUN}
     found = since(dice_table(record), scores_of(earlier), points_of(record), medians_of(earlier))
     return {
+        "same": "",
         "study": str(earlier.get("study") or "unnamed study"),
         "started": moment(earlier.get("started")),
         "changed": changed(record, earlier),
@@ -223,11 +227,8 @@ def previous_section(record: Record) -> dict[str, Any] | None:
 
 def previous_lines(record: Record, earlier: Record) -> list[str]:
     """The comparison with an earlier run for a terminal: by measure and model, this run's mean less the other's."""
-    same = record.get("started") is not None and all(
-        record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
-    )
-    if same:
-        return ["both records are of the same run: there is nothing to compare"]
+    if _is_same_run(record, earlier):
+        return [SAME_RUN]
     found = since(dice_table(record), dice_table(earlier), points_of(record), points_of(earlier))
     if not found:
         return ["against the previous run: no site, structure and model in common"]
@@ -240,6 +241,12 @@ def previous_lines(record: Record, earlier: Record) -> list[str]:
         at = "" if len(shared) == len(either) else f" at {', '.join(shared)}, which both tested"
         lines.append(f"against the previous run, {measure.name}{at}{better}: {', '.join(means)}")
     return lines
+
+
+def _is_same_run(record: Record, earlier: Mapping[str, Any]) -> bool:
+    return record.get("started") is not None and all(
+        record.get(name) == earlier.get(name) for name in ("study", "started", "experiment_sha256")
+    )
 
 
 def _of_either(record: Record, earlier: Record) -> list[str]:

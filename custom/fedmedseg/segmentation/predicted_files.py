@@ -263,7 +263,12 @@ def _share(heart: Ventricle) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.6g}"
+    """Six digits, and never a power of ten: a spreadsheet shows it as it is.
+
+    >>> _figure(12.3456789), _figure(2703812.7)
+    ('12.3457', '2703813')
+    """
+    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
 
 
 def _coordinates(place: Place | None) -> tuple[str, str, str]:

@@ -32,11 +32,13 @@ def from_shared(tree: Mapping[str, Any], *, source: str, start: str | None = Non
     state = model.state_dict()
     missing = [one for one, tensor in state.items() if tensor.is_floating_point() and one not in tensors]
     if missing:
+        own = " or ".join(f"{one}.safetensors" for one in experiment.wing.starts)
         raise ConfigurationError(
             source,
             got=f"a shared model without {len(missing)} of the network's {len(state)} tensors, first {missing[0]}",
             expected="a whole network: the sites of this study keep the rest to themselves",
-            remedy=f"use a site's own model, <models_dir>/{experiment.study}/<start>.safetensors",
+            remedy=f"use a site's own model, {own} in its models_dir under {experiment.study}; models of several sites "
+            "go together by `fedmedseg fuse predict`",
         )
     load_tensors(model, {one: tensors.get(one, state[one]) for one in state}, source=source)
     settings = describe(experiment, name)

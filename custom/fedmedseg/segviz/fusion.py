@@ -96,14 +96,15 @@ def require_every_organ(experts: Sequence[Collection[str]], labels: Mapping[int,
     Raises:
         ConfigurationError: naming the organ.
     """
-    for organ in labels.values():
-        if not any(organ in expert for expert in experts):
-            raise ConfigurationError(
-                "fusion",
-                got=f"no model of {organ}",
-                expected="for each organ at least one model",
-                remedy="add the model of a site that marks it, or name with --structure those that are wanted",
-            )
+    known = {organ for expert in experts for organ in expert}
+    missing = [organ for organ in labels.values() if organ not in known]
+    if missing:
+        raise ConfigurationError(
+            "fusion",
+            got=f"no model of {', '.join(missing)}; there are models of {', '.join(sorted(known)) or 'nothing'}",
+            expected="for each organ at least one model",
+            remedy="add the models of sites that mark them, or ask for others with --structure",
+        )
 
 
 def fused_prediction(

@@ -72,8 +72,10 @@ def read_slice(path: Path) -> Slice:
             thickness=float(header.SliceThickness),
         )
     except (AttributeError, TypeError, ValueError, IndexError) as error:
+        missing = [name for name in _GEOMETRY if getattr(header, name, None) is None]
+        what = f"without {', '.join(missing)}" if missing else str(error)
         raise DataError(
-            "DICOM geometry", got=f"{path} ({error})", expected=", ".join(_GEOMETRY), reason=Reason.DATA
+            "DICOM geometry", got=f"{path} ({what})", expected=", ".join(_GEOMETRY), reason=Reason.DATA
         ) from None
     lengths = np.linalg.norm([found.row, found.column], axis=1)
     square = abs(float(np.dot(found.row, found.column))) < 1e-3
