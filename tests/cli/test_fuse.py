@@ -162,7 +162,7 @@ def test_the_study_is_that_of_the_run_whose_folder_is_named_and_which_it_is_is_s
     assert "shared.safetensors: got no file. Expected one of this study" in said
     assert place.study.digest[:16] in said
     code, said = call("predict", image, out, "--models", place.models[0])
-    assert (code, "the shipped one; --experiment names another" in said) == (2, True)
+    assert (code, "the shipped one, whose numbers the maps have; --experiment names another" in said) == (2, True)
     assert "a model of disc. Expected models of liver" in said
 
 

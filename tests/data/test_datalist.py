@@ -104,7 +104,7 @@ def test_a_missing_list_is_a_matter_of_configuration(folder: Path) -> None:
 
 def test_absent_files_are_counted_and_the_first_is_named(folder: Path) -> None:
     content = {"training": [entry("a"), entry("x"), entry("y")]}
-    with pytest.raises(DataError, match=r"2 of 3 named files absent, the first .*x\.nii\.gz") as caught:
+    with pytest.raises(DataError, match=r"2 of 3 named files absent: .*x\.nii\.gz") as caught:
         read_datalist(write(folder, content), salt=SALT)
     assert "x.nii" not in caught.value.public
 

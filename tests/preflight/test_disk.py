@@ -152,8 +152,11 @@ def test_a_sites_state_and_models_stay_below_the_estimate_and_near_it(
     assert planned[site.cache] == {"cache": 7}
     estimate = planned[site.state]["state"]
     assert 0.6 * estimate < most < 1.1 * estimate, (most / estimate, estimate)
-    models = size(tmp_path / "w.fedmedseg" / "site-1" / "models")
+    folder = tmp_path / "w.fedmedseg" / "site-1" / "models"
+    models = sum(file.stat().st_size for file in folder.rglob("*.safetensors*"))
     assert 0 < models < 1.1 * planned[site.models]["models"]
+    # an untrained network's outlines are as crooked as any can be
+    assert size(folder) - models < planned[site.models]["page"] / 3, "one case was tested, so there is one picture"
 
 
 def test_what_is_remembered_of_every_scan_is_part_of_the_state(site: SiteSettings) -> None:

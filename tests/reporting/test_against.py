@@ -72,7 +72,16 @@ def test_a_mean_over_fewer_sites_than_there_are_says_so_on_the_page_and_in_the_t
     lines = previous_lines(now, before)
     assert lines[0] == "against the previous run, mean Dice at a, which both tested: transformer 0.000"
     assert "in mm at a, which both tested (below 0 is better)" in lines[1]
-    assert "mean over 1 of 2 sites" in Page(render({**cardiac_ct(2.0, 4.0), "previous": reduced(now)}, {})).text
+    assert "mean over 1 of 2 sites" in Page(render({**cardiac_ct(1.0, 4.0), "previous": reduced(now)}, {})).text
+
+
+def test_a_run_is_not_compared_with_itself() -> None:
+    now = cardiac_ct(2.0, 4.0)
+    said = "both records are of the same run: there is nothing to compare"
+    assert previous_lines(now, now) == [said]
+    text = Page(render({**now, "previous": reduced(now)}, {})).text
+    assert f"Against the previous run {said[:1].upper()}{said[1:]}." in text
+    assert "better than before" not in text
 
 
 def test_page_and_terminal_compare_runs_and_models_by_distances_too() -> None:

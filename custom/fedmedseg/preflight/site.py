@@ -23,6 +23,8 @@ from fedmedseg.preflight.memory import Need
 
 GENERATIONS = 2
 """Of each checkpoint: the newest and the one before it."""
+PAGE = 4 * 2**20
+"""Of the site's page of its last test and the pictures in it and beside it, three of 900 pixels a side at most."""
 
 Tick = Callable[[str, int, int], None]
 
@@ -174,6 +176,7 @@ def needs_of_disk(
         # a scan's file is written once
         (site.state, "state", scans + GENERATIONS * sum(number * sizes[part] for part, number in copies.items())),
         (site.models, "models", GENERATIONS * starts * sizes["network"]),
+        (site.models, "page", 0 if experiment is None else PAGE),
     ):
         planned.setdefault(folder, {})[name] = size
     return planned
