@@ -144,6 +144,13 @@ def test_where_no_image_can_be_used_it_says_that_nothing_was_written(place: Plac
     assert code == 2, said
     assert f"nothing was written but the reasons: {place.out / 'failed.csv'}" in said
     assert [path.name for path in place.out.iterdir()] == ["failed.csv"]
+    for name, seed in (("p1_ED", 1), ("p1_ES", 2)):
+        place.image(name, seed)
+    code, said = call(place.model, place.images, place.out)
+    assert code == 0, "reasons alone are not in the way of the same call on mended images"
+    assert not (place.out / "failed.csv").exists()
+    code, said = call(place.model, place.images, place.out)
+    assert (code, "--force" in said) == (2, True)
 
 
 def full(*_: object, **__: object) -> None:

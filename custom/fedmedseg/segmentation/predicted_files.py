@@ -193,7 +193,7 @@ def write_tables(
 
 
 def require_new(files: Iterable[Path], *, force: bool) -> None:
-    """Refuse to replace a file, unless told to, and to write one twice.
+    """Refuse to replace a file, unless told to or where it holds reasons alone, and to write one twice.
 
     Raises:
         ConfigurationError: one is there, or belongs to two images.
@@ -208,6 +208,9 @@ def require_new(files: Iterable[Path], *, force: bool) -> None:
             remedy="rename one, or give them to two calls",
         )
     there = [path for path in files if path.exists()]
+    if [path.name for path in there] == [FAILED]:
+        # an earlier call found nothing that it could do: its reasons are no answers
+        return
     if there and not (force and all(path.is_file() for path in there)):
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise ConfigurationError(
