@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fedmedseg.core import jobs
+from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import (
     EXPERIMENT,
@@ -209,3 +210,14 @@ def test_an_import_is_told_the_presets_for_its_role() -> None:
     assert presets_for_role("fedata", "hippocampus") == ["hippocampus"]
     assert "sunnybrook" in presets_for_role("fedata", "cmr")
     assert presets_for_role("fedata", "knee") == []
+
+
+@pytest.mark.parametrize("system", systems())
+def test_a_written_jobs_page_has_no_link_out_of_its_folder(system: str, tmp_path: Path) -> None:
+    settings, _ = read_settings(find_job(system), [])
+    out = write_job(find_job(system), settings, tmp_path / "job")
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert "](.." not in page
+    assert page.startswith("# ")
+    shipped = (find_job(system) / "README.md").read_text(encoding="utf-8")
+    assert ("](.." in shipped) == (" of fedmedseg)" in page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from fedmedseg.core.schema import read_yaml
 CONFIG = Path("app") / "config"
 EXPERIMENT = CONFIG / "experiment.yaml"
 META = "meta.json"
+_OUTWARDS = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)]+)\)")
+"""A link of a page to what lies outside its job."""
 
 
 def bundle_roots() -> list[Path]:
@@ -211,6 +214,9 @@ def write_job(
         if meta:
             entries = {**json.loads((copy / META).read_text(encoding="utf-8")), **meta}
             (copy / META).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        readme = copy / "README.md"
+        if readme.is_file():
+            readme.write_text(_alone(readme.read_text(encoding="utf-8")), encoding="utf-8")
         if finish is not None:
             finish(copy)
         if out.exists():
@@ -219,6 +225,15 @@ def write_job(
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return out
+
+
+def _alone(readme: str) -> str:
+    """A job's page as it reads away from the project: what it links to in there is named instead.
+
+    >>> _alone("see [models](../../docs/models.md) and [here](#here)")
+    'see models (docs/models.md of fedmedseg) and [here](#here)'
+    """
+    return _OUTWARDS.sub(r"\1 (\2 of fedmedseg)", readme)
 
 
 def is_job(folder: Path) -> bool:
