@@ -464,7 +464,8 @@ def seeds_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]
             if not cases:
                 continue
             found = {one.point: one for one in summarise_points({row: cases})}
-            cells = [f"{found[name].median:.1f} ({found[name].failure_rate:.0%})" for name in points]
+            told = [found.get(name) for name in points]
+            cells = ["-" if one is None else f"{one.median:.1f} ({one.failure_rate:.0%})" for one in told]
             body.append([NAMES[row], str(result["seed"]), *cells, f"{found[ALL].median:.1f}"])
     if not body:
         return []

@@ -152,6 +152,9 @@ def test_the_table_counts_every_point_and_pairs_patients(worth: ModuleType) -> N
     assert "| 2.50 | 1.75 to 3.25 | 2.50 | 0.0% | 4 |  |  | 1 |" in line(text, owned, "distilled transformer")
     # a missing point is infinitely far; the student is closer by 1 and by 2 where both found the point
     assert "| 4.00 | 2.75 to inf | 3.33 | 25.0% | 4 | +1.50 | 0.5 | 1 |" in line(text, owned, "CNN of each task, fed")
+    points = "**Hinge points and ostia, point by point**, sites that annotate it"
+    assert "| 1 | 2.0 (0%) | 3.0 (0%) | - | - | - | 2.5 |" in line(text, points, "distilled transformer")
+    assert "| 1 | 3.5 (0%) | inf (50%) | - | - | - | 4.0 |" in line(text, points, "CNN of each task, fed")
     assert "take part without annotating" not in text
     assert "**Valve calcification**, the site that took no part" in text
 

@@ -244,10 +244,13 @@ def test_scans_smaller_than_the_files_crop_are_refused_in_words_that_fit_the_com
     done = tune(file, small, tmp_path / "x.safetensors", "--label", "2")
     said = " ".join(done.output.split())
     assert done.exit_code == 2
-    assert "the settings are those of the file" in said
-    assert "`fedmedseg data check`" in said
+    assert "the crop is the file's" in said
     assert "make data.crop smaller" not in said
     assert not (tmp_path / "x.safetensors").exists()
+    content = json.loads(small.read_text())
+    small.write_text(json.dumps(content | {"training": [{**content["training"][0], "image": "none.nii.gz"}]}))
+    done = tune(file, small, tmp_path / "x.safetensors", "--label", "2")
+    assert "correct the paths" in " ".join(done.output.split()), "a list's own fault keeps its own remedy"
 
 
 def test_what_is_said_of_all_points_is_the_new_layers_alone() -> None:

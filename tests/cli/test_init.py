@@ -14,7 +14,7 @@ import yaml
 from typed import bound, call, next_lines, words_of
 
 from fedmedseg.cli import init as module
-from fedmedseg.cli.simulate import _check_site_files, _place_site_files
+from fedmedseg.cli.simulate import _check_site_files, _place_site_files, _site_files_of
 from fedmedseg.core.config import systems
 from fedmedseg.core.jobs import EXPERIMENT, find_job, presets_of, read_settings
 from fedmedseg.core.schema import parse, read_yaml
@@ -98,8 +98,8 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     context = bound(words_of(next_lines(said)[0]))
     assert context.params["sites"] == Path("heart/sites")
     _, experiment = read_settings(here / "heart" / "job", [])
-    _place_site_files(context.params["sites"], here / "w", ("site-1", "site-2"))
-    _check_site_files(here / "w", ("site-1", "site-2"), experiment, left=False)
+    _place_site_files(_site_files_of(context.params["sites"], ("site-1", "site-2")), here / "w")
+    _check_site_files(here / "w" / "local" / "sites", ("site-1", "site-2"), experiment, left=False)
     placed = yaml.safe_load((here / "w" / "local" / "sites" / "site-1.yaml").read_text())
     assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
 

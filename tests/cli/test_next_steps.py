@@ -73,8 +73,9 @@ def test_a_next_line_runs_as_printed(
 
     def run(study: object, workspace: Path, names: tuple[str, ...], threads: int, sites: Path | None) -> None:
         prepare_workspace(workspace, {})
-        module._place_site_files(sites, workspace, names)
-        module._check_site_files(workspace, names, study.experiment, left=sites is None)  # type: ignore[attr-defined]
+        module._place_site_files(module._site_files_of(sites, names), workspace)
+        folder = sites or workspace / "local" / "sites"
+        module._check_site_files(folder, names, study.experiment, left=sites is None)  # type: ignore[attr-defined]
         started.append(workspace)
 
     monkeypatch.setattr(module, "_run", run)

@@ -23,7 +23,7 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.data.images import Source
 from fedmedseg.segmentation.models import save_model
-from fedmedseg.segmentation.predicted_files import require_new
+from fedmedseg.segmentation.predicted_files import _figure, require_new
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.publication import blank, save_published
 
@@ -303,3 +303,26 @@ def test_what_cannot_be_done_is_told_and_nothing_is_written(
     assert code == 2, said
     assert words in said
     assert set(place.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.3456789, "12.3457"),
+        (2703812.7, "2703812.7"),
+        (999999.7, "999999.7"),
+        (1.2e-5, "0"),
+        (100.0, "100"),
+        (0.0, "0"),
+    ],
+)
+def test_a_tables_figures_have_no_power_of_ten(value: float, text: str) -> None:
+    assert _figure(value) == text
+
+
+def test_a_file_of_ones_own_that_is_called_as_the_reasons_are_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "failed.csv").write_text("student,mark\nme,4\n")
+    with pytest.raises(ConfigurationError, match=r"failed\.csv, which is there"):
+        require_new([tmp_path / "failed.csv", tmp_path / "volumes.csv"], force=False)
+    (tmp_path / "failed.csv").write_text("image,reason\nx,y\n")
+    require_new([tmp_path / "failed.csv", tmp_path / "volumes.csv"], force=False)

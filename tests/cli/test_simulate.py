@@ -172,6 +172,17 @@ def test_of_a_refused_call_nothing_stays_and_an_earlier_workspace_does(tmp_path:
         assert "no file" in " ".join(result.output.split())
         assert (here / "w").is_dir() == earlier
         assert (here / "w.fedmedseg" / "site-1" / "models").is_dir() == earlier
+    earlier_file = here / "w" / "local" / "sites" / "ward.yaml"
+    earlier_file.parent.mkdir()
+    earlier_file.write_text("of an earlier call")
+    assert CliRunner().invoke(app, list(options)).exit_code == 2
+    assert earlier_file.read_text() == "of an earlier call", "a refused call leaves no data for the next one"
+
+
+def test_a_workspace_of_too_long_a_name_is_refused_in_words(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["simulate", "fedata", "-w", str(tmp_path / ("w" * 300))])
+    assert result.exit_code == 2
+    assert "choose another with -w" in " ".join(result.output.split())
 
 
 def test_a_data_list_that_names_absent_files_is_told_with_their_number(tmp_path: Path) -> None:
@@ -239,10 +250,10 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_site_files_are_placed_with_paths_that_do_not_depend_on_their_folder(tmp_path: Path) -> None:
-    from fedmedseg.cli.simulate import _place_site_files
+    from fedmedseg.cli.simulate import _place_site_files, _site_files_of
 
     sites = site_files(tmp_path / "sites", LISTED | {"cache_dir": "../cache"}, {})
-    _place_site_files(sites, tmp_path / "w", ("ward",))
+    _place_site_files(_site_files_of(sites, ("ward",)), tmp_path / "w")
     placed = yaml.safe_load((tmp_path / "w" / "local" / "sites" / "ward.yaml").read_text())
     assert placed["datasets"]["cmr"]["list"] == str(sites / "datalist.json")
     assert placed["cache_dir"] == str(tmp_path / "cache")
@@ -301,12 +312,13 @@ def test_real_data_and_phantoms_are_told_apart_and_so_are_an_earlier_calls_site_
     tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bool
 ) -> None:
     """Nobody who leaves --sites out should mistake the data of the call before for phantoms."""
-    from fedmedseg.cli.simulate import _check_site_files, _place_site_files
+    from fedmedseg.cli.simulate import _check_site_files, _place_site_files, _site_files_of
 
     listed = {part: [] for part in ("training", "validation", "test")}
-    _place_site_files(site_files(tmp_path / "sites", LISTED, listed), tmp_path / "w", ("ward",))
+    sites = site_files(tmp_path / "sites", LISTED, listed)
+    _place_site_files(_site_files_of(sites, ("ward",)), tmp_path / "w")
     experiment = read_study("fedata", None, None, None).experiment
-    _check_site_files(tmp_path / "w", ("ward", "site-1"), experiment, left=left)
+    _check_site_files(tmp_path / "w" / "local" / "sites", ("ward", "site-1"), experiment, left=left)
     said = " ".join(capsys.readouterr().out.split())
     earlier = f", of an earlier call, in {tmp_path / 'w' / 'local' / 'sites'}: name --sites for others"
     assert said == f"site files: ward{earlier if left else ''} phantoms: site-1"

@@ -253,6 +253,6 @@ def test_what_flare_logs_of_a_server_that_stays_away_is_not_put_before_our_words
         with admin.session(tmp_path):
             pass
     last.handle.assert_not_called()
-    assert [type(one) for one in logging.getLogger("nvflare").handlers].count(logging.NullHandler) == 1
+    assert [type(one) for one in logging.getLogger("nvflare.fuel.f3").handlers].count(logging.NullHandler) == 1
     logging.getLogger("elsewhere").warning("still told")
     last.handle.assert_called_once()

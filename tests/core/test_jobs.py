@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -220,4 +221,14 @@ def test_a_written_jobs_page_has_no_link_out_of_its_folder(system: str, tmp_path
     assert "](.." not in page
     assert page.startswith("# ")
     shipped = (find_job(system) / "README.md").read_text(encoding="utf-8")
-    assert ("](.." in shipped) == (" of fedmedseg)" in page)
+    named = re.findall(r"\(([^()\s]+) of fedmedseg\)", page)
+    assert len(named) == shipped.count("](..")
+    project = find_job(system).parents[1]
+    assert all((project / name.partition("#")[0]).is_file() for name in named)
+
+
+def test_a_page_that_is_no_utf8_is_copied_as_it_is(tmp_path: Path) -> None:
+    settings, _ = read_settings(find_job("fedavg"), [])
+    own = write_job(find_job("fedavg"), settings, tmp_path / "own")
+    (own / "README.md").write_bytes(b"# caf\xe9 ![x](../../x.png)\n")
+    assert (write_job(own, settings, tmp_path / "copy") / "README.md").read_bytes() == (own / "README.md").read_bytes()

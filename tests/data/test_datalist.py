@@ -102,7 +102,7 @@ def test_a_missing_list_is_a_matter_of_configuration(folder: Path) -> None:
         read_datalist(folder / "absent.json", salt=SALT)
 
 
-def test_absent_files_are_counted_and_the_first_is_named(folder: Path) -> None:
+def test_absent_files_are_counted_and_named(folder: Path) -> None:
     content = {"training": [entry("a"), entry("x"), entry("y")]}
     with pytest.raises(DataError, match=r"2 of 3 named files absent: .*x\.nii\.gz") as caught:
         read_datalist(write(folder, content), salt=SALT)
@@ -145,3 +145,17 @@ def test_a_case_without_any_drawn_structure_needs_no_label(folder: Path) -> None
 def test_absent_landmarks_are_absent_files(folder: Path) -> None:
     with pytest.raises(DataError, match="1 of 2 named files absent"):
         read_datalist(write(folder, {"training": [entry("a", landmarks="gone.json")]}), salt=SALT)
+
+
+def test_a_section_that_is_no_list_is_told_with_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text(json.dumps({"training": {"image": "a.nii.gz"}}))
+    with pytest.raises(DataError, match=r'training: got no list \(dict\).*a list of cases.*write "training": \['):
+        read_datalist(tmp_path / "l.json", salt="x")
+
+
+def test_of_many_absent_files_the_first_ten_are_named(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text(json.dumps({"unlabeled": [f"{number:02d}.nii.gz" for number in range(12)]}))
+    with pytest.raises(DataError, match="12 of 12 named files absent") as raised:
+        read_datalist(tmp_path / "l.json", salt="x")
+    assert "09.nii.gz and 2 more" in str(raised.value)
+    assert "10.nii.gz" not in str(raised.value)

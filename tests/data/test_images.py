@@ -86,3 +86,9 @@ def test_a_place_without_images_is_refused(tmp_path: Path, make: Callable[[Path]
 def _written(path: Path) -> Path:
     path.write_text("none")
     return path
+
+
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    """It is told with the others at the end, where a folder's own listing shows it too."""
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    assert [one.name for one in images_at(tmp_path).sources] == ["gone"]

@@ -18,8 +18,8 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.learner import Task
 from fedmedseg.core.progress import Progress
-from fedmedseg.core.records import installed_versions
 from fedmedseg.core.state import SiteState
+from fedmedseg.core.versions import installed_versions
 from fedmedseg.data.site import Site
 from fedmedseg.data.tasks import TASKS
 from fedmedseg.reporting.calcium_table import BEGINNINGS
@@ -39,8 +39,8 @@ def tune(
     """Train the new last layer of ``study``, write it with the frozen network it is put on to ``out``, and test it.
 
     The layer begins at the study's seed, whatever layer the file has. ``folder`` holds what is prepared and remembered
-    meanwhile. Returns what is written beside ``out`` too, a record as a run's server writes one, of this one site: its
-    evaluation tells the figures of the task, and none where no test case annotates it.
+    meanwhile. Returns what is written beside ``out`` too: of the record that a run's server writes, who and what ran,
+    with which settings and versions, and the figures of the task, none where no test case annotates it.
 
     Raises:
         DataError: no training case annotates the task (reason NO_CASES) or is large enough, or a damaged data list.
@@ -66,19 +66,20 @@ def tune(
     try:
         tensors |= learner.run(task, tensors).tensors
     except DataError as error:
-        if error.reason == Reason.NO_CASES and "set aside" not in str(error.got):
+        if error.field != "data.crop":
             raise
         raise DataError(
             error.field,
             got=error.got,
             expected=error.expected,
-            remedy="the settings are those of the file, which is how its networks see a scan; `fedmedseg data check` "
-            "names the files that cannot be used",
+            remedy="the crop is the file's, which is how its networks see a scan: take larger scans, or another file",
             reason=error.reason,
         ) from None
     digest = content_sha256(tensors)
     # the same call gives the same file, so the run is called after what it made
     run = f"tuned-{digest[:32]}"
+    # a record that lies there is of other networks from now on
+    record_beside(out).unlink(missing_ok=True)
     save_foundation(out, tensors, experiment=study, run=run)
     figures: dict[str, float] = {}
     try:
@@ -95,6 +96,8 @@ def tune(
 
 
 def _record(study: Experiment, *, run: str, started: str, figures: Mapping[str, float]) -> dict[str, Any]:
+    task = study.wing.transfer.task
+
     def one(stage: str, metrics: Mapping[str, float]) -> dict[str, Any]:
         sites = {HERE: {"accepted": True, "metrics": dict(metrics)}}
         return {"stage": stage, "round": 0, "rounds": 1, "accepted": [HERE], "sites": sites}
@@ -105,6 +108,8 @@ def _record(study: Experiment, *, run: str, started: str, figures: Mapping[str, 
         "experiment_sha256": study.digest,
         "run": run,
         "seed": study.seed,
+        "settings": study.model_dump(mode="json", exclude={"resume"}),
+        "labels": {str(number): name for number, name in study.data.labels.items() if name in TASKS[task].names},
         "sites": [HERE],
         "started": started,
         "ended": True,

@@ -193,7 +193,14 @@ def _of_the_run(models: Sequence[Path]) -> Experiment | None:
         report = path.resolve().parent / "report"
         if path.is_dir() and any((report / name).is_file() for name in RECORDS):
             record = read_record(report, option="--models")
-            study = parse_experiment(record.get("settings"), source=f"{report.name}: settings")
+            if not isinstance(record.get("settings"), dict):
+                raise ConfigurationError(
+                    "--models",
+                    got=f"a run whose record, in {report}, has no settings",
+                    expected="one that says what its study was",
+                    remedy="name the study's experiment.yaml with --experiment",
+                )
+            study = parse_experiment(record["settings"], source=f"{report.name}: settings")
             console.print(f"study: {study.study}, of the run in {report.parent}", highlight=False, soft_wrap=True)
             return study
     return None

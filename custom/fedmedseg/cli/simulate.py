@@ -109,17 +109,18 @@ def _run(
     tracks = study.mlflow is not None or wants_mlflow(folder)
     if tracks:
         require_mlflow(option="--mlflow" if study.mlflow is not None else f"{folder.name}: config_fed_server.json")
-    made = [place for place in (workspace, home) if not place.exists()]
+    made = [place for place in (workspace, home) if not os.path.lexists(place)]
     simulation.prepare_workspace(workspace, simulator_resources(added=OPTIONAL_AT_SERVER if tracks else ()))
     with simulation.claimed(workspace):
         with _removed_if_refused(made):
-            _place_site_files(sites, workspace, names)
-            _check_site_files(workspace, names, experiment, left=sites is None)
+            placed = _site_files_of(sites, names)
+            _check_site_files(sites or workspace / "local" / "sites", names, experiment, left=sites is None)
             if study.layers or study.mlflow is not None:
                 out = home / "jobs" / folder.name
                 folder = write_job(folder, study.settings, out, finish=study.place_files)
             else:
                 study.check_files(folder)
+            _place_site_files(placed, workspace)
         call = simulation.Simulation(
             job=folder, workspace=workspace, sites=names, threads=threads, log=home / "simulator.log"
         )
@@ -157,7 +158,7 @@ def _run(
 
 @contextmanager
 def _removed_if_refused(folders: Sequence[Path]) -> Iterator[None]:
-    """Of a call that is refused nothing stays, except where another has claimed the workspace."""
+    """Remove what a call made for itself when it is refused; it is the caller's to hold the workspace."""
     try:
         yield
     except FedMedSegError:
@@ -219,15 +220,13 @@ def _threads(threads: int | None, sites: int) -> int:
     return threads
 
 
-def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...]) -> None:
-    """Copy site files to where every simulated site looks, with paths that no longer depend on the folder."""
+def _site_files_of(sites: Path | None, names: tuple[str, ...]) -> dict[str, str]:
+    """What is written where every simulated site looks, by its name: paths no longer depend on the folder."""
     from fedmedseg.data.site import SiteFile
 
-    target = workspace / "local" / "sites"
-    if sites is None:
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    found: dict[str, str] = {}
+    for name in names if sites is not None else ():
+        assert sites is not None
         source = sites / f"{name}.yaml"
         if not source.is_file():
             known = ", ".join(sorted(file.stem for file in sites.glob("*.yaml")))
@@ -244,18 +243,27 @@ def _place_site_files(sites: Path | None, workspace: Path, names: tuple[str, ...
         for key in ("state_dir", "cache_dir", "models_dir"):
             if key in content:
                 content[key] = str((source.parent / content[key]).resolve())
-        (target / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        found[name] = yaml.safe_dump(content, sort_keys=False)
+    return found
 
 
-def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Experiment, *, left: bool) -> None:
-    """Read every site's file and data list now: a mistake found here costs seconds, in the run it costs the run.
+def _place_site_files(found: dict[str, str], workspace: Path) -> None:
+    """Write what ``_site_files_of`` gave, once nothing is left that could refuse the call."""
+    target = workspace / "local" / "sites"
+    for name, text in found.items():
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _check_site_files(folder: Path, names: tuple[str, ...], experiment: Experiment, *, left: bool) -> None:
+    """Read every site's file in ``folder`` and its data list now: a mistake costs seconds here, and later the run.
 
     ``left``: nobody named a folder of site files, so that those in the workspace are an earlier call's.
     """
     from fedmedseg.data.datalist import read_datalist
     from fedmedseg.data.site import SiteFile
 
-    files = {name: workspace / "local" / "sites" / f"{name}.yaml" for name in names}
+    files = {name: folder / f"{name}.yaml" for name in names}
     with_file = [name for name, file in files.items() if file.is_file()]
     for name in with_file:
         settings = parse(SiteFile, read_yaml(files[name]), source=f"{name}.yaml")
@@ -278,7 +286,7 @@ def _check_site_files(workspace: Path, names: tuple[str, ...], experiment: Exper
         )
     if with_file:
         # also those that lie in the workspace from an earlier call: nobody should mistake real data for phantoms
-        earlier = f", of an earlier call, in {workspace / 'local' / 'sites'}: name --sites for others" if left else ""
+        earlier = f", of an earlier call, in {folder}: name --sites for others" if left else ""
         console.print(f"site files: {', '.join(with_file)}{earlier}", highlight=False, soft_wrap=True)
     if without:
         console.print(f"phantoms: {', '.join(without)}", highlight=False)

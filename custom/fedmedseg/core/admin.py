@@ -69,7 +69,7 @@ def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
             remedy="name the folder of the kit you log in with",
         )
     # what its messaging layer logs about a server that does not answer would otherwise stand before our own words
-    logging.getLogger("nvflare").addHandler(_SILENT)
+    logging.getLogger("nvflare.fuel.f3").addHandler(_SILENT)
     end = time.monotonic() + patience
     while True:
         try:

@@ -20,8 +20,10 @@ from fedmedseg.core.schema import read_yaml
 CONFIG = Path("app") / "config"
 EXPERIMENT = CONFIG / "experiment.yaml"
 META = "meta.json"
-_OUTWARDS = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)]+)\)")
+_OUTWARDS = re.compile(r"(?<!!)\[(?P<words>[^\]]+)\]\((?P<up>\.\./(?:\.\./)?)(?P<place>[^.)][^)]*)\)")
 """A link of a page to what lies outside its job."""
+IN_PROJECT = {"../": "jobs/", "../../": ""}
+"""Where such a link's folder lies in the project."""
 
 
 def bundle_roots() -> list[Path]:
@@ -216,7 +218,8 @@ def write_job(
             (copy / META).write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         readme = copy / "README.md"
         if readme.is_file():
-            readme.write_text(_alone(readme.read_text(encoding="utf-8")), encoding="utf-8")
+            text = readme.read_text(encoding="utf-8", errors="surrogateescape")
+            readme.write_text(_alone(text), encoding="utf-8", errors="surrogateescape")
         if finish is not None:
             finish(copy)
         if out.exists():
@@ -228,12 +231,8 @@ def write_job(
 
 
 def _alone(readme: str) -> str:
-    """A job's page as it reads away from the project: what it links to in there is named instead.
-
-    >>> _alone("see [models](../../docs/models.md) and [here](#here)")
-    'see models (docs/models.md of fedmedseg) and [here](#here)'
-    """
-    return _OUTWARDS.sub(r"\1 (\2 of fedmedseg)", readme)
+    """A job's page as it reads away from the project: what it links to in there is named instead."""
+    return _OUTWARDS.sub(lambda link: f"{link['words']} ({IN_PROJECT[link['up']]}{link['place']} of fedmedseg)", readme)
 
 
 def is_job(folder: Path) -> bool:

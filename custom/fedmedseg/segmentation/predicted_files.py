@@ -173,7 +173,7 @@ def write_tables(
             [
                 (
                     name,
-                    *(f"{value:.6g}" for value in (h.diastolic_ml, h.systolic_ml, h.stroke_ml)),
+                    *map(_figure, (h.diastolic_ml, h.systolic_ml, h.stroke_ml)),
                     _share(h),
                     h.doubt or "",
                 )
@@ -208,7 +208,7 @@ def require_new(files: Iterable[Path], *, force: bool) -> None:
             remedy="rename one, or give them to two calls",
         )
     there = [path for path in files if path.exists()]
-    if [path.name for path in there] == [FAILED]:
+    if [path.name for path in there] == [FAILED] and there[0].is_file() and _is_ours(there[0]):
         # an earlier call found nothing that it could do: its reasons are no answers
         return
     if there and not (force and all(path.is_file() for path in there)):
@@ -265,13 +265,14 @@ def _share(heart: Ventricle) -> str:
     return "" if heart.diastolic_ml <= 0 else _figure(heart.ejection_fraction)
 
 
-def _figure(value: float) -> str:
-    """Six digits, and never a power of ten: a spreadsheet shows it as it is.
+def _is_ours(failed: Path) -> bool:
+    with open(failed, encoding="utf-8", errors="replace") as stream:
+        return stream.readline() == "image,reason\n"
 
-    >>> _figure(12.3456789), _figure(2703812.7)
-    ('12.3457', '2703813')
-    """
-    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+
+def _figure(value: float) -> str:
+    """Four decimal places without zeros at their end, and never a power of ten: a spreadsheet shows it as it is."""
+    return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 def _coordinates(place: Place | None) -> tuple[str, str, str]:
