@@ -210,7 +210,7 @@ def test_a_tuned_layers_card_says_what_it_was_put_on_and_what_was_measured(
 
     bare, told = card(), card("--run", str(tmp_path / "vessels.run.json"))
     for text in (bare, told):
-        assert "| model | student: the transformer of an earlier training, frozen, under a last layer learned" in text
+        assert "| model | student: the transformer, frozen, under a last layer learned anew" in text
         assert "of all sites together" not in text
     assert "| sites that trained its last layer | 1 |" in told
     assert f"| coronaries | 1 | {dice:.3f} | - |" in told
@@ -220,8 +220,8 @@ def test_a_tuned_layers_card_says_what_it_was_put_on_and_what_was_measured(
     command = ["export", str(out), "--to", "torchscript", "--task", "hps", "--out", str(old)]
     assert CliRunner().invoke(app, command).exit_code == 0
     text = (old / "README.md").read_text()
-    taken = f"took it over unchanged from the file {load_foundation(file).digest[:16]}"
-    assert f"student: the transformer, of all sites together; trained before this study, which {taken}" in text
+    taken = f"taken over unchanged from networks trained before this study ({load_foundation(file).digest[:16]})"
+    assert f"student: the study's transformer, which answers every task; {taken}" in text
     assert "| sites that trained | Not given. |" in text
     assert "a sphere around it" in text
     assert "Only the points RCC, LCC" in text

@@ -142,6 +142,11 @@ def test_of_one_sites_model_the_structures_it_knows_can_be_asked_for(place: Plac
     marked = set(np.unique(nibabel.load(bars).get_fdata()))
     assert marked == {0.0, 2.0}
     assert set(np.unique(nibabel.load(whole).get_fdata())) > {0.0, 1.0}
+    beside = place.root / "beside.nii.gz"
+    assert call("predict", image, str(beside), *place.options(), "--structure", "bar")[0] == 0
+    every = nibabel.load(whole).get_fdata()
+    assert np.array_equal(nibabel.load(beside).get_fdata(), np.where(every == 2, 2, 0)), "as in the map of all"
+    assert not np.array_equal(nibabel.load(bars).get_fdata(), nibabel.load(beside).get_fdata()), "discs compete"
     code, said = call("score", str(place.list), *place.options(place.models[1]), "--structure", "bar")
     assert code == 0, said
     assert " disc " not in said

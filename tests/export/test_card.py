@@ -154,10 +154,10 @@ def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path
 @pytest.mark.parametrize(
     ("system", "start", "words"),
     [
-        ("fedavg", "personal", "a site's own network, trained in the federation"),
+        ("fedavg", "personal", "a site's own network"),
         ("fedavg", "shared", "of all sites together"),
         ("fedavg", "scratch", "of the federation it has nothing"),
-        ("fedata", "personal", "begun from the encoder that a site pretrained in the federation"),
+        ("fedata", "personal", "begun from a site's own pretrained encoder"),
         ("fedata", "shared", "begun from the federation's pretrained encoder"),
         ("fedata", "scratch", "without any pretraining"),
     ],
@@ -170,12 +170,8 @@ def test_a_models_name_means_what_it_means_in_its_system(
     card = model_card(named, facts=None, licences=None, use="")
     assert words in card.split(f"| model | {start}: ")[1].split("\n")[0]
     # alone it is trained at one site; labels after a pretraining may have been learned together
+    if (system, start) == ("fedata", "scratch"):
+        for how, sites in (("local", "1"), ("federated", "2")):
+            told = facts(record(settings={"segmentation": {"fine_tuning": how}}), model="scratch")
+            assert f"| sites that trained | {sites} |" in model_card(named, facts=told, licences=None, use="")
     assert ("| sites that trained | 1 |" in card) == ((system, start) == ("fedavg", "scratch"))
-
-
-def test_figures_of_one_site_are_not_called_means_over_sites(model_file: Callable[..., Path]) -> None:
-    source = exportable(load_for_inference(model_file()))
-    *trained, tested = record()["rounds"]
-    one = record(rounds=[*trained, tested | {"sites": {"hospital-a": tested["sites"]["hospital-a"]}}])
-    for found, words in ((record(), "then over sites"), (one, "of the one site that tested it")):
-        assert words in model_card(source, facts=facts(found, model="personal"), licences=None, use="")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedmedseg.core.config import systems
@@ -15,6 +16,7 @@ from fedmedseg.core.state import SiteState
 from fedmedseg.data.views import site_view
 from fedmedseg.preflight.memory import needs
 from fedmedseg.preflight.site import SiteSettings, needs_of_disk, read_site
+from fedmedseg.segmentation.overlay import overlay_png
 
 SEGVIZ = (
     "network.channels=[8, 16, 32]",
@@ -157,6 +159,23 @@ def test_a_sites_state_and_models_stay_below_the_estimate_and_near_it(
     assert 0 < models < 1.1 * planned[site.models]["models"]
     # an untrained network's outlines are as crooked as any can be
     assert size(folder) - models < planned[site.models]["page"] / 3, "one case was tested, so there is one picture"
+
+
+def test_three_noisy_pictures_beside_and_in_the_page_stay_below_what_is_planned(site: SiteSettings) -> None:
+    _, experiment = read_settings(find_job("fedavg"), [])
+    planned = needs_of_disk(site, experiment=experiment, wanted=[], cached=0)[site.models]["page"]
+    rng = np.random.default_rng(1)
+    image = np.linspace(0.0, 1.0, 512)[:, None] + rng.normal(0.0, 0.1, (512, 512))
+    truth = (rng.random((512, 512)) > 0.98).astype(np.uint8)
+    picture = len(overlay_png(image, truth, {"personal": truth}, spacing=(1.0, 1.0)))
+    assert 2 * 2**20 < 3 * picture * (1 + 4 / 3) < planned
+
+
+def test_a_site_without_a_page_keeps_no_room_for_one(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("datasets: {any: {list: a.json}}\nreport: false\n")
+    _, experiment = read_settings(find_job("fedavg"), [])
+    without = read_site(tmp_path / "site.yaml")
+    assert needs_of_disk(without, experiment=experiment, wanted=[], cached=0)[without.models]["page"] == 0
 
 
 def test_what_is_remembered_of_every_scan_is_part_of_the_state(site: SiteSettings) -> None:

@@ -24,11 +24,9 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.network_settings import SwinUNETRSection
 from fedmedseg.data.tasks import TASKS
-from fedmedseg.export.network import NETS, Exportable
+from fedmedseg.export.network import NETS, NEW_LAYER, Exportable
 from fedmedseg.segmentation.prediction import Origin
 
-NEW_LAYER = "transfer"
-"""The stage that trains a new last layer on a frozen network."""
 CHANNELS = ("image", "structures of the heart, as numbers 0 to 7")
 
 
@@ -49,6 +47,8 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             remedy="name the head to export; a file is written for each",
         )
     points = TASKS[task].kind == "points"
+    trained_in = _trained_in(foundation, found.which, task)
+    before, taken_over = _before(experiment, trained_in)
     build = _student if found.which == TRANSFORMER else _cnn
     network, definition = build(foundation, task)
     return Exportable(
@@ -68,9 +68,10 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             experiment=experiment.digest,
             run=foundation.run,
         ),
-        trained_in=_trained_in(foundation, found.which, task),
+        trained_in=trained_in,
         marks=("heat maps" if experiment.wing.landmarks == "heatmaps" else "spheres") if points else "structures",
-        taken_from=_taken_from(foundation, found.which, task),
+        before=before,
+        taken_over=taken_over,
     )
 
 
@@ -81,11 +82,20 @@ def _trained_in(foundation: Foundation, which: Which, task: str) -> tuple[str, .
     return ("distillation", "head_tuning") if which == TRANSFORMER else (f"teacher_{task}",)
 
 
-def _taken_from(foundation: Foundation, which: Which, task: str) -> str:
-    """What the study began with, where none of its stages trained the layers which answer ``task``."""
-    experiment = foundation.experiment
-    trained = any(experiment.stages[stage].rounds for stage in _trained_in(foundation, which, task))
-    return "" if trained else (experiment.wing.start or "")
+def _before(experiment: Experiment, stages: tuple[str, ...]) -> tuple[str, bool]:
+    """What the networks were before the study that ``stages`` trained them in, and whether it took them over as such.
+
+    The first of the stages trains the whole network; those after it its heads.
+    """
+    start = experiment.wing.start
+    if start is None or stages == (NEW_LAYER,):
+        return "", False
+    named = f"networks trained before this study ({start[:16]})"
+    if experiment.stages[stages[0]].rounds:
+        return f"begun from {named}", False
+    if any(experiment.stages[stage].rounds for stage in stages[1:]):
+        return f"its heads tuned on {named}", True
+    return f"taken over unchanged from {named}", True
 
 
 def _student(foundation: Foundation, task: str) -> tuple[nn.Module, dict[str, Any]]:

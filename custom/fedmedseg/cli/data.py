@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from fedmedseg.cli.console import Code, console, example, friendly_errors, next_step, progress_bar, workspace_beside
 from fedmedseg.cli.rows import Rows, show
@@ -137,7 +138,7 @@ def import_set(
                 force=force,
                 tick=lambda site, done, of: bar.update(writing[site], completed=done, total=of),
             )
-    table = Rows("site", title=f"{reader.name}: {out}")
+    table = Rows("site", title=escape(f"{reader.name}: {out}"))
     table.add_column("patients", justify="right")
     for section in ("train", "val", "test", "unlabeled"):
         # a patient may have several volumes: the numbers of a row need not add up to the first
@@ -196,7 +197,7 @@ def check(
                 budget_mb=budget_mb,
                 tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
             )
-    table = Rows("role", "section", title=str(path))
+    table = Rows("role", "section", title=escape(str(path)))
     for column in ("patients", "volumes\nadmitted", "volumes\nset aside"):
         table.add_column(column, justify="right")
     for one in found:
@@ -206,7 +207,7 @@ def check(
     if bad:
         faults = Rows("file", "reason", "role", "section", title="set aside")
         for one, file, reason in bad:
-            faults.add_row(file, reason, one.role, one.section)
+            faults.add_row(escape(file), escape(reason), one.role, one.section)
         show(console, faults)
         raise typer.Exit(Code.LOOK)
 

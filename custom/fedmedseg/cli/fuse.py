@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
 from fedmedseg.cli.predict import (
@@ -147,6 +148,7 @@ def score(
                 experts,
                 cases,
                 labels=labels,
+                among=study.data.labels,
                 how=how,
                 device=device,
                 tick=lambda done, of, task=task: bar.update(task, completed=done, total=of),  # type: ignore[misc]
@@ -251,7 +253,7 @@ def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structu
     from fedmedseg.reporting.tables import counted
 
     patients = len(scores["models"])
-    table = Rows("structure", title=f"{source}: {counted(patients, 'patient')}")
+    table = Rows("structure", title=escape(f"{source}: {counted(patients, 'patient')}"))
     for name in scores:
         for column in ("patients", "Dice", "HD95 (mm)"):
             table.add_column(f"{name}: {column}", justify="right")

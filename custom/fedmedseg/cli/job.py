@@ -247,7 +247,7 @@ def _without_phantoms(study: Study) -> dict[str, object]:
 def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -> None:
     """What was written, what it asks of the sites, and what to type next."""
     experiment = study.experiment
-    table = Rows(title=f"{experiment.study}: {out}", show_header=False, box=box.SIMPLE)
+    table = Rows(title=escape(f"{experiment.study}: {out}"), show_header=False, box=box.SIMPLE)
     table.add_column()
     table.add_column()
     for name, value in _facts(study, min_clients).items():

@@ -31,15 +31,18 @@ class Rows(Table):
 def show(console: Console, table: Rows) -> None:
     """Print ``table`` where its longest words fit side by side; elsewhere each row as lines under its first cell."""
     wide = console.options.update(width=WIDE, max_width=WIDE)
+    # a path above a table is a line of its own: rich would break it at the table's width
+    title, table.title = table.title, None
+    if title:
+        console.print(title, highlight=False, soft_wrap=True)
     needed = Measurement.get(console, wide, table)
     if needed.minimum <= console.width:
         if needed.maximum > console.width:
             _share_out(table, room=console.width, least=needed.minimum)
         console.print(table)
         return
-    for title in (table.title, table.caption):
-        if title:
-            console.print(title, highlight=False, soft_wrap=True)
+    if table.caption:
+        console.print(table.caption, highlight=False, soft_wrap=True)
     headers = [_text(column.header).plain.replace("\n", " ") for column in table.columns]
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         first, *others = map(_text, cells)

@@ -67,6 +67,20 @@ class Admission:
     """Case key -> SHA-256 of the file of the heart's structures, where there is one."""
 
 
+@contextmanager
+def unlogged_cases() -> Iterator[None]:
+    """Cases that are set aside are not logged: for calls whose table names them, and whose salt is of this call."""
+    logger.addFilter(_beyond_warnings)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_beyond_warnings)
+
+
+def _beyond_warnings(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
 def admit(cases: Sequence[Case], *, data: DataSection, budget_mb: int, cache: Cache) -> Admission:
     """Check every case. Never raises for a bad case."""
     valid: list[Case] = []

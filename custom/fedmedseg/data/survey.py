@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
 import tempfile
@@ -15,8 +14,7 @@ from fedmedseg.core.data_settings import MOST_LABELS, DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.cache import Cache
-from fedmedseg.data.checks import admit
-from fedmedseg.data.checks import logger as checks_log
+from fedmedseg.data.checks import admit, unlogged_cases
 from fedmedseg.data.datalist import Case, read_datalist
 from fedmedseg.data.site import SiteFile
 from fedmedseg.data.views import data_sets
@@ -73,16 +71,8 @@ def survey(
         DataError: the list names absent files or mixes patients between sections.
     """
     sections = read_datalist(path, salt=secrets.token_hex(16))
-    # a name of this call alone would stand before the table, which has the file's own
-    checks_log.addFilter(_of_this_call)
-    try:
+    with unlogged_cases():
         return _survey(sections, path, role=role, job=job, labels=labels, budget_mb=budget_mb, tick=tick)
-    finally:
-        checks_log.removeFilter(_of_this_call)
-
-
-def _of_this_call(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING
 
 
 def _survey(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import fedmedseg
+from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.data.preprocessing import FIXED
 from fedmedseg.export.metadata import MODALITIES
-from fedmedseg.export.network import Exportable
+from fedmedseg.export.network import NEW_LAYER, Exportable
 from fedmedseg.export.run_facts import Measured, MeasuredCalcium, MeasuredPoint, RunFacts
 from fedmedseg.segmentation.predicted_files import NOTICE
 
@@ -19,28 +20,24 @@ NO_LICENCES = (
     "used.\n"
 )
 MODELS = {
-    "personal": "personal: a site's own network, trained in the federation",
+    "personal": "personal: a site's own network",
     "shared": "shared: of all sites together",
     "scratch": "scratch: trained at one site alone; of the federation it has nothing",
-    "student": "student: the transformer, of all sites together",
-    "cnn": "cnn: the tasks' CNNs, each of the sites that annotate it",
+    "student": "student: the study's transformer, which answers every task",
+    "cnn": "cnn: a CNN for each task, trained by sites that annotate it",
 }
 """What a model's name means, for somebody who has the card alone."""
-PRETRAINING = ("fedata", "fcl", "fclopt")
-"""Systems whose federation pretrains an encoder; labels come after it."""
 AFTER_PRETRAINING = {
-    "personal": "personal: begun from the encoder that a site pretrained in the federation, then trained on labels",
+    "personal": "personal: begun from a site's own pretrained encoder, then trained on labels",
     "shared": "shared: begun from the federation's pretrained encoder, then trained on labels",
     "scratch": "scratch: trained on labels alone, without any pretraining",
 }
-"""What the same names mean there."""
+"""What the same names mean in systems whose federation pretrains an encoder."""
 UNDER_A_NEW_LAYER = {
-    "student": "student: the transformer of an earlier training, frozen, under a last layer learned anew",
-    "cnn": "cnn: a task's CNN of an earlier training, frozen, under a last layer learned anew",
+    "student": "student: the transformer, frozen, under a last layer learned anew",
+    "cnn": "cnn: a task's CNN, frozen, under a last layer learned anew",
 }
 """The same of networks of which transfer learning trained the last layer alone."""
-NEW_LAYER = ("transfer",)
-"""The stages that such a layer is trained in."""
 POINTS = {
     "spheres": "Each is a point: the network marks a sphere around it, and the point is the centre of mass of the "
     "sphere's largest component.",
@@ -112,7 +109,7 @@ def _inputs(source: Exportable) -> str:
 
 
 def _training(source: Exportable, facts: RunFacts | None) -> str:
-    origin, anew = source.origin, source.trained_in == NEW_LAYER
+    origin, anew = source.origin, source.trained_in == (NEW_LAYER,)
     rows = {
         "system": origin.system,
         "study": origin.study,
@@ -130,21 +127,23 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
 
 def _model(source: Exportable) -> str:
     origin = source.origin
-    meanings = MODELS | (AFTER_PRETRAINING if origin.system in PRETRAINING else {})
-    if source.trained_in == NEW_LAYER:
+    meanings = MODELS | (AFTER_PRETRAINING if _pretrains(origin.system) else {})
+    if source.trained_in == (NEW_LAYER,):
         meanings = meanings | UNDER_A_NEW_LAYER
     said = meanings.get(origin.model, origin.model)
-    if source.taken_from:
-        said += f"; trained before this study, which took it over unchanged from the file {source.taken_from[:16]}"
-    return said
+    return f"{said}; {source.before}" if source.before else said
+
+
+def _pretrains(system: str) -> bool:
+    """Whether labels come after a pretraining, and all sites may have learned from them together."""
+    return "pretraining" in read_settings(find_job(system), [])[1].stages
 
 
 def _sites(source: Exportable, facts: RunFacts | None) -> str:
-    # where labels come after a pretraining, all sites may have trained on them together
-    if source.origin.model == "scratch" and source.origin.system not in PRETRAINING:
-        return "1"
-    if source.taken_from:
+    if source.taken_over:
         return NOT_GIVEN
+    if source.origin.model == "scratch" and not (facts and facts.together):
+        return "1" if facts or not _pretrains(source.origin.system) else NOT_GIVEN
     # a model that the run only took over was trained elsewhere
     return str(facts.training_sites) if facts and facts.training_sites else NOT_GIVEN
 
@@ -154,12 +153,10 @@ def _measured(facts: RunFacts | None) -> str:
         return NO_RUN
     if not facts.tested:
         return "Not given: no site told a figure of a model of this name on what it marks."
-    alone = "Means over the test patients of the one site that tested it."
-    several = (
-        "Means over the sites' own test patients, then over sites; a site tests the model of this name that it has "
-        f"itself. A range is told of {FEWEST} sites and more."
-    )
-    parts = [alone if facts.most_sites == 1 else several]
+    parts = [
+        "Means over a site's own test patients, then over the sites of each row; a site tests the model of this name "
+        f"that it has itself. A range is told of {FEWEST} sites and more."
+    ]
     parts += [_structures(facts.measured)] if facts.measured else []
     parts += [_points(facts.points)] if facts.points else []
     parts += [_calcium(facts.calcium)] if facts.calcium else []

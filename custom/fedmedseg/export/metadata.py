@@ -25,7 +25,8 @@ SCHEMA = "metadata_schema.json"
 OFFICIAL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 """MONAI's own schema, which the metadata names; it is a download, and nothing here downloads."""
 NOT_GIVEN = "Not given."
-TASK = "Segmentation of {structures} in {modality}"
+STRUCTURES = "Segmentation of {structures} in {modality}"
+LANDMARKS = "Landmarks {structures} in {modality}, as {marks}"
 MODALITIES = {"mr": "MR", "ct": "CT"}
 
 
@@ -58,7 +59,9 @@ def metadata_of(source: Exportable, *, facts: RunFacts | None, licences: str | N
         "pytorch_version": metadata.version("torch"),
         "numpy_version": metadata.version("numpy"),
         "required_packages_version": _required(source),
-        "task": TASK.format(structures=structures, modality=modality),
+        "task": (STRUCTURES if source.marks == "structures" else LANDMARKS).format(
+            structures=structures, modality=modality, marks=source.marks
+        ),
         "description": (
             f"Trained by fedmedseg's system {source.origin.system}, study {source.origin.study}, model "
             f"{source.origin.model}; the model card, README.md, says what that is. The network gives logits; "

@@ -21,6 +21,8 @@ TOLERANCE = 1e-4
 """Largest difference of a probability between the network and what was made of it."""
 TRIALS = 2
 NETS = "monai.networks.nets."
+NEW_LAYER = "transfer"
+"""The stage that trains a new last layer on a frozen network, where a system has it."""
 OURS = "fedmedseg.export.network.build"
 
 
@@ -51,8 +53,10 @@ class Exportable:
     """What a model file says of the network; empty of one that no such file can hold."""
     marks: Literal["structures", "spheres", "heat maps"] = "structures"
     """What the channels of the output are: structures, or points as spheres or Gaussian heat maps around them."""
-    taken_from: str = ""
-    """SHA-256 of the networks that the study began with, where it trained nothing of what answers here."""
+    before: str = ""
+    """What was trained before its study, in words; empty where nothing was."""
+    taken_over: bool = False
+    """Whether its study did not train the network at all, or its heads alone."""
 
     @property
     def classes(self) -> int:

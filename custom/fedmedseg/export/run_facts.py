@@ -68,6 +68,8 @@ class RunFacts:
     finished: bool
     measured: tuple[Measured, ...]
     """Of the model in question, as ``points`` and ``calcium``; empty where the run did not test it."""
+    together: bool = False
+    """Whether the sites fine-tuned on labels together."""
     points: tuple[MeasuredPoint, ...] = ()
     calcium: MeasuredCalcium | None = None
 
@@ -75,12 +77,6 @@ class RunFacts:
     def tested(self) -> bool:
         """Whether any figure of the model is there."""
         return bool(self.measured or self.points or self.calcium)
-
-    @property
-    def most_sites(self) -> int:
-        """How many sites told the figure that most of them told."""
-        told = [one.sites for one in self.measured] + [one.sites for one in self.points]
-        return max([*told, *([self.calcium.sites] if self.calcium else [])], default=0)
 
     def about(self, names: Iterable[str]) -> RunFacts:
         """What of it is told of the structures and points ``names``: a model's head marks only some."""
@@ -144,6 +140,7 @@ def facts(record: Mapping[str, Any], *, model: str, stages: Collection[str] = ()
         training_sites=len(trained),
         started=str(record.get("started", "?")),
         finished=record.get("outcome") == "finished",
+        together=_section(record, "segmentation").get("fine_tuning") == "federated",
         measured=tuple(
             _measured(name, [row for row in rows if row.structure == name])
             for name in dict.fromkeys(row.structure for row in rows)
@@ -160,6 +157,12 @@ def facts(record: Mapping[str, Any], *, model: str, stages: Collection[str] = ()
         if calcium
         else None,
     )
+
+
+def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    settings = record.get("settings")
+    section = settings.get(name) if isinstance(settings, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
 
 
 def _measured(structure: str, rows: list[DiceRow]) -> Measured:

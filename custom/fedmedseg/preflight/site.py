@@ -23,8 +23,8 @@ from fedmedseg.preflight.memory import Need
 
 GENERATIONS = 2
 """Of each checkpoint: the newest and the one before it."""
-PAGE = 4 * 2**20
-"""Of the site's page of its last test and the pictures in it and beside it, three of 900 pixels a side at most."""
+PAGE = 8 * 2**20
+"""Of the site's page of its last test and the pictures in it and beside it: three, of 900 pixels a side at most."""
 
 Tick = Callable[[str, int, int], None]
 
@@ -153,7 +153,7 @@ def encryption(kit: Kit, experiment: Experiment, site: SiteSettings | None) -> l
 def needs_of_disk(
     site: SiteSettings, *, experiment: Experiment | None, wanted: list[Need], cached: int, voxels: int = 0
 ) -> dict[Path, dict[str, int]]:
-    """Bytes a study writes at this site at most, by folder: preprocessed volumes, state between rounds, models.
+    """Bytes a study writes at this site at most, by folder: preprocessed volumes, state between rounds, models, page.
 
     How many copies of its networks a site remembers is its system's to say (``copies`` of its plan), and what it
     remembers of each of the ``voxels`` of its scans (``scan_bytes``, where it has that).
@@ -176,7 +176,7 @@ def needs_of_disk(
         # a scan's file is written once
         (site.state, "state", scans + GENERATIONS * sum(number * sizes[part] for part, number in copies.items())),
         (site.models, "models", GENERATIONS * starts * sizes["network"]),
-        (site.models, "page", 0 if experiment is None else PAGE),
+        (site.models, "page", PAGE if experiment is not None and site.settings.report else 0),
     ):
         planned.setdefault(folder, {})[name] = size
     return planned

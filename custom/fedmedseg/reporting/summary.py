@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from fedmedseg.reporting.alarms import blind, lost
+from fedmedseg.reporting.alarms import blind, heads_left, lost
 from fedmedseg.reporting.calcium_table import calcium_lines
 from fedmedseg.reporting.floor import judged, verdict
 from fedmedseg.reporting.point_table import point_lines
@@ -61,6 +61,8 @@ def plain_text_summary(record: Record) -> str:
     head += _absent(record)
     rows, measured = dice_table(record), _measured(record)
     nowhere = _some([f"found in no test volume: {one}" for one in lost(points_of(record))])
+    if untouched := heads_left(record):
+        head += _whole(f"heads left as they were, trained by too few for the robust rule: {'; '.join(untouched)}")
     if not rows:
         measured = _cut(measured, _MOST_LINES - len(head) - len(nowhere))
         return "\n".join([*head, *(measured or withheld_whole(record) or ["no evaluation was recorded"]), *nowhere])

@@ -15,7 +15,7 @@ from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.data.cache import Cache
-from fedmedseg.data.checks import CaseRejected, admit
+from fedmedseg.data.checks import CaseRejected, admit, unlogged_cases
 from fedmedseg.data.datalist import Case, read_datalist
 from fedmedseg.reporting.metrics import CaseScore, per_patient
 from fedmedseg.reporting.paired import Paired, paired
@@ -72,7 +72,7 @@ def labelled_cases(path: Path, *, data: DataSection, budget_mb: int) -> tuple[li
     # of this call alone: nothing is kept that could be told from it
     listed = read_datalist(path, salt=secrets.token_hex(32))
     cases = [case for section in SCORED for case in listed[section] if case.label is not None]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, unlogged_cases():
         admission = admit(cases, data=data, budget_mb=budget_mb, cache=Cache(folder=Path(folder)))
     reasons = list(admission.quarantined.values())
     if not admission.valid:
@@ -91,6 +91,7 @@ def evaluate(
     cases: Sequence[Case],
     *,
     labels: Mapping[int, str],
+    among: Mapping[int, str] | None = None,
     how: How = "probability",
     device: str = "cpu",
     tick: Callable[[int, int], None] = lambda done, of: None,
@@ -105,7 +106,7 @@ def evaluate(
     aside: dict[str, int] = {}
     for done, case in enumerate(cases, start=1):
         try:
-            scores += score_fused(experts, [case], labels=labels, how=how, device=device)
+            scores += score_fused(experts, [case], labels=labels, among=among, how=how, device=device)
         except CaseRejected as rejected:
             aside[rejected.reason] = aside.get(rejected.reason, 0) + 1
         tick(done, len(cases))

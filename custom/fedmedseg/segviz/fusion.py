@@ -113,18 +113,27 @@ def fused_prediction(
     *,
     labels: Mapping[int, str],
     how: How = "probability",
+    among: Mapping[int, str] | None = None,
     threshold: float = THRESHOLD,
     device: str = "cpu",
     flips: bool = False,
 ) -> np.ndarray:
-    """The fused label map of one NIfTI volume on its own grid.
+    """The fused label map of one NIfTI volume on its own grid, of ``labels`` alone.
+
+    ``among``: the study's labels (None: ``labels``). Those of them that a model knows compete for every voxel, so that
+    an organ's answer does not depend on which others are asked for.
 
     Raises:
         ConfigurationError: an organ that no model predicts.
         CaseRejected: an image that cannot be used.
     """
+    require_every_organ([expert.data.labels.values() for expert in experts], labels)
+    known = {organ for expert in experts for organ in expert.data.labels.values()}
+    competing = {number: organ for number, organ in {**(among or {}), **labels}.items() if organ in known}
     maps = [organ_probabilities(expert, image, device=device, flips=flips) for expert in experts]
-    return fuse(maps, labels, how=how, threshold=threshold)
+    found = fuse(maps, competing, how=how, threshold=threshold)
+    found[~np.isin(found, list(labels))] = 0
+    return found
 
 
 def score_fused(
@@ -132,6 +141,7 @@ def score_fused(
     cases: Sequence[Case],
     *,
     labels: Mapping[int, str],
+    among: Mapping[int, str] | None = None,
     how: How = "probability",
     device: str = "cpu",
 ) -> list[CaseScore]:
@@ -149,7 +159,7 @@ def score_fused(
             continue
         truth = np.rint(read_voxels(case.label)).astype(np.uint8)
         structures = score_structures(
-            fused_prediction(experts, case.image, labels=labels, how=how, device=device),
+            fused_prediction(experts, case.image, labels=labels, among=among, how=how, device=device),
             truth,
             spacing=native_grid(case.image).spacing,
             labels=labels,

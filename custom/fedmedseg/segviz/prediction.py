@@ -33,6 +33,7 @@ class FusedPredictor:
         flips: bool = False,
     ) -> None:
         self.experts, self.how, self.device, self.flips = experts, how, device, flips
+        self.among = dict(experiment.data.labels)
         self.data = experiment.data.model_copy(update={"labels": dict(labels)})
         require_every_organ([expert.data.labels.values() for expert in experts], labels)
         runs = {expert.run for expert in experts}
@@ -47,5 +48,7 @@ class FusedPredictor:
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
         """See ``segmentation.prediction.Predictor``. ``heart`` is not read."""
         labels = dict(self.data.labels)
-        found = fused_prediction(self.experts, image, labels=labels, how=self.how, device=self.device, flips=self.flips)
+        found = fused_prediction(
+            self.experts, image, labels=labels, among=self.among, how=self.how, device=self.device, flips=self.flips
+        )
         return Answer(maps={"": LabelMap(labels=found, names=labels)})
