@@ -46,7 +46,7 @@ def test_an_import_makes_sites_that_the_data_list_reader_accepts(plain: Path, tm
     out = tmp_path / "out"
     text = run("import", "decathlon", plain, "--out", out, "--sites", "2", "--split", "0.6,0.2,0.2")
     assert "site-1 5 3 1 1 0" in text
-    assert f"next: fedmedseg data check {out}/sites/site-1.yaml" in text
+    assert f"next: fedmedseg data check {out}/sites/site-1.yaml --labels 2" in text
     for site in ("site-1", "site-2"):
         file = out / "sites" / f"{site}.yaml"
         list_ = file.parent / yaml.safe_load(file.read_text())["datasets"]["knees"]["list"]

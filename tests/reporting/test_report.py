@@ -381,6 +381,16 @@ def test_the_legend_explains_the_columns_there_are_and_says_when_fine_tuning_was
     assert "own pretrained encoder" not in text
 
 
+def test_a_model_that_fewer_sites_tested_has_their_number_beside_its_mean() -> None:
+    record = records.finished()
+    metrics = record["rounds"][-1]["sites"]["site-1"]["metrics"]
+    for name in [name for name in metrics if "/personal/" in name]:
+        del metrics[name]
+    text = said(record)
+    assert "(2 sites)" in text.split("mean over sites")[1].split("standard deviation")[0]
+    assert "(2 sites)" not in said(records.finished())
+
+
 def test_one_case_is_no_plural() -> None:
     record = records.finished()
     for answer in record["rounds"][-1]["sites"].values():
@@ -412,7 +422,8 @@ def test_encrypted_replies_are_reported_with_the_guards_that_were_off() -> None:
 
 def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
     """What the browser's tests open, wherever there is a browser."""
-    text = said({**records.cardiac_ct(), "previous": reduced(records.cardiac_ct())})
+    earlier = records.cardiac_ct() | {"started": "2025-12-30T10:00:00+00:00"}
+    text = said({**records.cardiac_ct(), "previous": reduced(earlier)})
     for words in (
         "Landmarks Distance to the true point", "site-1 RCC 2.0 (1.5-none) mean 3.2 mm, missed: withheld",
         "site-1: numbers of points missed are withheld", "site-1: numbers of such volumes are withheld",

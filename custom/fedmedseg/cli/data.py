@@ -160,7 +160,9 @@ def import_set(
         folder = workspace_beside(out, f"{system}-{out.resolve().name}")
         next_step("fedmedseg", "simulate", system, "--preset", preset, "--sites", out / "sites", "-w", folder)
     if not fitting:
-        next_step("fedmedseg", "data", "check", out / "sites" / f"{summaries[0].site}.yaml")
+        # a site's list names what was found there, which may be less than elsewhere
+        labels_of = [] if collection.labels else ["--labels", max([1, *(n for one in summaries for n in one.voxels)])]
+        next_step("fedmedseg", "data", "check", out / "sites" / f"{summaries[0].site}.yaml", *labels_of)
         console.print(
             f"no preset is made for the role {chosen!r}: copy one from app_configs/presets, enter this set's role, "
             "labels, spacing and crop, and name it to `fedmedseg simulate --preset`",

@@ -23,8 +23,9 @@ from fedmedseg.preflight.memory import Need
 
 GENERATIONS = 2
 """Of each checkpoint: the newest and the one before it."""
-PAGE = 8 * 2**20
-"""Of the site's page of its last test and the pictures in it and beside it: three, of 900 pixels a side at most."""
+PAGE = 24 * 2**20
+"""Of the site's page of its last test and three pictures, beside it and in it as base64: of 900 pixels a side at most
+and four bytes a pixel, if nothing of them could be compressed."""
 
 Tick = Callable[[str, int, int], None]
 

@@ -100,7 +100,7 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
         "models": [label_of(model) for model in models],
         "sites": sites,
         "mean_title": mean_title(len(sites), len(sites_of(record))),
-        "means": [decimal(study_mean(rows, model)) for model in models],
+        "means": [_mean_of(rows, model, of=len(sites)) for model in models],
         "spreads": ["" if one is None else f"± {one:.3f}" for one in spreads],
         "within": any(row.dice_sd is not None or row.hd95_sd is not None for row in rows),
         "failures": any(row.failures for row in rows),
@@ -308,6 +308,12 @@ def signed(value: float, places: int = DICE.places) -> str:
     """
     text, sign = f"{abs(value):.{places}f}", "+" if value > 0 else MINUS
     return text if float(text) == 0 else f"{sign}{text}"
+
+
+def _mean_of(rows: Sequence[DiceRow], model: str, *, of: int) -> str:
+    """A column's mean over sites, with their number where not every site of the table tested that model."""
+    tested = len(site_means(rows, model))
+    return decimal(study_mean(rows, model)) + (f" ({counted(tested, 'site')})" if 0 < tested < of else "")
 
 
 def _cases(number: int | None) -> str:
