@@ -326,3 +326,11 @@ def test_a_file_of_ones_own_that_is_called_as_the_reasons_are_is_not_replaced(tm
         require_new([tmp_path / "failed.csv", tmp_path / "volumes.csv"], force=False)
     (tmp_path / "failed.csv").write_text("image,reason\nx,y\n")
     require_new([tmp_path / "failed.csv", tmp_path / "volumes.csv"], force=False)
+
+
+def test_an_ending_that_is_no_volumes_is_not_taken_for_a_folder(place: Place) -> None:
+    for name, code in (("map.txt", 2), ("run.1", 0)):
+        done, said = call(place.model, place.images / "p1_ED.nii.gz", place.root / name)
+        assert (done, "which looks like a file" in said) == (code, code == 2), said
+    (place.root / "map.txt").mkdir()
+    assert call(place.model, place.images / "p1_ED.nii.gz", place.root / "map.txt")[0] == 0

@@ -104,11 +104,7 @@ def predict(
     write_answers(predictor, found, out, read=[*_files(models), place], flips=flips, budget_mb=budget_mb, force=force)
 
 
-@fuse_app.command(
-    epilog=example(
-        "fedmedseg fuse score datalist.json --models run/models --experiment run/experiment.yaml --out scores.json"
-    )
-)
+@fuse_app.command(epilog=example("fedmedseg fuse score datalist.json --models run/models --out scores.json"))
 def score(
     datalist: Annotated[Path, typer.Argument(metavar="LIST", help="The data list of a site that took no part.")],
     models: Models,

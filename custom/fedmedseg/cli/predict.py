@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -39,6 +40,8 @@ Flips = Annotated[
 ]
 Budget = Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")]
 BUDGET_MB = 2048
+_FILE = re.compile(r"\.[A-Za-z]{2,5}")
+"""Endings that files have, and folders seldom."""
 CAVITY = "left ventricle"
 
 
@@ -236,6 +239,13 @@ def require_one_map(predictor: Predictor, found: Found, out: Path) -> None:
         ConfigurationError: it is.
     """
     sources = found.sources
+    if not _is_file(out) and not out.exists() and _FILE.fullmatch(out.suffix):
+        raise ConfigurationError(
+            "OUT",
+            got=f"{out}, which looks like a file",
+            expected="a folder, or of one image a file that ends with .nii.gz or .nii",
+            remedy=f"take another ending; a folder of this name must be there already (mkdir {out})",
+        )
     if not _is_file(out) or (len(sources) == 1 and predictor.maps == ("",) and not predictor.points):
         return
     got = f"a file, for {len(sources)} images" if len(sources) != 1 else "a file, for a model that writes several"
