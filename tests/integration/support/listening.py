@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
@@ -17,6 +16,7 @@ from stand_ins import StandInExecutor, _kind
 
 from fedmedseg.core.executor import ANALYTICS_EVENT
 from fedmedseg.core.place import place_of
+from fedmedseg.core.spilled import is_fetched
 from fedmedseg.core.wire import Header, Meta
 
 HEARD_FILE = "heard.jsonl"
@@ -70,10 +70,11 @@ def _reply(reply: Shareable) -> dict[str, Any]:
     return line
 
 
-def _figures(tensor: torch.Tensor) -> dict[str, Any]:
-    wide = tensor.double()
+def _figures(tensor: Any) -> dict[str, Any]:
+    # a large one was fetched into a file, and is read from there
+    wide = (tensor.materialize() if is_fetched(tensor) else tensor).double()
     return {
-        "shape": list(tensor.shape),
+        "shape": list(wide.shape),
         "sum": float(wide.sum()),
         "squares": float(wide.square().sum()),
         "least": float(wide.min()),
