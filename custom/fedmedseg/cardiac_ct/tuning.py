@@ -89,7 +89,8 @@ def tune(
             raise
     else:
         figures = _figures_of(study.wing.transfer.task, study.wing.transfer.backbones[0], reply.metrics)
-        figures |= {name: reply.metrics[name] for name in ("cases",) if name in reply.metrics}
+        if "cases" in reply.metrics:
+            figures["cases"] = reply.metrics["cases"]
     record = _record(study, run=run, started=started, figures=figures)
     write_atomic(record_beside(out), json.dumps(record, indent=1, sort_keys=True).encode())
     return record

@@ -96,7 +96,7 @@ def session(kit: Path, *, patience: float = 15.0) -> Iterator[Session]:
                     got=f"no answer from {opened.server} in {patience:g} s ({type(error).__name__})",
                     expected="a server that runs and can be reached",
                     remedy="start it, or look at proxy and firewall with `fedmedseg preflight`",
-                ) from None
+                ) from error
             time.sleep(POLL_SECONDS)
     try:
         yield made
