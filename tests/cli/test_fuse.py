@@ -253,7 +253,10 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
             "a GPU that torch can use",
         ),
         (lambda place: ["score", str(place.list), *place.options(), "--out", "x.txt"], "ends with .json"),
-        (lambda place: ["score", str(place.list), *place.options(), "--out", "none/x.json"], "no folder"),
+        (
+            lambda place: ["score", str(place.list), *place.options(), "--out", place.models[0] + "/x.json"],
+            "which is a file",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_told_and_nothing_is_written(

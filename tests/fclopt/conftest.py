@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from encoded import arrived
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.fuel.utils import fobs
 
-from fedmedseg.core import large_tensors
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.learner import Reply, Task
@@ -116,7 +115,6 @@ class Federation:
     """
 
     def __init__(self, experiment: Experiment, folder: Path, sites: int = 2) -> None:
-        large_tensors.register()
         self.experiment, self.folder = experiment, folder
         self.file = folder / "experiment.yaml"
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +152,7 @@ class Federation:
 
     def train(self, site: str, current: Round) -> Shareable:
         """What ``site`` sends in this round."""
-        given = fobs.loads(fobs.dumps(dict(current.given_to(site))))
+        given = arrived(dict(current.given_to(site)))
         self.given[site] = given
         learner = BootstrapLearner(
             experiment=self.experiment,
@@ -168,7 +166,7 @@ class Federation:
         reply = learner.run(self.task(site, current), given)
         self.replies[site] = reply
         upload = encode(reply, given=given, schema=self.schema, contract=self.contract, request=request, seconds=0.0)
-        self.uploads[site] = fobs.loads(fobs.dumps(upload))
+        self.uploads[site] = arrived(upload)
         return self.uploads[site]
 
     def task(self, site: str, current: Round, **more: Any) -> Task:

@@ -15,12 +15,13 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from encoded import another_process, arrived, sent
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.zip_utils import unzip_all_from_bytes
 
-from fedmedseg.core import checkpoint, large_tensors
+from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError
 from fedmedseg.core.personal import payloads, personalise
 from fedmedseg.core.wire import WHOLE
@@ -96,7 +97,6 @@ def torch_bomb(target: Path) -> bytes:
 
 def test_payload_3_a_torch_checkpoint_is_read_nowhere(harmed: Path, tmp_path: Path) -> None:
     """Fault row 37: neither as a tensor on the wire nor as a checkpoint on the disk."""
-    large_tensors.register()
     content = torch_bomb(harmed)
     with pytest.raises(Exception, match=r"(?i)header|deserializ|invalid"):
         TensorDecomposer().native_recompose(content)
@@ -140,13 +140,9 @@ def test_payload_4_a_job_archive_cannot_write_outside_its_folder(tmp_path: Path,
 
 def test_payload_5_an_object_with_a_reduce_method_does_not_come_back_as_itself(harmed: Path) -> None:
     """Fault row 37: the receiver has not registered the class, so its name is refused."""
-    sent = fobs.dumps({"w": Bomb(harmed)})
-    fobs.reset()
-    try:
-        with pytest.raises(ValueError, match="not allowed"):
-            fobs.loads(sent)
-    finally:
-        large_tensors.register()
+    message_of_it = sent({"w": Bomb(harmed)})
+    with another_process(), pytest.raises(ValueError, match="not allowed"):
+        fobs.loads(message_of_it)
     assert not harmed.exists()
 
 
@@ -164,11 +160,8 @@ def test_payload_6_an_array_of_objects_is_neither_sent_nor_read(harmed: Path) ->
 
 
 def test_an_honest_reply_still_crosses_the_wire() -> None:
-    large_tensors.register()
-    fobs.register(_decomposer_of(DXO))
     tensors = {"a": torch.tensor([1.5, float("nan")]), "b": torch.ones(2, 2).bfloat16()}
-    sent = DXO(data_kind=DataKind.WEIGHT_DIFF, data=tensors, meta={"examples": 3})
-    received = fobs.loads(fobs.dumps(sent))
+    received = arrived(DXO(data_kind=DataKind.WEIGHT_DIFF, data=tensors, meta={"examples": 3}))
     assert checkpoint.content_sha256(received.data) == checkpoint.content_sha256(tensors)
     assert received.meta == {"examples": 3}
 
@@ -176,29 +169,19 @@ def test_an_honest_reply_still_crosses_the_wire() -> None:
 def test_a_sites_task_holds_its_own_model_and_no_trace_of_another_sites() -> None:
     """The bytes themselves are searched, as FLARE would send them, each around its own copy of one broadcast."""
     from nvflare.apis.shareable import make_copy
-    from nvflare.apis.utils.decomposers import flare_decomposers
 
-    flare_decomposers.register()
-    large_tensors.register()
     generator = torch.Generator().manual_seed(3)
     models = {site: {"w": torch.randn(64, generator=generator)} for site in ("shared", "site-1", "site-2", "site-3")}
     shared = {**models.pop("shared"), "rest": torch.ones(3)}
     made = payloads(shared, models, WHOLE)
     broadcast = DXO(DataKind.WEIGHTS, data=dict(shared)).to_shareable()
-    sent = {}
+    contents = {}
     for site in ("site-2", "site-1", "newcomer", "site-3"):
         data = make_copy(broadcast)
         if site in made:
             personalise(data, made[site])
-        sent[site] = fobs.dumps(data)
+        contents[site] = sent(data)
     traces = {site: tensors["w"].numpy().tobytes() for site, tensors in models.items()}
-    for site, content in sent.items():
+    for site, content in contents.items():
         assert [other for other, trace in traces.items() if trace in content] == ([site] if site in models else [])
         assert (shared["w"].numpy().tobytes() in content) is (site == "newcomer")
-
-
-def _decomposer_of(cls: type) -> Any:
-    from nvflare.apis.utils.decomposers import flare_decomposers
-
-    flare_decomposers.register()
-    return flare_decomposers.DXODecomposer

@@ -90,7 +90,7 @@ def test_page_and_terminal_compare_runs_and_models_by_distances_too() -> None:
     assert [(one.site, one.model, one.median) for one in medians_of(kept)] == [("a", "student", 3.0), ("a", "cnn", 2.5)]
     text = Page(render({**now, "previous": kept}, {})).text
     assert "Transformer against CNN model Median point distance in mm of one model less that of the other" in text
-    assert f"site transformer less CNN a {MINUS}0.5 2.0 {MINUS} 2.5 mean over sites {MINUS}0.5" in text
+    assert f"site transformer less CNN a {MINUS}0.5 2.0 {MINUS} 2.5 mean {MINUS}0.5" in text
     assert "Mean HD95 in mm of this run less that of the run before, over the structures that both tested" in text
     assert f"a {MINUS}2.0 4.0 {MINUS} 6.0" in text
     assert f"a 0.0 2.5 {MINUS} 2.5 {MINUS}1.0 2.0 {MINUS} 3.0" in text

@@ -28,9 +28,23 @@ def test_the_summary_fits_30_lines_with_any_number_of_sites(sites: int) -> None:
     text = plain_text_summary(record)
     assert len(text.splitlines()) <= 30
     assert max(map(len, text.splitlines())) <= 96
-    assert "mean over sites" in text
+    assert ("mean over sites" in text, "worst site" in text) == ((sites > 1,) * 2)
     if sites == 12:
         assert "hospital-11" in text
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 200])
+@pytest.mark.parametrize("sites", [2, 60])
+def test_the_summary_fits_a_terminal_and_leaves_no_figure_out(sites: int, width: int) -> None:
+    record = records.finished(tuple(f"hospital-{index}" for index in range(sites)))
+    record["reason"] = "one of many " * 4
+    lines = plain_text_summary(record, width).splitlines()
+    assert max(map(len, lines)) <= max(20, min(width, 96))
+    text = " ".join(" ".join(lines).split())
+    for said in ("reason: one of many one of many", "worst site is", "they should reach"):
+        assert said in text
+    if width < 60:
+        assert "mean over sites personal 0." in text
 
 
 @pytest.mark.parametrize("record", [{}, {"rounds": None, "sites": None}, records.stopped()])

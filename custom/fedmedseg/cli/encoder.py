@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from fedmedseg.cli.console import console, example, friendly_errors
+from fedmedseg.cli.new_file import require_new_file
 from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, Presets, read_study
 from fedmedseg.core.errors import ConfigurationError
@@ -50,10 +51,7 @@ def import_encoder(
     from fedmedseg.networks.weight_files import file_sha256
 
     with friendly_errors():
-        if out.exists() and not (force and out.is_file()):
-            raise ConfigurationError(
-                "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
-            )
+        require_new_file(out, force=force)
         found = _report(source, job, preset, changes, least, prefix)
         try:
             digest = save_encoder(out, found.matched, source_sha256=file_sha256(source))

@@ -85,7 +85,7 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
             expected="a run with a record",
             remedy=f"see {kits}/*.log",
         )
-    console.print(plain_text_summary(record), highlight=False, soft_wrap=True)
+    console.print(plain_text_summary(record, console.width), highlight=False, soft_wrap=True)
     _say(f"report: {report / 'report.html'}")
     _say(f"shared model: {ended.folder / 'models'}")
     _say(f"site models: {kits}/<site>/fedmedseg/models/{experiment.study}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedmedseg.cli.console import console, example, friendly_errors
+from fedmedseg.cli.new_file import require_new_file
 from fedmedseg.cli.rows import Rows, show
 from fedmedseg.core.data_settings import MOST_LABELS
 from fedmedseg.core.errors import ConfigurationError
@@ -44,7 +45,7 @@ def export(
     from fedmedseg.segmentation.predicted_files import require_writable
 
     with friendly_errors():
-        _new_file(out, force)
+        require_new_file(out, force=force, ending=".safetensors")
         require_writable(out.parent)
         study = find_experiment(experiment)
         if study.system != SYSTEM:
@@ -112,8 +113,8 @@ def tune(
     from fedmedseg.segmentation.prediction import require_device
 
     with friendly_errors():
-        _new_file(out, force)
-        _not_there(record_beside(out), force)
+        require_new_file(out, force=force, ending=".safetensors")
+        require_new_file(record_beside(out), force=force)
         if not datalist.is_file():
             raise ConfigurationError("--list", got=f"no file at {datalist}", expected="a data list (JSON)")
         require_device(device)
@@ -160,18 +161,3 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         for one in calcium_of(record)
     ]
     return masks + points + calcium
-
-
-def _new_file(out: Path, force: bool) -> None:
-    if out.suffix != ".safetensors":
-        raise ConfigurationError("--out", got=out.name, expected="a file that ends with .safetensors")
-    _not_there(out, force)
-    if out.parent.exists() and not out.parent.is_dir():
-        raise ConfigurationError("--out", got=f"{out.parent}, which is a file", expected="a file in a folder")
-
-
-def _not_there(out: Path, force: bool) -> None:
-    if out.exists() and not (force and out.is_file()):
-        raise ConfigurationError(
-            "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
-        )

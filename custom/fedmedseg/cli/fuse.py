@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
+from fedmedseg.cli.new_file import require_new_file
 from fedmedseg.cli.predict import (
     BUDGET_MB,
     Budget,
@@ -126,11 +127,13 @@ def score(
 
     The list's label numbers are the study's. Nothing is trained and nothing is chosen on these volumes.
     """
+    from fedmedseg.segmentation.predicted_files import require_writable
     from fedmedseg.segviz.external import compare, evaluate, labelled_cases
 
     with friendly_errors(), progress_bar() as bar:
         if out is not None:
-            _new_file(out, force=force)
+            require_new_file(out, force=force, ending=".json")
+            require_writable(out.parent)
         study = _study(experiment, models)
         labels = _wanted(structures, study)
         sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
@@ -231,17 +234,6 @@ def _experts(paths: list[Path], study: Experiment) -> list[InferenceModel]:
 def _files(models: list[Path]) -> list[Path]:
     """The files that ``--models`` means: those of a folder one by one."""
     return [file for path in models for file in (path.rglob("*.safetensors") if path.is_dir() else [path])]
-
-
-def _new_file(out: Path, *, force: bool) -> None:
-    if out.suffix != ".json":
-        raise ConfigurationError("--out", got=out.name, expected="a file that ends with .json")
-    if out.exists() and not (force and out.is_file()):
-        raise ConfigurationError(
-            "--out", got=f"{out}, which is there", expected="a new file", remedy="choose another, or add --force"
-        )
-    if not out.parent.is_dir():
-        raise ConfigurationError("--out", got=f"no folder {out.parent}", expected="a file in a folder that is there")
 
 
 def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structures: list[str], source: Path) -> Rows:

@@ -14,10 +14,9 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 import fedmedseg
-from fedmedseg.cli.console import NARROW, console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
 from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.bounds import MOST_SITES
@@ -44,18 +43,10 @@ def _list(wanted: bool) -> None:
     """Every job with its presets, each in its own first words."""
     if not wanted:
         return
-    found = list(_presets())
-    if console.width < NARROW:
-        for system, preset, words in found:
-            console.print(f"{'  ' if preset else ''}{preset or system}: {words}", highlight=False, markup=False)
-        raise typer.Exit
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("job", "preset"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it is")
-    for system, preset, words in found:
-        table.add_row("" if preset else system, preset, escape(words))
-    console.print(table)
+    table = Rows("job", "preset", "what it is")
+    for system, preset, words in _presets():
+        table.add_row(system, preset, escape(words))
+    show(console, table)
     raise typer.Exit
 
 

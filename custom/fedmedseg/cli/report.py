@@ -51,7 +51,7 @@ def report(
                 expected="a folder that can be written",
                 remedy="choose another",
             ) from None
-    console.print(plain_text_summary(whole), highlight=False, soft_wrap=True)
+    console.print(plain_text_summary(whole, console.width), highlight=False, soft_wrap=True)
     if earlier is not None:
         for line in previous_lines(whole, earlier):
             console.print(line, highlight=False, soft_wrap=True, markup=False)

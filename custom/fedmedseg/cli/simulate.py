@@ -138,7 +138,7 @@ def _run(
             expected="a run with a record",
             remedy=f"see the last lines of {call.log}",
         )
-    console.print(plain_text_summary(record), highlight=False, soft_wrap=True)
+    console.print(plain_text_summary(record, console.width), highlight=False, soft_wrap=True)
     console.print(f"report: {call.record_file.parent / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"shared model: {call.record_file.parents[1] / 'models'}", highlight=False, soft_wrap=True)
     console.print(f"site models: {home / '<site>' / 'models' / experiment.study}", highlight=False, soft_wrap=True)

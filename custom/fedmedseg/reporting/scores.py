@@ -66,12 +66,13 @@ BELOW = "below 0 is better"
 
 
 def tiles(rows: Sequence[DiceRow]) -> list[dict[str, str]]:
-    """Mean Dice per model in large type, each with its worst site."""
+    """Mean Dice per model in large type, each with its worst site where it was tested at several."""
     found = []
+    several = len({row.site for row in rows}) > 1
     for model in models_in(rows):
         value, worst = study_mean(rows, model), worst_site(rows, model)
         if value is not None:
-            under = f"worst site {worst[0]}: {decimal(worst[1])}" if worst else ""
+            under = f"worst site {worst[0]}: {decimal(worst[1])}" if worst and several else ""
             found.append({"name": label_of(model), "key": model, "value": decimal(value), "under": under})
     return found
 
@@ -238,7 +239,8 @@ def previous_lines(record: Record, earlier: Record) -> list[str]:
         means = [f"{label_of(one.first)} {signed(one.difference or 0.0, measure.places)}" for one in own]
         better = "" if measure.more_is_better else f" ({BELOW})"
         shared = _sites_in(own)
-        at = "" if len(shared) == len(either) else f" at {', '.join(shared)}, which both tested"
+        which = "where both are finite" if measure is DISTANCE else "which both tested"
+        at = "" if len(shared) == len(either) else f" at {', '.join(shared)}, {which}"
         lines.append(f"against the previous run, {measure.name}{at}{better}: {', '.join(means)}")
     return lines
 
@@ -276,7 +278,8 @@ def _compared(
         sites = _sites_in(own)
         tables.append(
             {
-                "caption": f"{name} {what}, {over}{'' if measure.more_is_better else f'; {BELOW}'}",
+                "caption": f"{name} {what}, {over}{'' if measure.more_is_better else f'; {BELOW}'}; "
+                "taken before rounding",
                 "columns": [column(one) for one in own],
                 "lines": [
                     {"site": site, "cells": [_difference(one.sites.get(site), measure.places) for one in own]}

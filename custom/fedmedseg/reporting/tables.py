@@ -184,6 +184,8 @@ def study_mean(rows: Sequence[DiceRow], model: str) -> float | None:
 
 def mean_title(tested: int, sites: int) -> str:
     """What a mean over ``tested`` of a study's ``sites`` is called."""
+    if sites == 1:
+        return "mean"
     return "mean over sites" if tested == sites else f"mean over {tested} of {sites} sites"
 
 
