@@ -47,6 +47,11 @@ def of_phantoms_of_another_role(folder: Path) -> str:
     return call("data", "phantoms", "cine_mr", "--out", folder / "out", "--size", "48,48,4", *counts)[1]
 
 
+def of_phantoms_without_labels(folder: Path) -> str:
+    counts = ("--training", "0", "--validation", "0", "--test", "1", "--unlabeled", "1")
+    return call("data", "phantoms", "cine_mr", "--out", folder / "out", "--size", "48,48,4", *counts)[1]
+
+
 def of_a_job(folder: Path) -> str:
     return call("job", "fedata", "--min-clients", "2", "--out", folder / "out")[1]
 
@@ -58,6 +63,7 @@ def of_a_job(folder: Path) -> str:
         (of_an_import_with_presets, ["simulate fcl", "simulate fclopt", "simulate fedata", "simulate fedavg"], "here"),
         (of_phantoms, ["simulate fcl"], "two words"),
         (of_phantoms_of_another_role, ["data check"], "two words"),
+        (of_phantoms_without_labels, ["data check"], "here"),
         (of_a_job, ["simulate"], "here"),
         (of_a_job, ["simulate"], "two words"),
     ],

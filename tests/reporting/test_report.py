@@ -436,15 +436,3 @@ def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
     ):  # fmt: skip
         assert words in text
     assert "distillation: validation Dice, transformer" in in_words(records.cardiac_ct())["curves"]
-
-
-def test_columns_of_a_federated_training_are_not_called_fine_tuning() -> None:
-    from fedmedseg.reporting.scores import legend
-
-    metrics = {"dice/personal/liver": 0.5, "best_round/personal": 2.0}
-    record = {"rounds": [{"stage": "training"}, {"stage": "evaluation", "sites": {"a": {"metrics": metrics}}}]}
-    said = legend(record, ["personal", "scratch"])
-    assert "trained in the federation" in said
-    assert "without the other sites" in said
-    assert "validated best there" in said
-    assert "pretrain" not in said

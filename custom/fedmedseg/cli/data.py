@@ -304,7 +304,8 @@ def phantoms(
     told = f"{counted(sites, 'site')} of {family}, {each} {per_site} patients (one volume each): {out / 'sites'}"
     console.print(told, highlight=False, soft_wrap=True)
     fitting = [system for system in systems() if _is_drawn_for(system, family, serves)]
-    if fitting:
+    # a run of patients that nothing is trained or tested on ends without a figure
+    if fitting and training and test:
         folder = workspace_beside(out, f"{fitting[0]}-{out.resolve().name}")
         next_step("fedmedseg", "simulate", fitting[0], "--sites", out / "sites", "-w", folder)
     else:

@@ -17,7 +17,7 @@ CODE = {".py", ".pyc", ".pyd", ".so"}
 """What Python would import. Compiled copies in ``__pycache__`` are nobody's record: Python makes them itself."""
 MOST_NAMES = 5
 CHECK = "package files"
-MEND = "install the wheel that the kit names once more, with pip's --force-reinstall"
+MEND = "install the package from its wheel once more, with pip's --force-reinstall"
 
 
 def package_files(record: Mapping[str, str] | None = None, *, of: str = "the installer's record") -> Finding:

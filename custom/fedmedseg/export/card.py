@@ -10,6 +10,7 @@ from fedmedseg.data.preprocessing import FIXED
 from fedmedseg.export.metadata import MODALITIES
 from fedmedseg.export.network import NEW_LAYER, Exportable
 from fedmedseg.export.run_facts import Measured, MeasuredCalcium, MeasuredPoint, RunFacts
+from fedmedseg.reporting.meanings import on_card
 from fedmedseg.segmentation.predicted_files import NOTICE
 
 NOT_GIVEN = "Not given."
@@ -19,25 +20,6 @@ NO_LICENCES = (
     "Not given. Whoever hands the model on states here under which licences and consents the data of the sites were "
     "used.\n"
 )
-MODELS = {
-    "personal": "personal: a site's own network",
-    "shared": "shared: of all sites together",
-    "scratch": "scratch: trained at one site alone; of the federation it has nothing",
-    "student": "student: the study's transformer, which answers every task",
-    "cnn": "cnn: a CNN for each task, trained by sites that annotate it",
-}
-"""What a model's name means, for somebody who has the card alone."""
-AFTER_PRETRAINING = {
-    "personal": "personal: begun from a site's own pretrained encoder, then trained on labels",
-    "shared": "shared: begun from the federation's pretrained encoder, then trained on labels",
-    "scratch": "scratch: trained on labels alone, without any pretraining",
-}
-"""What the same names mean in systems whose federation pretrains an encoder."""
-UNDER_A_NEW_LAYER = {
-    "student": "student: the transformer, frozen, under a last layer learned anew",
-    "cnn": "cnn: a task's CNN, frozen, under a last layer learned anew",
-}
-"""The same of networks of which transfer learning trained the last layer alone."""
 POINTS = {
     "spheres": "Each is a point: the network marks a sphere around it, and the point is the centre of mass of the "
     "sphere's largest component.",
@@ -127,10 +109,8 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
 
 def _model(source: Exportable) -> str:
     origin = source.origin
-    meanings = MODELS | (AFTER_PRETRAINING if _pretrains(origin.system) else {})
-    if source.trained_in == (NEW_LAYER,):
-        meanings = meanings | UNDER_A_NEW_LAYER
-    said = meanings.get(origin.model, origin.model)
+    new_layer, pretrained = source.trained_in == (NEW_LAYER,), _pretrains(origin.system)
+    said = on_card(origin.model, pretrained=pretrained, new_layer=new_layer)
     return f"{said}; {source.before}" if source.before else said
 
 

@@ -17,6 +17,7 @@ from fedmedseg.reporting.against import (
     scores_of,
     since,
 )
+from fedmedseg.reporting.meanings import legend
 from fedmedseg.reporting.point_table import WITHHELD, hidden_missed
 from fedmedseg.reporting.tables import (
     DiceRow,
@@ -32,7 +33,6 @@ from fedmedseg.reporting.tables import (
     moment,
     ordered,
     points_of,
-    rounds_of,
     site_means,
     site_spread,
     sites_of,
@@ -40,25 +40,6 @@ from fedmedseg.reporting.tables import (
     worst_site,
 )
 
-MEANINGS = {
-    "personal": "{} starts from the site's own pretrained encoder",
-    "shared": "{} starts from the federation's encoder",
-    "scratch": "{} is the same training without any pretraining",
-    "cnn": "{} is the network of the one task",
-    "student": "{} is distilled from the tasks' networks",
-    "untrained": "{} has seen no label",
-}
-IN_TRAINING = {
-    "personal": "{} is the site's own network, trained in the federation",
-    "scratch": "{} is the same training without the other sites",
-    "untrained": "{} has seen no label",
-}
-"""Of studies whose federation trains on labels itself; they have a stage ``training``."""
-CHOSEN = "Each trained column is a site's network as of the round that validated best there. "
-TOGETHER = (
-    "Fine-tuning was federated: each trained column is one network of all sites, tested as of the round that validated "
-    "best at the site. "
-)
 MINUS = "\N{MINUS SIGN}"
 SAME_RUN = "both records are of the same run: there is nothing to compare"
 BELOW = "below 0 is better"
@@ -107,20 +88,6 @@ def score_table(record: Record, rows: Sequence[DiceRow]) -> dict[str, Any] | Non
         "failures": any(row.failures for row in rows),
         "hidden": _withheld(hidden_failures(record), "such volumes"),
     }
-
-
-def legend(record: Record, models: Sequence[str]) -> str:
-    """What the columns are, in a sentence; a federated fine-tuning is known by the round each site chose."""
-    trains = any(one.get("stage") == "training" for one in rounds_of(record))
-    meanings = IN_TRAINING if trains else MEANINGS
-    said = [meanings[model].format(label_of(model)) for model in models if model in meanings]
-    sentence = "; ".join(said)
-    figures = (
-        name for one in rounds_of(record) for answer in (one.get("sites") or {}).values() for name in _figures(answer)
-    )
-    together = any(name.startswith("best_round/") for name in figures)
-    chosen = (CHOSEN if trains else TOGETHER) if together else ""
-    return chosen + sentence[:1].upper() + sentence[1:] + ("." if said else "")
 
 
 def hidden_failures(record: Record) -> list[str]:
@@ -321,11 +288,6 @@ def _mean_of(rows: Sequence[DiceRow], model: str, *, of: int) -> str:
 
 def _cases(number: int | None) -> str:
     return "number of cases withheld" if number is None else counted(number, "case")
-
-
-def _figures(answer: object) -> list[str]:
-    metrics = answer.get("metrics") if isinstance(answer, Mapping) else None
-    return [str(name) for name in metrics] if isinstance(metrics, Mapping) else []
 
 
 def _cell(row: DiceRow | None) -> dict[str, Any]:
