@@ -4,9 +4,10 @@
     python benchmarks/data_loading.py --jobs fedavg --set segmentation.steps=40
 
 Each shipped job trains on the phantoms of one site, in one process, its first stage once. Timed are every step and, in
-it, the call that makes its batch; an epoch is as many items as the site has volumes, and the steps of the first, in
-which volumes are read for the first time, are left out. Preprocessing is before the first step and is told apart: it is
-done once and lies in the site's cache. Writes benchmarks/results/data_loading.json.
+it, the call that makes its batch, or waits for it where batches are made beside steps (`core/ahead.py`; where all cores
+are busy that gains nothing). An epoch is as many items as the site has volumes, and the steps of the first, in which
+volumes are read for the first time, are left out. Preprocessing is before the first step and is told apart: it is done
+once and lies in the site's cache. Writes benchmarks/results/data_loading.json.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ LOADERS = {
     ),
     "fcl": Loader(
         "pretraining",
-        ("fedmedseg.fcl.objective", "slice_views"),
+        ("fedmedseg.core.ahead", "Ahead.next"),
         ("fedmedseg.fcl.objective", "ContrastiveObjective.step"),
         lambda one: int(one.section.volumes_per_step),
         lambda one: len(one.volumes),
     ),
     "fclopt": Loader(
         "pretraining",
-        ("fedmedseg.fclopt.objective", "slice_views"),
+        ("fedmedseg.core.ahead", "Ahead.next"),
         ("fedmedseg.fclopt.objective", "BootstrapObjective.step"),
         lambda one: int(one.section.volumes_per_step),
         lambda one: len(one.volumes),

@@ -195,3 +195,26 @@ def test_progress_counts_every_step(task: Callable[..., Task]) -> None:
     noisy.loss_at = dict.fromkeys(range(STEPS), 0.5)
     train(noisy, task(progress=Listener()), work="student, warming")
     assert seen == [("student, warming", step, STEPS, 0.5) for step in range(1, STEPS + 1)]
+
+
+def test_an_objective_that_makes_batches_ahead_is_told_each_next_steps_seed(task: Callable[..., Task]) -> None:
+    class Foreseeing(Noisy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[int | None] = []
+            self.seeds: list[int] = []
+
+        def expect(self, seed: int) -> None:
+            self.told.append(seed)
+
+        def step(self, index: int) -> Mapping[str, float]:
+            self.seeds.append(torch.initial_seed())
+            return super().step(index)
+
+    one, plain = Foreseeing(), Noisy()
+    run_steps(one, task=task(), name="a", steps=STEPS)
+    assert one.told == one.seeds[1:], "of every step but the first, before the step ahead of it"
+    run_steps(plain, task=task(round=1), name="a", steps=STEPS)
+    other = Foreseeing()
+    run_steps(other, task=task(round=1), name="a2", draws="a", steps=STEPS)
+    assert content_sha256(other.model.state_dict()) == content_sha256(plain.model.state_dict())

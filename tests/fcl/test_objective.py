@@ -26,6 +26,21 @@ def begun(made: Any, *, round: int = 1, received: Any = None, personal: Any = No
     return made
 
 
+def test_a_batch_made_beside_the_step_before_it_changes_no_bit(objective) -> None:
+    plain, ahead = begun(objective()), begun(objective())
+    steps(plain)
+    for index in range(2):
+        seed_everything(100 + index)
+        if index == 0:
+            ahead.expect(101)
+        ahead.step(index)
+        assert not ahead.batches._coming or index == 0, "what was expected was taken"
+    assert content_sha256(plain.shared()) == content_sha256(ahead.shared())
+    ahead.expect(102)
+    ahead.begin(round=2, rounds=3, received=None)
+    assert not ahead.batches._coming, "a new round expects nothing of the one before"
+
+
 @pytest.mark.parametrize(
     "change",
     [

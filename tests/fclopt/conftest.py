@@ -25,8 +25,8 @@ from fedmedseg.core.question import Round
 from fedmedseg.core.replies import ECHOED, encode
 from fedmedseg.core.state import SiteState
 from fedmedseg.core.wire import Schema
+from fedmedseg.data import slices
 from fedmedseg.data.slices import SliceAt
-from fedmedseg.fclopt import objective
 from fedmedseg.fclopt.aggregator import TargetPredictionAggregator
 from fedmedseg.fclopt.learner import BootstrapLearner
 from fedmedseg.fclopt.plan import initial_shared, stages
@@ -222,7 +222,7 @@ def federation(
     tmp_path: Path, study: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Federation]:
     """federation(mode="ptnu", sites=2, folder="a"): a study before its first round."""
-    monkeypatch.setattr(objective, "slice_views", plain_views)
+    monkeypatch.setattr(slices, "slice_views", plain_views)
 
     def make(*args: Any, sites: int = 2, folder: str = "f", **kwargs: Any) -> Federation:
         return Federation(study(*args, **kwargs), tmp_path / folder, sites)

@@ -53,6 +53,22 @@ def test_a_step_moves_both_networks_and_tells_its_figures(make: Make) -> None:
         assert torch.allclose(after[name], expected, atol=1e-6), name
 
 
+def test_a_batch_made_beside_the_step_before_it_changes_no_bit(make: Make) -> None:
+    plain, ahead = make(), make()
+    for index in range(2):
+        stepped(plain, index)
+    seed_everything(0)
+    ahead.expect(1)
+    ahead.step(0)
+    assert ahead.batches._coming, "made beside the step"
+    stepped(ahead, 1)
+    assert not ahead.batches._coming, "and taken"
+    assert all(torch.equal(tensor, online(ahead)[name]) for name, tensor in online(plain).items())
+    ahead.expect(2)
+    ahead.begin(round=1, rounds=3)
+    assert not ahead.batches._coming, "a new round expects nothing of the one before"
+
+
 def test_the_rate_stands_still_in_a_round_and_falls_over_rounds(make: Make) -> None:
     section = RateSection(learning_rate=0.1)
     assert [round_rate(section, number, 4) for number in range(4)] == pytest.approx(

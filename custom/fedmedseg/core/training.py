@@ -37,7 +37,10 @@ def require_finite(figure: str, value: float) -> float:
 
 
 class Objective(Protocol):
-    """What is trained. Its step must draw every random number from the global generators, which the loop seeds."""
+    """What is trained. Its step must draw every random number from the global generators, which the loop seeds.
+
+    One that can make its next batch beside a step has ``expect(seed)`` besides: the next step's seed, before this one.
+    """
 
     def step(self, index: int) -> Mapping[str, float]:
         """One optimiser step; returns figures to average over the task, ``loss`` among them."""
@@ -89,12 +92,18 @@ def run_steps(
     def save(step: int) -> None:
         task.state.save(file, {"key": key, "step": step, "sums": sums, "objective": objective.state()})
 
+    def seed_of(index: int) -> int:
+        return derive_seed(task.seed, task.site, task.stage, draws or name, task.round, index)
+
+    expect = getattr(objective, "expect", None)
     last_saved = time.monotonic()
     for index in range(start, steps):
         if task.aborted():
             save(index)
             raise Aborted
-        seed_everything(derive_seed(task.seed, task.site, task.stage, draws or name, task.round, index))
+        seed_everything(seed_of(index))
+        if expect is not None and index + 1 < steps:
+            expect(seed_of(index + 1))
         figures = objective.step(index)
         for figure, value in figures.items():
             require_finite(figure, value)

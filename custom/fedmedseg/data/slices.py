@@ -111,6 +111,21 @@ def slice_views(
     return torch.stack([changed(view, one, data.modality) for view, one in zip(views, changes, strict=True)])
 
 
+def draw_pairs(
+    volumes: ImageSource,
+    rng: np.random.Generator,
+    data: DataSection,
+    *,
+    volumes_per_step: int,
+    parts: int,
+    rule: Rule = "even",
+) -> tuple[list[SliceAt], tuple[torch.Tensor, torch.Tensor]]:
+    """Slices by ``draw_slices``, and two views of each: what two calls of ``slice_views`` make, computed at once."""
+    slices = draw_slices(volumes, rng, volumes_per_step=volumes_per_step, parts=parts, rule=rule)
+    both = slice_views(volumes, [*slices, *slices], rng, data)
+    return slices, (both[: len(slices)], both[len(slices) :])
+
+
 def middle_crop(volumes: ImageSource, at: SliceAt, data: DataSection) -> torch.Tensor:
     """The middle crop (1, *data.crop) of a slice, unchanged: for features that must not depend on chance."""
     image = volumes.image(at.volume)[0, :, :, at.slice]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmedseg.core.ahead import Ahead
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.exchange import Features
@@ -16,14 +17,12 @@ from fedmedseg.core.optimizer import build_sgd, descend, learning_rate, restore_
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import Aborted, require_finite
 from fedmedseg.data.sampling import ImageSource
-from fedmedseg.data.slices import SliceAt, all_slices, draw_slices, middle_crop, slice_views
+from fedmedseg.data.slices import SliceAt, all_slices, draw_pairs, middle_crop
 from fedmedseg.fcl.bank import FeatureBank, capacity_of, received_rows, sampled
 from fedmedseg.fcl.losses import SLICES, Rows, contrastive_losses
 from fedmedseg.fcl.sharing import ContrastiveNetwork, follow, momentum_network
 from fedmedseg.networks.compute import prepare
 from fedmedseg.networks.timing import StepTrial
-
-SEEDS = 2**62
 
 
 class ContrastiveObjective:
@@ -40,6 +39,7 @@ class ContrastiveObjective:
         self.slices = all_slices(volumes, section.parts, section.partition)
         capacity = capacity_of(size=section.bank.size, share=section.bank.share, slices=len(self.slices))
         self.bank = FeatureBank(capacity=capacity, width=section.projector.out, device=device)
+        self.batches = Ahead(self._batch)
         self.use(SHIPPED)
         self.begin(round=0, rounds=1, received=None)
 
@@ -79,6 +79,7 @@ class ContrastiveObjective:
         self.structural = self.section.structural and round >= self.section.warmup_rounds
         self.received = received_rows(received, width=self.section.projector.out, device=self.device)
         self.bank.clear()
+        self.batches.forget()
         self.optimizer = build_sgd(self.network.parameters(), self.section.optimizer)
         self.figures: dict[str, float] = {}
 
@@ -138,6 +139,10 @@ class ContrastiveObjective:
             found.append(self._features(self.key, torch.stack(crops)))
         return self._rows(torch.cat(found), slices)
 
+    def expect(self, seed: int) -> None:
+        """Make the batch of the step with this seed, beside the step that comes before it."""
+        self.batches.expect(seed)
+
     def step(self, index: int) -> Mapping[str, float]:
         """One optimiser step on two views each of a batch of slices; returns ``loss`` and its terms.
 
@@ -146,15 +151,7 @@ class ContrastiveObjective:
         """
         section = self.section
         set_learning_rate(self.optimizer, learning_rate(section.optimizer, self.first_step + index, self.total))
-        rng = np.random.default_rng(int(torch.randint(SEEDS, (1,))))
-        batch = draw_slices(
-            self.volumes,
-            rng,
-            volumes_per_step=section.volumes_per_step,
-            parts=section.parts,
-            rule=section.partition,
-        )
-        views = [slice_views(self.volumes, batch, rng, self.experiment.data) for _ in range(2)]
+        batch, views = self.batches.next()
         queries, keys = self._both(views, batch)
         count = section.bank.samples or len(self.bank)
         local, remote = self._losses(queries, keys, sampled(self.bank.rows, self.received, count=count))
@@ -203,6 +200,18 @@ class ContrastiveObjective:
         restore_optimizer(self.optimizer, tree["optimizer"])
         self.bank.restore(tree["bank"])
         self.figures = dict(tree["figures"])
+
+    def _batch(self, seed: int) -> tuple[list[SliceAt], tuple[torch.Tensor, torch.Tensor]]:
+        """Slices of a step, and two views of each."""
+        section = self.section
+        return draw_pairs(
+            self.volumes,
+            np.random.default_rng(seed),
+            self.experiment.data,
+            volumes_per_step=section.volumes_per_step,
+            parts=section.parts,
+            rule=section.partition,
+        )
 
     def _both(self, views: Sequence[torch.Tensor], slices: Sequence[SliceAt]) -> tuple[Rows, Rows]:
         """The main encoder's features of the first of two views (B, 1, *crop), the momentum encoder's of the second."""

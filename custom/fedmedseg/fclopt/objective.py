@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fedmedseg.core.ahead import Ahead
 from fedmedseg.core.compute import SHIPPED, ComputeChoice
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.optimizer import build_sgd, descend, restore_optimizer, set_learning_rate
 from fedmedseg.core.seeding import derive_seed
 from fedmedseg.core.training import require_finite
-from fedmedseg.data.slices import draw_slices, slice_views
+from fedmedseg.data.slices import draw_pairs
 from fedmedseg.fclopt.config import RateSection
 from fedmedseg.fclopt.losses import structural_loss, structural_partners, symmetric_loss
 from fedmedseg.fclopt.network import (
@@ -31,8 +32,6 @@ from fedmedseg.segmentation.slice_pretraining import feature_spread
 
 if TYPE_CHECKING:
     from fedmedseg.data.sampling import ImageSource
-
-SEEDS = 2**62
 
 
 def round_rate(section: RateSection, number: int, rounds: int) -> float:
@@ -53,6 +52,7 @@ class BootstrapObjective:
         self.section = experiment.wing
         self.online = BootstrapNetwork(experiment=experiment).to(device)
         self.target = TargetNetwork(online=self.online).to(device)
+        self.batches = Ahead(self._batch)
         self.use(SHIPPED)
         self.begin(round=0, rounds=1)
 
@@ -80,6 +80,7 @@ class BootstrapObjective:
         """Place a round in the schedule, with an optimiser of its own: momentum of the model before the server moved it
         belongs to that one.
         """
+        self.batches.forget()
         # every step sets the rate
         self.rate = round_rate(self.section.optimizer, round, rounds)
         self.optimizer = build_sgd(self.online.parameters(), self.section.optimizer)
@@ -92,32 +93,23 @@ class BootstrapObjective:
         copy_into(self.online, online)
         copy_into(self.target, {**online, **target})
 
+    def expect(self, seed: int) -> None:
+        """Make the batch of the step with this seed, beside the step that comes before it."""
+        self.batches.expect(seed)
+
     def step(self, index: int) -> Mapping[str, float]:
         """One optimiser step on fresh slices; then the target follows.
 
         Raises:
             FedMedSegError: loss or gradient are not finite (reason LOCAL_DIVERGED); both networks are then untouched.
         """
-        section = self.section
-        # run_steps seeds torch's generator for every step; this makes the batch depend on nothing else
-        rng = np.random.default_rng(int(torch.randint(SEEDS, (1,))))
-        places = draw_slices(
-            self.volumes,
-            rng,
-            volumes_per_step=section.volumes_per_step,
-            parts=section.parts,
-            rule=section.partition,
-        )
-        first, second = (slice_views(self.volumes, places, rng, self.experiment.data) for _ in range(2))
-        partners: list[int | None] = []
-        if section.structural_weight:
-            partners = structural_partners([at.volume for at in places], [at.part for at in places], rng)
+        (first, second), partners = self.batches.next()
         set_learning_rate(self.optimizer, self.rate)
         self._train()
         loss, figures = self._loss(first, second, partners)
         require_finite("loss", float(loss.detach()))
         descend(self.optimizer, loss, self.online.parameters(), clip_norm=None)
-        follow(self.target, self.online, section.momentum)
+        follow(self.target, self.online, self.section.momentum)
         return {"loss": float(loss.detach()), **figures}
 
     def trained(self) -> dict[str, torch.Tensor]:
@@ -141,6 +133,22 @@ class BootstrapObjective:
         self.online.load_state_dict(tree["online"])
         self.target.load_state_dict(tree["target"])
         restore_optimizer(self.optimizer, tree["optimizer"])
+
+    def _batch(self, seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], list[int | None]]:
+        """Two views of each slice of a step, and for each the place of another slice of its part."""
+        rng, section = np.random.default_rng(seed), self.section
+        slices, views = draw_pairs(
+            self.volumes,
+            rng,
+            self.experiment.data,
+            volumes_per_step=section.volumes_per_step,
+            parts=section.parts,
+            rule=section.partition,
+        )
+        partners: list[int | None] = []
+        if section.structural_weight:
+            partners = structural_partners([at.volume for at in slices], [at.part for at in slices], rng)
+        return views, partners
 
     def _train(self) -> None:
         self.online.train()
