@@ -21,7 +21,7 @@ from fedmedseg.core.averaging import weighted_mean
 from fedmedseg.core.federation_settings import RobustSection
 from fedmedseg.core.large_tensors import LARGE
 from fedmedseg.core.robust import clipped, combined, survey
-from fedmedseg.core.spilled import DerivedTensors, SpilledTensors, holds_fetched, taken_over
+from fedmedseg.core.spilled import DerivedTensors, SpilledTensors, holds_fetched
 from fedmedseg.core.traffic import encoded_bytes
 from fedmedseg.core.wire import tensor_bytes
 
@@ -229,7 +229,7 @@ def test_what_flare_has_fetched_moves_into_a_file_without_a_name(tmp_path: Path)
     given = {"a": torch.randn(3, 4), "b": torch.arange(5)}
     reply = {**fetched(given, tmp_path / "flare"), "c": torch.ones(2)}
     assert holds_fetched(reply)
-    kept = taken_over(reply, tmp_path)
+    kept = SpilledTensors(reply, tmp_path)
     reply.clear()
     assert not (tmp_path / "flare").exists(), "FLARE's go with what stands for them"
     assert list(tmp_path.iterdir()) == []

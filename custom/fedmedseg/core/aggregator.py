@@ -28,7 +28,7 @@ from fedmedseg.core.place import place_of
 from fedmedseg.core.question import Round
 from fedmedseg.core.robust import clipped, combined, require_enough, running_median, survey
 from fedmedseg.core.sealing import Sealing
-from fedmedseg.core.spilled import FROM_BYTES, SpilledTensors, holds_fetched, taken_over
+from fedmedseg.core.spilled import FROM_BYTES, SpilledTensors, holds_fetched
 from fedmedseg.core.wire import Schema, tensor_bytes
 
 
@@ -292,7 +292,7 @@ def _taken_over(tensors: Any, fl_ctx: FLContext) -> Any:
     if not holds_fetched(tensors):
         return tensors
     try:
-        return taken_over(tensors, place_of(fl_ctx).run)
+        return SpilledTensors(tensors, place_of(fl_ctx).run)
     except OSError as error:
         raise _no_room(error) from None
 

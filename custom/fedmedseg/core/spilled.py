@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from nvflare.app_opt.pt.lazy_tensor_dict import _LazyRef
+from safetensors import safe_open
 
 FROM_BYTES = 32 * 2**20
 """Replies of so many bytes and more wait on the disk for the end of their round."""
@@ -26,20 +27,29 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
     """Tensors that lie in a nameless file; each is read when it is asked for, as a new tensor with the same bytes.
 
     Args:
-        tensors: what is written; not held on to.
+        tensors: what is written; not held on to. What FLARE has fetched to files with names is read and written once,
+            and in memory for as long, one piece after the other.
         folder: where there is room; it must exist.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
+        SafetensorError: a file that FLARE has written is none of tensors.
+        ValueError: what was fetched makes no tensor of its shape.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor | Fetched], folder: Path) -> None:
         # a handle that FLARE's processes inherited would keep the file alive: Python's are closed on exec
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the tensors are wanted
         self._places: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
         for name, tensor in tensors.items():
-            self._places[name] = (self._file.tell(), tensor.shape, tensor.dtype)
-            self._file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            begin, dtypes = self._file.tell(), set()
+            for piece in _pieces(tensor):
+                dtypes.add(piece.dtype)
+                self._file.write(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            shape, dtype = getattr(tensor, "shape", piece.shape), piece.dtype
+            if dtypes != {dtype} or self._file.tell() - begin != prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name}: pieces that make no tensor of shape {tuple(shape)} and {dtype}")
+            self._places[name] = (begin, shape, dtype)
         self._file.flush()
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -71,29 +81,55 @@ class SpilledTensors(Mapping[str, torch.Tensor]):
         return len(self._places)
 
 
-def is_fetched(value: object) -> TypeGuard[_LazyRef]:
+class FetchedPieces:
+    """Stands for a tensor that FLARE has fetched to the disk in pieces.
+
+    Args:
+        pieces: one after the other, each of what it holds flat.
+        shape: of the whole.
+    """
+
+    def __init__(self, pieces: Sequence[_LazyRef], shape: Sequence[int]) -> None:
+        self.pieces, self.shape = list(pieces), torch.Size(shape)
+
+    def materialize(self) -> torch.Tensor:
+        """The tensor, as FLARE calls it of what it has fetched.
+
+        Raises:
+            RuntimeError: the pieces make no tensor of the shape.
+        """
+        return torch.cat([piece.materialize() for piece in self.pieces]).reshape(self.shape)
+
+
+Fetched: TypeAlias = _LazyRef | FetchedPieces
+
+
+def is_fetched(value: object) -> TypeGuard[Fetched]:
     """Whether it stands for a tensor that FLARE has fetched to the disk instead of into memory."""
-    return isinstance(value, _LazyRef)
+    return isinstance(value, (_LazyRef, FetchedPieces))
+
+
+def look_at(tensor: torch.Tensor | Fetched) -> tuple[torch.Size, torch.dtype]:
+    """Shape and type of a tensor, of one that lies in a file without reading it; of pieces the type of the first."""
+    if isinstance(tensor, torch.Tensor):
+        return tensor.shape, tensor.dtype
+    first = tensor.pieces[0] if isinstance(tensor, FetchedPieces) else tensor
+    with safe_open(first.file_path, framework="pt") as stream:
+        there = stream.get_slice(first.key)
+        shape, dtype = torch.Size(there.get_shape()), there[:0].dtype
+    return (tensor.shape, dtype) if isinstance(tensor, FetchedPieces) else (shape, dtype)
+
+
+def _pieces(tensor: torch.Tensor | Fetched) -> Iterator[torch.Tensor]:
+    if isinstance(tensor, FetchedPieces):
+        yield from (piece.materialize() for piece in tensor.pieces)
+    else:
+        yield tensor.materialize() if is_fetched(tensor) else tensor
 
 
 def holds_fetched(tensors: object) -> bool:
     """Whether any of a reply's tensors lies where FLARE has fetched it to."""
     return isinstance(tensors, Mapping) and any(map(is_fetched, tensors.values()))
-
-
-def taken_over(tensors: Mapping[str, Any], folder: Path) -> SpilledTensors:
-    """A reply's tensors, of which FLARE has fetched some to files with names, in a file without one: each is read and
-    written once, and in memory for as long.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-        SafetensorError: a file that FLARE has written is none of tensors.
-    """
-
-    def tensor_of(one: Any) -> torch.Tensor:
-        return one.materialize() if is_fetched(one) else one
-
-    return SpilledTensors(DerivedTensors(tensors, tensors, tensor_of), folder)
 
 
 class DerivedTensors(Mapping[str, torch.Tensor]):

@@ -19,12 +19,11 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.f3.cellnet.utils import buffer_len
 from nvflare.fuel.utils import fobs
-from safetensors import safe_open
 from safetensors.torch import save
 
 from fedmedseg.core import large_tensors
 from fedmedseg.core.large_tensors import LARGE
-from fedmedseg.core.spilled import is_fetched
+from fedmedseg.core.spilled import is_fetched, look_at
 from fedmedseg.core.wire import Header
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,9 @@ def _lightened(node: Any, left_out: list[int]) -> Any:
     """The same with stand-ins for large tensors, for to encode them is to hold a model twice more; the bytes that these
     leave out go to ``left_out``."""
     if is_fetched(node):
-        node = _as_fetched(node)
+        # of the same shape and type as what lies in a file, which is not read for it
+        shape, dtype = look_at(node)
+        node = torch.empty(shape, dtype=dtype, device="meta")
     if isinstance(node, torch.Tensor) and node.numel() * node.element_size() >= LARGE:
         # one object for several tensors would be encoded once
         small = torch.zeros(_STAND_IN)
@@ -72,13 +73,6 @@ def _lightened(node: Any, left_out: list[int]) -> Any:
     if type(node) in (list, tuple):
         return type(node)(_lightened(value, left_out) for value in node)
     return node
-
-
-def _as_fetched(node: Any) -> torch.Tensor:
-    """A tensor of the same shape and type as one that lies in a file, which is not read for it."""
-    with safe_open(node.file_path, framework="pt") as stream:
-        there = stream.get_slice(node.key)
-        return torch.empty(there.get_shape(), dtype=there[:0].dtype, device="meta")
 
 
 def _saved_bytes(tensor: torch.Tensor) -> int:

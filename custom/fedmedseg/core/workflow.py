@@ -116,7 +116,7 @@ class QuorumScatterAndGather(ScatterAndGather):
             snapshot_every_n_rounds=0,
             # every round: see core.memory
             memory_gc_rounds=1,
-            # as many replies may come at once as there are sites: see core.spilled.taken_over
+            # as many replies may come at once as there are sites: see core.spilled
             enable_tensor_disk_offload=True,
         )
         large_tensors.register()
