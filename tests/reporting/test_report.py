@@ -436,3 +436,17 @@ def test_the_cardiac_ct_record_holds_what_the_other_one_does_not() -> None:
     ):  # fmt: skip
         assert words in text
     assert "distillation: validation Dice, transformer" in in_words(records.cardiac_ct())["curves"]
+
+
+def test_a_study_of_one_site_has_no_worst_one_and_a_distance_that_was_not_measured_no_unit() -> None:
+    record = records.finished(("a",))
+    tested = record["rounds"][-1]["sites"]["a"]["metrics"]
+    for name in [name for name in tested if name.startswith("hd95/")]:
+        del tested[name]
+    text = Page(render(record, {})).text
+    assert "mean Dice;" not in text
+    assert "worst site" not in text
+    assert "- mm" not in text
+    several = Page(render(records.finished(), {})).text
+    assert "mean Dice; worst site site-3" in several
+    assert "1.4 mm" in several

@@ -6,6 +6,7 @@ import pytest
 import records
 
 from fedmedseg.reporting.summary import plain_text_summary
+from fedmedseg.reporting.tables import dice_table, worst_site
 
 
 def test_the_summary_ends_with_mean_and_worst_site() -> None:
@@ -35,14 +36,21 @@ def test_the_summary_fits_30_lines_with_any_number_of_sites(sites: int) -> None:
 
 @pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 200])
 @pytest.mark.parametrize("sites", [2, 60])
-def test_the_summary_fits_a_terminal_and_leaves_no_figure_out(sites: int, width: int) -> None:
-    record = records.finished(tuple(f"hospital-{index}" for index in range(sites)))
+@pytest.mark.parametrize("name", ["hospital", "hospital-north"])
+def test_the_summary_fits_a_terminal_and_names_the_worst_site(sites: int, width: int, name: str) -> None:
+    record = records.finished(tuple(f"{name}-{index}" for index in range(sites)))
     record["reason"] = "one of many " * 4
     lines = plain_text_summary(record, width).splitlines()
-    assert max(map(len, lines)) <= max(20, min(width, 96))
+    wide = max(20, min(width, 96))
+    assert max(map(len, lines)) <= wide
+    assert len(lines) <= 30 * 96 // wide
     text = " ".join(" ".join(lines).split())
     for said in ("reason: one of many one of many", "worst site is", "they should reach"):
         assert said in text
+    _, _, end = text.partition("worst site is")
+    for model in ("personal", "untrained"):
+        site, _ = worst_site(dice_table(record), model)
+        assert site in end.replace(" ", "")
     if width < 60:
         assert "mean over sites personal 0." in text
 

@@ -25,6 +25,12 @@ def test_the_name_gives_up_room_first() -> None:
     assert len(line) == 50
 
 
+def test_what_is_longer_than_a_column_is_known_before_it_is_cut() -> None:
+    assert TextColumns(HEADERS, 96).fit(["hospital-01", "-"])
+    assert not TextColumns(HEADERS, 96).fit(["hospital-012", "-"])
+    assert TextColumns(HEADERS, 24).fit(["hospital-012", "-"]), "there it is broken, not cut"
+
+
 def test_in_a_narrow_terminal_figures_follow_their_name() -> None:
     columns = TextColumns(HEADERS, 24)
     assert not columns.abreast

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 MODEL_COLOURS = {
     "personal": "#0b6e99",
     "shared": "#5aa9c7",
+    "continued": "#8a5a9e",
     "scratch": "#d98e32",
     "cnn": "#6b6fb3",
     "student": "#0b6e99",
     "untrained": "#b8bec6",
 }
+LAYERS, PAIRS = "attention", "pair_attention"
+"""Notes of weights: by layer and site, and by site and site."""
 
 
 def figures(record: Record) -> dict[str, str]:
@@ -153,10 +156,22 @@ def draw_attention(record: Record) -> Figure | None:
 
 def attention_of(record: Record) -> dict[str, dict[str, float]]:
     """Layer (for personal models: site) -> site -> weight, of the last round that noted any; empty without one."""
-    notes = [one.get("notes") or {} for one in rounds_of(record)]
-    noted = [note.get("attention", note.get("pair_attention")) for note in notes]
-    tables = [_weights(table) for table in noted if isinstance(table, Mapping)]
-    return next((table for table in reversed(tables) if table), {})
+    return _noted(record)[1]
+
+
+def between_sites(record: Record) -> bool:
+    """Whether what ``attention_of`` finds is of sites and sites."""
+    return _noted(record)[0] == PAIRS
+
+
+def _noted(record: Record) -> tuple[str, dict[str, dict[str, float]]]:
+    for one in reversed(rounds_of(record)):
+        for name in (LAYERS, PAIRS):
+            table = (one.get("notes") or {}).get(name)
+            weights = _weights(table) if isinstance(table, Mapping) else {}
+            if weights:
+                return name, weights
+    return "", {}
 
 
 def draw_seconds(record: Record) -> Figure | None:

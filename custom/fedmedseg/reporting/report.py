@@ -15,6 +15,7 @@ from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.reporting import alarms
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.alarms import round_of, spans, stage_of
+from fedmedseg.reporting.captions import captions
 from fedmedseg.reporting.costs import by_round, by_site
 from fedmedseg.reporting.curves import MOST_PANELS, curves
 from fedmedseg.reporting.figures import figures
@@ -149,6 +150,7 @@ def context(record: Record, drawn: Mapping[str, str]) -> dict[str, Any]:
         "missed_floor": alarms.missed_floor(record),
         "encryption": encryption_of(record),
         "words": in_words(record),
+        "captions": captions(record),
         "more_curves": max(0, len(curves(record)) - MOST_PANELS),
         "refusals": _refusals(record),
         "by_site": by_site(record),

@@ -105,7 +105,7 @@ def plain_text_summary(record: Record, width: int = WIDTH) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent="  ")
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _measured(record: Record, width: int) -> list[str]:
@@ -203,7 +203,11 @@ def _tail(rows: Sequence[DiceRow], models: Sequence[str], sites: int, columns: T
         return lines
     lowest = [worst_site(rows, model) for model in models]
     lines += columns.lines(["mean of the worst site"], [decimal(one[1] if one else None) for one in lowest])
-    return lines + columns.lines(["worst site is"], [one[0] if one else "-" for one in lowest])
+    names = [one[0] if one else "-" for one in lowest]
+    if columns.fit(names):
+        return lines + columns.lines(["worst site is"], names)
+    told = ", ".join(f"{label_of(model)} {name}" for model, name in zip(models, names, strict=True))
+    return lines + _wrapped(f"worst site is: {told}", columns.width)
 
 
 def _refused(record: Record) -> dict[str, int]:

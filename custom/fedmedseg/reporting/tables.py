@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 MODELS = {
     "personal": "personal",
     "shared": "shared",
+    "continued": "continued",
     "scratch": "local",
     "cnn": "CNN",
     "student": "transformer",

@@ -27,6 +27,10 @@ class TextColumns:
         """Whether figures stand in columns."""
         return self._name >= _LEAST_NAME
 
+    def fit(self, cells: Sequence[str]) -> bool:
+        """Whether none of ``cells`` would be cut."""
+        return not self.abreast or all(len(cell) < _CELL for cell in cells)
+
     def head(self, title: str) -> str:
         """The line over all others."""
         if not self.abreast:
@@ -39,7 +43,9 @@ class TextColumns:
         """The lines of one row: ``names``, one or two, and a figure for each header."""
         if not self.abreast:
             told = ", ".join(f"{header} {cell}" for header, cell in zip(self.headers, cells, strict=True))
-            figures = textwrap.wrap(told, self.width, initial_indent="  ", subsequent_indent="  ")
+            figures = textwrap.wrap(
+                told, self.width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+            )
             return [short(" ".join(names), self.width), *figures]
         each = self._name // len(names)
         name = "".join(f"{short(one, each - 1):<{each}}" for one in names)
