@@ -97,7 +97,7 @@ def test_licences_are_never_cut(model: Path, tmp_path: Path, monkeypatch: pytest
         (["--to", "torchscript", "--schema", "x.json"], "--schema: got with --to torchscript"),
         (["--to", "torchscript", "--task", "calc"], "--task: got calc"),
         (["--to", "torchscript", "--start", "scratch"], "--start: got scratch"),
-        (["--to", "torchscript", "--run", "none"], "no run.json"),
+        (["--to", "torchscript", "--run", "none"], "no record at"),
         (["--to", "torchscript", "--data-licences", "none"], "no text at none"),
         (["--to", "pickle"], "pickle"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmedseg.cli.new_file import require_new_file
+from fedmedseg.cli.new_file import require_new_file, writing
 from fedmedseg.core.errors import ConfigurationError
 
 
@@ -24,8 +24,9 @@ def test_what_is_there_is_given_up_by_force_alone_and_a_folder_never(tmp_path: P
     require_new_file(file, force=True)
     folder = tmp_path / "folder.json"
     folder.mkdir()
-    with pytest.raises(ConfigurationError, match="which is there"):
-        require_new_file(folder, force=True)
+    for force in (False, True):
+        with pytest.raises(ConfigurationError, match=r"got the folder .*folder\.json.*name a file in it"):
+            require_new_file(folder, force=force)
 
 
 def test_another_ending_and_a_file_in_a_folders_place_are_refused(tmp_path: Path) -> None:
@@ -35,3 +36,21 @@ def test_another_ending_and_a_file_in_a_folders_place_are_refused(tmp_path: Path
     for name in ("file/x.json", "file/deeper/x.json"):
         with pytest.raises(ConfigurationError, match=r"file, which is a file\. Expected a file in a folder"):
             require_new_file(tmp_path / name, force=False)
+
+
+@pytest.mark.skipif(not Path("/proc/1").is_dir(), reason="no folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed() -> None:
+    with pytest.raises(ConfigurationError, match=r"--out: got /proc \(") as caught:
+        require_new_file(Path("/proc/scores.json"), force=False)
+    assert "Remedy" in str(caught.value)
+
+
+def test_what_the_disk_says_is_told_of_the_option_in_the_systems_words(tmp_path: Path) -> None:
+    refused = pytest.raises(
+        ConfigurationError, match=r"--out: got .*x\.json \(No space left on device\).*choose another"
+    )
+    with refused, writing(tmp_path / "x.json"):
+        raise OSError(28, "No space left on device")
+    refused = pytest.raises(ConfigurationError, match="Expected a folder that can be written")
+    with refused, writing(tmp_path, expected="a folder that can be written"):
+        raise PermissionError(13, "Permission denied")

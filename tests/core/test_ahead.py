@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -70,6 +71,31 @@ def test_an_expected_batch_that_is_not_asked_for_is_not_given_for_another() -> N
     expected = drawn()
     torch.manual_seed(2)
     assert np.array_equal(ahead.next(), numbers(expected))
+
+
+def test_a_step_that_draws_before_it_asks_is_noticed() -> None:
+    ahead = Ahead(numbers)
+    for index in range(2):
+        torch.manual_seed(index)
+        ahead.expect(index + 1)
+        torch.rand(1)
+        ahead.next()
+    with pytest.raises(RuntimeError, match="was not asked for"):
+        ahead.expect(3)
+
+
+def test_it_goes_with_its_last_user_and_so_does_its_thread() -> None:
+    ahead = Ahead(numbers)
+    torch.manual_seed(1)
+    ahead.next()
+    (thread,) = ahead._worker._threads
+    gc.disable()
+    try:
+        del ahead
+        thread.join(MOST)
+    finally:
+        gc.enable()
+    assert not thread.is_alive()
 
 
 def test_what_fails_there_is_raised_where_the_batch_is_asked_for() -> None:

@@ -8,7 +8,16 @@ import torch
 
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.augmentation import VIEWS, augment, deform
-from fedmedseg.data.slices import DEFORMED, SliceAt, all_slices, draw_slices, middle_crop, slice_crop, slice_views
+from fedmedseg.data.slices import (
+    DEFORMED,
+    SliceAt,
+    all_slices,
+    draw_pairs,
+    draw_slices,
+    middle_crop,
+    slice_crop,
+    slice_views,
+)
 
 
 class Stacks:
@@ -116,6 +125,19 @@ def test_views_computed_together_are_those_computed_one_after_the_other(crop: tu
         one_by_one.append(augment(view, None, rng, modality=section.modality, flip=0.5, turn=0.0, intensity=0.5)[0])
     assert 0 < moved < len(places)
     assert torch.equal(together, torch.stack(one_by_one))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pairs_are_the_slices_and_views_of_one_call_after_the_other(seed: int) -> None:
+    stacks = Stacks(3, 5)
+    stacks.volumes = [np.random.default_rng(7).normal(size=(1, 32, 32, depth)).astype(np.float32) for depth in (3, 5)]
+    of, rng, again = {"volumes_per_step": 3, "parts": 2}, np.random.default_rng(seed), np.random.default_rng(seed)
+    slices, views = draw_pairs(stacks, rng, data(), **of)
+    assert slices == draw_slices(stacks, again, **of)
+    for view in views:
+        assert torch.equal(view, slice_views(stacks, slices, again, data()))
+    assert rng.random() == again.random(), "and the generator is left as it would be"
+    assert not torch.equal(*views)
 
 
 def test_the_middle_crop_depends_on_nothing() -> None:

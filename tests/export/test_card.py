@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import fedmedseg
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.export.card import model_card
 from fedmedseg.export.metadata import metadata_of
@@ -133,6 +134,18 @@ def test_a_model_that_no_site_tested_or_trained_in_this_run_is_said_to_be_so(mod
     assert "was not measured" in card
 
 
+def test_the_card_tells_who_trained_the_model_and_who_exported_it(model_file: Callable[..., Path]) -> None:
+    source = exportable(load_for_inference(model_file()))
+    with_run, alone = (
+        model_card(source, facts=found, licences=None, use="x")
+        for found in (facts(record(versions={"fedmedseg": "0.0.9"}), model="personal"), None)
+    )
+    assert "| trained with | fedmedseg 0.0.9 |" in with_run
+    assert "| trained with | Not given. |" in alone
+    for card in (with_run, alone):
+        assert f"| exported with | fedmedseg {fedmedseg.__version__} |" in card
+
+
 def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     file = tmp_path / "report" / "run.json"
@@ -144,10 +157,10 @@ def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path
     for run, words in (("r2", "the record of run r1.*which trained the model, r2"), ("", "a model that names its run")):
         with pytest.raises(ConfigurationError, match=words):
             read_facts(file, experiment="cd" * 32, run=run, model="personal")
-    with pytest.raises(ConfigurationError, match=r"no run\.json"):
+    with pytest.raises(ConfigurationError, match="no record at"):
         read_facts(tmp_path / "nothing", experiment="cd" * 32, run="r1", model="personal")
     file.write_text("[")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="which is no JSON"):
         read_facts(file, experiment="cd" * 32, run="r1", model="personal")
 
 

@@ -1,5 +1,7 @@
 """A round's encoders, bank and optimiser: what each switch changes, and what goes on exactly after a kill."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -24,6 +26,19 @@ def begun(made: Any, *, round: int = 1, received: Any = None, personal: Any = No
     seed_everything(1)
     made.initialise(made.shared() if personal is None else personal["tensors"], personal)
     return made
+
+
+def test_an_objective_frees_its_networks_without_the_collector(objective) -> None:
+    made = begun(objective())
+    seed_everything(1)
+    made.batches.next()
+    gone = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_made_beside_the_step_before_it_changes_no_bit(objective) -> None:

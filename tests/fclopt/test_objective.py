@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +53,19 @@ def test_a_step_moves_both_networks_and_tells_its_figures(make: Make) -> None:
     for name in target:
         expected = 0.9 * target[name] + 0.1 * objective.trained()[name]
         assert torch.allclose(after[name], expected, atol=1e-6), name
+
+
+def test_an_objective_frees_its_networks_without_the_collector(make: Make) -> None:
+    made = make()
+    seed_everything(1)
+    made.batches.next()
+    gone = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_made_beside_the_step_before_it_changes_no_bit(make: Make) -> None:

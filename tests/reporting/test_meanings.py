@@ -4,7 +4,34 @@ from __future__ import annotations
 
 import pytest
 
+from fedmedseg.core.config import systems
+from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.reporting.figures import MODEL_COLOURS
 from fedmedseg.reporting.meanings import CARDS, legend, on_card
+from fedmedseg.reporting.tables import MODELS
+from fedmedseg.segmentation.stages import STARTS
+
+
+@pytest.mark.parametrize("model", [*(name for name in STARTS if name != "untrained"), "cnn", "student"])
+def test_every_model_that_a_run_can_leave_has_a_name_a_column_and_a_card(model: str) -> None:
+    assert on_card(model) != model
+    assert model in MODELS
+    assert model in MODEL_COLOURS
+    trained, pretrained = ({"rounds": [{"stage": stage}]} for stage in ("training", "pretraining"))
+    assert legend(pretrained, [model])
+    # a shared model beside personal ones is tested after a pretraining alone
+    assert legend(trained, [model]) or model == "shared"
+
+
+@pytest.mark.parametrize("job", systems())
+def test_a_legend_speaks_of_pretraining_where_the_job_has_one(job: str) -> None:
+    stages = read_settings(find_job(job), [])[1].stages
+    metrics = {"best_round/personal": 2.0}
+    record = {"rounds": [{"stage": stage, "sites": {"a": {"metrics": metrics}}} for stage in stages]}
+    said = legend(record, ["personal", "scratch"])
+    assert ("pretrain" in said) == ("pretraining" in stages)
+    assert ("Fine-tuning was federated" in said) == ("pretraining" in stages)
+    assert ("without the other sites" in said) == ("pretraining" not in stages)
 
 
 @pytest.mark.parametrize("model", list(CARDS))

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from fedmedseg.cli.console import console, example, friendly_errors
-from fedmedseg.cli.new_file import require_new_file
+from fedmedseg.cli.new_file import require_new_file, writing
 from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, Presets, read_study
 from fedmedseg.core.errors import ConfigurationError
@@ -53,10 +53,8 @@ def import_encoder(
     with friendly_errors():
         require_new_file(out, force=force)
         found = _report(source, job, preset, changes, least, prefix)
-        try:
+        with writing(out):
             digest = save_encoder(out, found.matched, source_sha256=file_sha256(source))
-        except OSError as error:
-            raise ConfigurationError("--out", got=type(error).__name__, expected="a file that can be written") from None
     console.print(f"written: {out} (SHA-256 of its tensors: {digest})", highlight=False, soft_wrap=True)
 
 

@@ -53,7 +53,7 @@ def federation(
 def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
     # FLARE is imported only once there is something to run
     from fedmedseg.core import simulation
-    from fedmedseg.core.records import RECORD_FILE
+    from fedmedseg.core.kept_results import RECORD_FILE
     from fedmedseg.provisioning import rehearsal
     from fedmedseg.reporting.summary import plain_text_summary
 

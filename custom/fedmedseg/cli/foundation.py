@@ -42,11 +42,9 @@ def export(
     from fedmedseg.cardiac_ct.foundation import load_foundation, save_foundation
     from fedmedseg.core.checkpoint import CheckpointError, load_file
     from fedmedseg.preflight.run import find_experiment
-    from fedmedseg.segmentation.predicted_files import require_writable
 
     with friendly_errors():
         require_new_file(out, force=force, ending=".safetensors")
-        require_writable(out.parent)
         study = find_experiment(experiment)
         if study.system != SYSTEM:
             raise ConfigurationError("--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}")
@@ -109,7 +107,6 @@ def tune(
     from fedmedseg.cardiac_ct.tuning import record_beside
     from fedmedseg.cardiac_ct.tuning import tune as learn
     from fedmedseg.data.tasks import TASKS
-    from fedmedseg.segmentation.predicted_files import require_writable
     from fedmedseg.segmentation.prediction import require_device
 
     with friendly_errors():
@@ -118,7 +115,6 @@ def tune(
         if not datalist.is_file():
             raise ConfigurationError("--list", got=f"no file at {datalist}", expected="a data list (JSON)")
         require_device(device)
-        require_writable(out.parent)
         foundation = load_foundation(file)
         study = tuning_study(
             foundation,

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
-from fedmedseg.cli.new_file import require_new_file
+from fedmedseg.cli.new_file import require_new_file, writing
 from fedmedseg.cli.predict import (
     BUDGET_MB,
     Budget,
@@ -127,13 +127,11 @@ def score(
 
     The list's label numbers are the study's. Nothing is trained and nothing is chosen on these volumes.
     """
-    from fedmedseg.segmentation.predicted_files import require_writable
     from fedmedseg.segviz.external import compare, evaluate, labelled_cases
 
     with friendly_errors(), progress_bar() as bar:
         if out is not None:
             require_new_file(out, force=force, ending=".json")
-            require_writable(out.parent)
         study = _study(experiment, models)
         labels = _wanted(structures, study)
         sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
@@ -188,7 +186,7 @@ def _of_the_run(models: Sequence[Path]) -> Experiment | None:
         ConfigurationError: a damaged record, or one of a version that kept no settings.
     """
     from fedmedseg.core.config import parse_experiment
-    from fedmedseg.reporting.report import RECORDS, read_record
+    from fedmedseg.reporting.record_file import RECORDS, read_record
 
     for path in models:
         report = path.resolve().parent / "report"
@@ -284,10 +282,8 @@ def _write(out: Path, scores: dict[str, list[CaseScore]], pairs: dict[str, Paire
         },
         "versions": installed_versions(),
     }
-    try:
+    with writing(out):
         write_atomic(out, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise ConfigurationError("--out", got=type(error).__name__, expected="a file that can be written") from None
 
 
 def _plain(score: CaseScore) -> dict[str, dict[str, float | int | None]]:

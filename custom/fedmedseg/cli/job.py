@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,8 @@ from rich.markup import escape
 
 import fedmedseg
 from fedmedseg.cli.console import console, friendly_errors, next_step, workspace_beside
+from fedmedseg.cli.federation import MOST
+from fedmedseg.cli.new_file import writing
 from fedmedseg.cli.rows import Rows, show
 from fedmedseg.cli.study import Changes, EncoderFile, JobName, Mlflow, Presets, StartFile, Study, read_study
 from fedmedseg.core.bounds import MOST_SITES
@@ -117,7 +118,7 @@ def job(
             raise ConfigurationError(
                 "--gpu-memory", got=gpu_memory, expected=f"GiB of one GPU, more than 0 and at most {MOST_MEMORY}"
             )
-        with _writing(out):
+        with writing(out, expected="a folder that can be written"):
             _may_write(out, force)
         study = read_study(job, preset, changes, encoder, start).tracked(mlflow)
         _require_elsewhere(out, study.folder)
@@ -132,7 +133,7 @@ def job(
             study, preset, changes, rounds, min_clients, encoder, gpu_memory, without_phantoms, start=start
         )
         needs = {} if gpu_memory is None else {"num_of_gpus": 1, "mem_per_gpu_in_GiB": gpu_memory}
-        with _writing(out):
+        with writing(out, expected="a folder that can be written"):
             write_job(
                 study.folder,
                 study.settings,
@@ -146,20 +147,6 @@ def job(
                 finish=study.place_files,
             )
     _tell(study, out, min_clients, gpu_memory)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Tell a path that cannot be written, or not even looked at, like any other wrong option."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(
-            "--out",
-            got=f"{out} ({type(error).__name__})",
-            expected="a folder that can be written",
-            remedy="choose another",
-        ) from None
 
 
 def _require_elsewhere(out: Path, source: Path) -> None:
@@ -282,7 +269,7 @@ def _tell(study: Study, out: Path, min_clients: int, gpu_memory: float | None) -
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if drawn and plain:
         next_step("fedmedseg", "simulate", out, "-n", min_clients, "-w", workspace)
-    elif drawn:
+    elif drawn and min_clients <= MOST:
         next_step("fedmedseg", "federation", out, "--sites", min_clients, "--out", workspace)
 
 

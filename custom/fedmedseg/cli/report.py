@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmedseg.cli.console import console, friendly_errors
+from fedmedseg.cli.new_file import writing
 from fedmedseg.core.errors import ConfigurationError
 
 
@@ -27,7 +28,8 @@ def report(
     """Write the page of a run that has ended, or that still runs, from its record alone."""
     with friendly_errors():
         # matplotlib is loaded only once there is something to draw
-        from fedmedseg.reporting.report import read_record, write_report
+        from fedmedseg.reporting.record_file import read_record
+        from fedmedseg.reporting.report import write_report
         from fedmedseg.reporting.scores import previous_lines
         from fedmedseg.reporting.summary import plain_text_summary
 
@@ -42,15 +44,8 @@ def report(
                 expected="a new or empty folder, or RECORD's own",
                 remedy="--force replaces the page in it",
             )
-        try:
+        with writing(folder, expected="a folder that can be written"):
             page = write_report(whole, folder, previous=earlier)
-        except OSError as error:
-            raise ConfigurationError(
-                "--out",
-                got=f"{folder} ({type(error).__name__})",
-                expected="a folder that can be written",
-                remedy="choose another",
-            ) from None
     console.print(plain_text_summary(whole, console.width), highlight=False, soft_wrap=True)
     if earlier is not None:
         for line in previous_lines(whole, earlier):

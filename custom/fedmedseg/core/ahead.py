@@ -14,7 +14,8 @@ SEEDS = 2**62
 
 
 class Ahead(Generic[Made]):
-    """What ``make`` makes of a seed. It must depend on nothing else that changes, the global generators least.
+    """What ``make`` makes of a seed. It must depend on nothing else that changes, the global generators least, and must
+    not hold whoever holds this: networks would wait for Python's collector.
 
     Batches are the same bytes whether they were expected or not. All are made in one thread, one after the other, so
     that what they are made from has one reader.
@@ -26,7 +27,14 @@ class Ahead(Generic[Made]):
         self._coming: dict[int, Future[Made]] = {}
 
     def expect(self, step_seed: int) -> None:
-        """Begin with the batch of a step that torch's global generator will be seeded with ``step_seed`` for."""
+        """Begin with the batch of a step that torch's global generator will be seeded with ``step_seed`` for.
+
+        Raises:
+            RuntimeError: that of a step before the one that comes was never asked for; whoever draws from the generator
+                before ``next`` would get none that was expected, and not notice.
+        """
+        if len(self._coming) > 1:
+            raise RuntimeError("a batch that was expected was not asked for")
         seed = drawn(torch.Generator().manual_seed(step_seed))
         if seed not in self._coming:
             self._coming[seed] = self._worker.submit(self._make, seed)

@@ -141,7 +141,8 @@ class ComputeSection(Strict):
     """What a site computes with."""
 
     threads: Positive = 1
-    """Torch threads per site; fixed, so that results do not depend on how many sites run at once."""
+    """Torch threads per site; fixed, so that results do not depend on how many sites run at once. FCL and FCLOpt make
+    their batches in one more."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_seconds: float = Field(30.0, ge=0.0)
     """A running task is saved at most this often, so that a killed process continues."""

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 FOLDER = "results"
+RECORD_FILE = "run.json"
+"""Of a run, in its report's folder."""
 PARTS = ("report", "models")
 MOST = 3
 """Runs of a study that are kept; the oldest go."""

@@ -19,14 +19,12 @@ from nvflare.widgets.widget import Widget
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import why
-from fedmedseg.core.kept_results import keep_results
+from fedmedseg.core.kept_results import RECORD_FILE, keep_results
 from fedmedseg.core.place import place_of
 from fedmedseg.core.sealing import GUARDS_OFF
 from fedmedseg.core.versions import installed_versions
 
 logger = logging.getLogger("fedmedseg.run")
-
-RECORD_FILE = "run.json"
 
 
 class Reporter(Protocol):

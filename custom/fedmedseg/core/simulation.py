@@ -18,9 +18,9 @@ from typing import Any
 
 from fedmedseg.core.checkpoint import write_atomic
 from fedmedseg.core.errors import ConfigurationError, why
+from fedmedseg.core.kept_results import RECORD_FILE
 from fedmedseg.core.kit import is_kit
 from fedmedseg.core.progress import PROGRESS_FILE, Follower
-from fedmedseg.core.records import RECORD_FILE
 from fedmedseg.core.state import HOME_SUFFIX
 
 JOB_ID = "simulate_job"

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.learner import Task
@@ -37,10 +37,7 @@ def require_finite(figure: str, value: float) -> float:
 
 
 class Objective(Protocol):
-    """What is trained. Its step must draw every random number from the global generators, which the loop seeds.
-
-    One that can make its next batch beside a step has ``expect(seed)`` besides: the next step's seed, before this one.
-    """
+    """What is trained. Its step must draw every random number from the global generators, which the loop seeds."""
 
     def step(self, index: int) -> Mapping[str, float]:
         """One optimiser step; returns figures to average over the task, ``loss`` among them."""
@@ -52,6 +49,15 @@ class Objective(Protocol):
 
     def restore(self, tree: Any) -> None:
         """Continue from a tree that ``state`` returned."""
+        ...
+
+
+@runtime_checkable
+class AheadObjective(Objective, Protocol):
+    """One that makes the batch of its next step beside the step that runs (``core.ahead``)."""
+
+    def expect(self, seed: int) -> None:
+        """The seed of the step after the one that comes."""
         ...
 
 
@@ -95,15 +101,14 @@ def run_steps(
     def seed_of(index: int) -> int:
         return derive_seed(task.seed, task.site, task.stage, draws or name, task.round, index)
 
-    expect = getattr(objective, "expect", None)
     last_saved = time.monotonic()
     for index in range(start, steps):
         if task.aborted():
             save(index)
             raise Aborted
         seed_everything(seed_of(index))
-        if expect is not None and index + 1 < steps:
-            expect(seed_of(index + 1))
+        if isinstance(objective, AheadObjective) and index + 1 < steps:
+            objective.expect(seed_of(index + 1))
         figures = objective.step(index)
         for figure, value in figures.items():
             require_finite(figure, value)

@@ -10,7 +10,7 @@ from fedmedseg.data.preprocessing import FIXED
 from fedmedseg.export.metadata import MODALITIES
 from fedmedseg.export.network import NEW_LAYER, Exportable
 from fedmedseg.export.run_facts import Measured, MeasuredCalcium, MeasuredPoint, RunFacts
-from fedmedseg.reporting.meanings import on_card
+from fedmedseg.reporting.meanings import PRETRAINING, on_card
 from fedmedseg.segmentation.predicted_files import NOTICE
 
 NOT_GIVEN = "Not given."
@@ -102,7 +102,8 @@ def _training(source: Exportable, facts: RunFacts | None) -> str:
         "data role": source.data.role,
         "sites that trained its last layer" if anew else "sites that trained": _sites(source, facts),
         "run": f"started {facts.started}, {'finished' if facts.finished else 'not finished'}" if facts else NOT_GIVEN,
-        "software": f"fedmedseg {fedmedseg.__version__}",
+        "trained with": f"fedmedseg {facts.software}" if facts and facts.software else NOT_GIVEN,
+        "exported with": f"fedmedseg {fedmedseg.__version__}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
@@ -116,7 +117,7 @@ def _model(source: Exportable) -> str:
 
 def _pretrains(system: str) -> bool:
     """Whether labels come after a pretraining, and all sites may have learned from them together."""
-    return "pretraining" in read_settings(find_job(system), [])[1].stages
+    return PRETRAINING in read_settings(find_job(system), [])[1].stages
 
 
 def _sites(source: Exportable, facts: RunFacts | None) -> str:

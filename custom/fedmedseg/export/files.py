@@ -125,7 +125,7 @@ def require_room(out: Path, to: Format, *, force: bool) -> None:
             "--out",
             got=f"{out / there[0]}, which is there",
             expected="a new folder",
-            remedy="choose another, or add --force",
+            remedy="choose another" if force else "choose another, or add --force",
         )
 
 

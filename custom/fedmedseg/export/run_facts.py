@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.reporting.point_table import PointRow
 from fedmedseg.reporting.points import ALL
+from fedmedseg.reporting.record_file import read_record
 from fedmedseg.reporting.tables import DiceRow, calcium_of, dice_table, mean, points_of, rounds_of
 from fedmedseg.segmentation.predicted_files import CALCIFICATION
 
-RECORD_FILE = "run.json"
 LEARNING_ENDS = ("evaluation", "publication")
 """Stages in which nobody trains."""
 
@@ -70,6 +69,8 @@ class RunFacts:
     """Of the model in question, as ``points`` and ``calcium``; empty where the run did not test it."""
     together: bool = False
     """Whether the sites fine-tuned on labels together."""
+    software: str = ""
+    """Version of the package at the run's server."""
     points: tuple[MeasuredPoint, ...] = ()
     calcium: MeasuredCalcium | None = None
 
@@ -97,17 +98,8 @@ def read_facts(place: Path, *, experiment: str, run: str, model: str, stages: Co
         ConfigurationError: no record there, or one of another experiment than ``experiment``, a digest, or of another
             run than ``run``; the same settings may have run elsewhere, with other sites.
     """
-    files = [place] if place.is_file() else [place / RECORD_FILE, place / "report" / RECORD_FILE]
-    file = next((one for one in files if one.is_file()), None)
-    if file is None:
-        raise ConfigurationError(
-            "--run", got=f"no {RECORD_FILE} at {place}", expected="a run's report folder, or its run.json"
-        )
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigurationError("--run", got=f"{file}, which cannot be read", expected="a run's record") from None
-    found = record.get("experiment_sha256") if isinstance(record, dict) else None
+    record = read_record(place, option="--run")
+    found = record.get("experiment_sha256")
     if found != experiment:
         raise ConfigurationError(
             "--run",
@@ -136,10 +128,12 @@ def facts(record: Mapping[str, Any], *, model: str, stages: Collection[str] = ()
     rows = [row for row in dice_table(record) if row.model == model and row.dice is not None]
     points = [row for row in points_of(record) if row.model == model and row.point != ALL]
     calcium = [row for row in calcium_of(record) if row.model == model]
+    versions = record.get("versions")
     return RunFacts(
         training_sites=len(trained),
         started=str(record.get("started", "?")),
         finished=record.get("outcome") == "finished",
+        software=str(versions.get("fedmedseg", "")) if isinstance(versions, Mapping) else "",
         together=_section(record, "segmentation").get("fine_tuning") == "federated",
         measured=tuple(
             _measured(name, [row for row in rows if row.structure == name])

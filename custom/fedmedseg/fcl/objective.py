@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from fedmedseg.networks.timing import StepTrial
 
 
 class ContrastiveObjective:
-    """The pretext of one site, step by step; implements ``core.training.Objective``.
+    """The pretext of one site, step by step; implements ``core.training.AheadObjective``.
 
     A round is ``begin`` and then either ``initialise`` or, where it continues after a kill, ``restore``.
     """
@@ -39,7 +40,7 @@ class ContrastiveObjective:
         self.slices = all_slices(volumes, section.parts, section.partition)
         capacity = capacity_of(size=section.bank.size, share=section.bank.share, slices=len(self.slices))
         self.bank = FeatureBank(capacity=capacity, width=section.projector.out, device=device)
-        self.batches = Ahead(self._batch)
+        self.batches = Ahead(partial(_batch, volumes, experiment))
         self.use(SHIPPED)
         self.begin(round=0, rounds=1, received=None)
 
@@ -201,18 +202,6 @@ class ContrastiveObjective:
         self.bank.restore(tree["bank"])
         self.figures = dict(tree["figures"])
 
-    def _batch(self, seed: int) -> tuple[list[SliceAt], tuple[torch.Tensor, torch.Tensor]]:
-        """Slices of a step, and two views of each."""
-        section = self.section
-        return draw_pairs(
-            self.volumes,
-            np.random.default_rng(seed),
-            self.experiment.data,
-            volumes_per_step=section.volumes_per_step,
-            parts=section.parts,
-            rule=section.partition,
-        )
-
     def _both(self, views: Sequence[torch.Tensor], slices: Sequence[SliceAt]) -> tuple[Rows, Rows]:
         """The main encoder's features of the first of two views (B, 1, *crop), the momentum encoder's of the second."""
         with torch.no_grad():
@@ -244,3 +233,18 @@ class ContrastiveObjective:
             parts=torch.tensor([at.part for at in slices], dtype=torch.uint8, device=self.device),
             slices=torch.tensor([at.volume * SLICES + at.slice for at in slices], device=self.device),
         )
+
+
+def _batch(
+    volumes: ImageSource, experiment: Experiment, seed: int
+) -> tuple[list[SliceAt], tuple[torch.Tensor, torch.Tensor]]:
+    """Slices of a step, and two views of each."""
+    section = experiment.wing
+    return draw_pairs(
+        volumes,
+        np.random.default_rng(seed),
+        experiment.data,
+        volumes_per_step=section.volumes_per_step,
+        parts=section.parts,
+        rule=section.partition,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def round_rate(section: RateSection, number: int, rounds: int) -> float:
 
 
 class BootstrapObjective:
-    """Trains the online network beside its target; implements ``core.training.Objective``.
+    """Trains the online network beside its target; implements ``core.training.AheadObjective``.
 
     A round is ``begin`` and then either ``start`` or, where it continues after a kill, ``restore``.
     """
@@ -52,7 +53,7 @@ class BootstrapObjective:
         self.section = experiment.wing
         self.online = BootstrapNetwork(experiment=experiment).to(device)
         self.target = TargetNetwork(online=self.online).to(device)
-        self.batches = Ahead(self._batch)
+        self.batches = Ahead(partial(_batch, volumes, experiment))
         self.use(SHIPPED)
         self.begin(round=0, rounds=1)
 
@@ -134,22 +135,6 @@ class BootstrapObjective:
         self.target.load_state_dict(tree["target"])
         restore_optimizer(self.optimizer, tree["optimizer"])
 
-    def _batch(self, seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], list[int | None]]:
-        """Two views of each slice of a step, and for each the place of another slice of its part."""
-        rng, section = np.random.default_rng(seed), self.section
-        slices, views = draw_pairs(
-            self.volumes,
-            rng,
-            self.experiment.data,
-            volumes_per_step=section.volumes_per_step,
-            parts=section.parts,
-            rule=section.partition,
-        )
-        partners: list[int | None] = []
-        if section.structural_weight:
-            partners = structural_partners([at.volume for at in slices], [at.part for at in slices], rng)
-        return views, partners
-
     def _train(self) -> None:
         self.online.train()
         self.target.train()
@@ -171,3 +156,22 @@ class BootstrapObjective:
             loss = loss + self.section.structural_weight * structural
             figures["loss/structural"] = float(structural.detach())
         return loss, figures
+
+
+def _batch(
+    volumes: ImageSource, experiment: Experiment, seed: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], list[int | None]]:
+    """Two views of each slice of a step, and for each slice the place of another of its part."""
+    rng, section = np.random.default_rng(seed), experiment.wing
+    slices, views = draw_pairs(
+        volumes,
+        rng,
+        experiment.data,
+        volumes_per_step=section.volumes_per_step,
+        parts=section.parts,
+        rule=section.partition,
+    )
+    partners: list[int | None] = []
+    if section.structural_weight:
+        partners = structural_partners([at.volume for at in slices], [at.part for at in slices], rng)
+    return views, partners

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from fedmedseg.core.checkpoint import write_atomic
-from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.reporting import alarms
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.alarms import round_of, spans, stage_of
@@ -51,8 +50,6 @@ from fedmedseg.reporting.tables import (
 )
 
 TEMPLATE = "report.html.jinja"
-RECORDS = ("run.json", "report.json")
-"""Names of a record in a report's folder: the server's, which grows with every round, and that of a report alone."""
 
 
 class HTMLReporter:
@@ -65,29 +62,6 @@ class HTMLReporter:
     def summary(self, record: Record) -> str:
         """See ``plain_text_summary``."""
         return plain_text_summary(record)
-
-
-def read_record(path: Path, *, option: str) -> dict[str, Any]:
-    """The record in ``path``, a report's folder or a record's file; ``option`` is what named it.
-
-    Raises:
-        ConfigurationError: no such file, or none that a run wrote.
-    """
-    file = next((path / name for name in RECORDS if (path / name).is_file()), None) if path.is_dir() else path
-    expected = f"a run's report folder, or a {' or '.join(RECORDS)}"
-    remedy = "it is in the folder report of the job's results"
-    if file is None or not file.is_file():
-        raise ConfigurationError(option, got=f"no record at {path}", expected=expected, remedy=remedy)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            option, got=f"{path} ({type(error).__name__})", expected=expected, remedy=remedy
-        ) from None
-    rounds = content.get("rounds") if isinstance(content, dict) else None
-    if not isinstance(rounds, list) or not all(isinstance(one, dict) for one in rounds):
-        raise ConfigurationError(option, got=f"{path}, which holds no rounds", expected=expected, remedy=remedy)
-    return content
 
 
 def write_report(record: Record, folder: Path, *, previous: Record | None = None) -> Path:

@@ -239,11 +239,12 @@ def require_apart(files: Iterable[Path], read: Iterable[Path]) -> None:
             )
 
 
-def require_writable(out: Path) -> None:
+def require_writable(out: Path, *, option: str = "OUT") -> None:
     """Refuse a place that cannot be written, before anything is computed for it. Nothing is left there.
 
     Args:
         out: the folder, or the one map, that is to be written.
+        option: what named it.
 
     Raises:
         ConfigurationError: naming the reason: read-only, full, no rights, a file in the way.
@@ -258,7 +259,7 @@ def require_writable(out: Path) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise _unwritable(out, error) from None
+        raise _unwritable(out, error, option) from None
 
 
 def _share(heart: Ventricle) -> str:
@@ -299,5 +300,5 @@ def _write(path: Path, content: bytes) -> None:
         raise _unwritable(path, error) from None
 
 
-def _unwritable(path: Path, error: OSError) -> ConfigurationError:
-    return ConfigurationError("OUT", got=f"{path} ({why(error)})", expected="files that can be written", remedy=ROOM)
+def _unwritable(path: Path, error: OSError, option: str = "OUT") -> ConfigurationError:
+    return ConfigurationError(option, got=f"{path} ({why(error)})", expected="files that can be written", remedy=ROOM)
