@@ -32,10 +32,10 @@ RUNNING = View(job=JOB, status="RUNNING", study=STUDY, seen=SEEN)
 WAITING = View(job=JOB, status="SUBMITTED", seen={"b": 880.0})
 
 
-def shown(view: View, width: int) -> list[str]:
+def shown(view: View, width: int, height: int = 100) -> list[str]:
     console = Console(width=width, record=True, file=None, force_terminal=False)
     with console.capture() as captured:
-        console.print(render(view, width))
+        console.print(render(view, width, height))
     return [text.rstrip() for text in captured.get().splitlines()]
 
 
@@ -47,6 +47,40 @@ def test_everything_is_said_in_any_width_and_nothing_is_wider(view: View, width:
     whole = "".join("".join(text).split())
     for words in [view.status, *(name for name, *_ in view.sites)]:
         assert words in whole
+
+
+MANY = View(
+    job=JOB,
+    status="RUNNING",
+    study={**STUDY, "sites": {f"hospital-{n:02d}": "at work" if n in (7, 38) else "replied" for n in range(40)}},
+)
+
+
+@pytest.mark.parametrize("width", [30, 80, 120])
+@pytest.mark.parametrize("height", [24, 30])
+def test_of_more_sites_than_fit_those_that_are_waited_for_are_shown(width: int, height: int) -> None:
+    text = shown(MANY, width, height)
+    assert len(text) <= height
+    whole = " ".join(" ".join(text).split())
+    rows = [line.split()[0].rstrip(":") for line in text if line.strip().startswith("hospital-") and "wor" in line]
+    assert rows == ["hospital-07", "hospital-38"][: len(rows)]
+    assert rows
+    listed = len([line for line in text if line.strip().startswith("hospital-") and ("wor" in line or "rep" in line)])
+    assert f"and {40 - listed} more sites (" in whole
+    assert "--once" in whole
+
+
+def test_what_fits_is_shown_whole_in_the_order_of_names() -> None:
+    text = shown(MANY, 80, 70)
+    rows = [line.split()[0] for line in text if line.strip().startswith("hospital-")]
+    assert rows == sorted(MANY.study["sites"])
+    assert "more sites" not in " ".join(text)
+    assert [line.split(":")[0].strip() for line in lines(MANY) if line.startswith("  hosp")] == rows, "--once tells all"
+
+
+def test_of_many_that_have_not_replied_the_first_are_named() -> None:
+    everybody = View(job=JOB, status="RUNNING", study={**STUDY, "sites": {f"h{n}": "at work" for n in range(10)}})
+    assert "no reply yet from h0, h1, h2, h3, h4, h5, h6, h7 and 2 more" in lines(everybody)
 
 
 def test_a_narrow_terminal_has_one_fact_a_line() -> None:

@@ -52,6 +52,11 @@ def of_phantoms_without_labels(folder: Path) -> str:
     return call("data", "phantoms", "cine_mr", "--out", folder / "out", "--size", "48,48,4", *counts)[1]
 
 
+def of_phantoms_of_an_unseen_site_alone(folder: Path) -> str:
+    counts = ("--training", "1", "--validation", "1", "--test", "1", "--unlabeled", "0", "--sites", 1, "--unseen", 1)
+    return call("data", "phantoms", "cine_mr", "--out", folder / "out", "--size", "48,48,4", *counts)[1]
+
+
 def of_a_job(folder: Path) -> str:
     return call("job", "fedata", "--min-clients", "2", "--out", folder / "out")[1]
 
@@ -64,6 +69,7 @@ def of_a_job(folder: Path) -> str:
         (of_phantoms, ["simulate fcl"], "two words"),
         (of_phantoms_of_another_role, ["data check"], "two words"),
         (of_phantoms_without_labels, ["data check"], "here"),
+        (of_phantoms_of_an_unseen_site_alone, ["data check"], "here"),
         (of_a_job, ["simulate"], "here"),
         (of_a_job, ["simulate"], "two words"),
     ],

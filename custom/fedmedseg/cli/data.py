@@ -269,16 +269,20 @@ def phantoms(
         voxels = _size(size)
         asked = {"family": family, "sites": sites, "annotation": annotation, "unseen": unseen, "heart": heart}
         section = parse(PhantomSection, {**asked, **counts, "size": voxels}, source="phantoms")
+        if unseen is not None and unseen > sites:
+            raise ConfigurationError(
+                "--unseen", got=unseen, expected=f"a number of one of the {sites} sites", remedy="or raise --sites"
+            )
         claim(out, force=force)
+        shares = [share_of(section, index) for index in range(sites)]
         names = [f"site-{index + 1}" for index in range(sites)]
         serves = role or ROLES.get(family, family)
         with progress_bar() as bar:
             task = bar.add_task("writing", total=sites)
-            for index, name in enumerate(names):
+            for index, (name, share) in enumerate(zip(names, shares, strict=True)):
                 partial, final = out / f".{name}.partial", out / name
                 shutil.rmtree(partial, ignore_errors=True)
                 try:
-                    share = share_of(section, index)
                     write_site(
                         family,
                         site_index=index,
@@ -299,13 +303,15 @@ def phantoms(
         write_manifest(out, {"data set": family, "role": serves, "seed": seed, "sites": names})
     from fedmedseg.reporting.tables import counted
 
-    per_site = ", ".join(f"{number} {part}" for part, number in counts.items())
-    each = "at most" if annotation == "published" else "each"
-    told = f"{counted(sites, 'site')} of {family}, {each} {per_site} patients (one volume each): {out / 'sites'}"
+    dealt = {part: sorted({one.counts[part] for one in shares}) for part in counts}
+    per_site = ", ".join(
+        f"{of[0]} {part}" if len(of) == 1 else f"{of[0]} to {of[-1]} {part}" for part, of in dealt.items()
+    )
+    told = f"{counted(sites, 'site')} of {family}, each {per_site} patients (one volume each): {out / 'sites'}"
     console.print(told, highlight=False, soft_wrap=True)
     fitting = [system for system in systems() if _is_drawn_for(system, family, serves)]
     # a run of patients that nothing is trained or tested on ends without a figure
-    if fitting and training and test:
+    if fitting and dealt["training"][-1] and dealt["test"][-1]:
         folder = workspace_beside(out, f"{fitting[0]}-{out.resolve().name}")
         next_step("fedmedseg", "simulate", fitting[0], "--sites", out / "sites", "-w", folder)
     else:

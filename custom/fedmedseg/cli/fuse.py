@@ -13,7 +13,6 @@ from rich.markup import escape
 from fedmedseg.cli.console import console, example, friendly_errors, progress_bar
 from fedmedseg.cli.new_file import require_new_file, writing
 from fedmedseg.cli.predict import (
-    BUDGET_MB,
     Budget,
     Device,
     Flips,
@@ -24,6 +23,7 @@ from fedmedseg.cli.predict import (
     write_answers,
 )
 from fedmedseg.cli.rows import Rows, show
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.errors import ConfigurationError, choose
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def predict(
     how: HowOption = "probability",
     device: Device = "cpu",
     flips: Flips = False,
-    budget_mb: Budget = BUDGET_MB,
+    budget_mb: Budget = VOLUME_BUDGET_MB,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write label maps of images in their own space, each organ from the models that know it, with volumes in ml.
@@ -117,7 +117,7 @@ def score(
     structures: Structures = None,
     how: HowOption = "probability",
     device: Device = "cpu",
-    budget_mb: Budget = BUDGET_MB,
+    budget_mb: Budget = VOLUME_BUDGET_MB,
     out: Annotated[
         Path | None, typer.Option("--out", help="A JSON file with the figures of each patient, who is not named.")
     ] = None,

@@ -17,6 +17,7 @@ from rich.prompt import Prompt
 
 from fedmedseg.cli.completion import job_names
 from fedmedseg.cli.console import console, friendly_errors, next_step, tell, workspace_beside
+from fedmedseg.cli.simulate import TAKEN
 from fedmedseg.cli.study import Changes, Presets, Study, read_study
 from fedmedseg.core.config import systems
 from fedmedseg.core.errors import ConfigurationError, choose, why
@@ -35,8 +36,8 @@ SITE = re.compile(rf"[A-Za-z][A-Za-z0-9-]{{0,{MOST_LETTERS - 1}}}")
 NONE = "none"
 """The answer that stands for no preset, and for no data."""
 Answer = TypeVar("Answer")
-_TAKEN = {"server", "local", "startup", "sites", "network"}
-"""Names of folders, and of the organisation that runs server and network."""
+_TAKEN = TAKEN | {"network"}
+"""And the name of the organisation that runs server and network."""
 
 
 def init(

@@ -23,7 +23,7 @@ from fedmedseg.core.progress import clock
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
-MOST_METRICS = 6
+MOST_METRICS, MOST_NAMED = 6, 8
 FEW = "figures are told from three sites on"
 STILL = "at work, or waiting for its own people's approval: a site does not tell which"
 
@@ -100,7 +100,7 @@ def monitor(
     """Follow a running job: rounds, sites, when each was last heard of, the current figures, the time left.
 
     Figures are means over sites, of what the sites let out. Without a terminal: a line whenever something changes.
-    Ends with code 0 where the job completed or was looked at once, 1 where it ended otherwise.
+    Ends with code 0 where the job completed, or runs or waits and was looked at once; with 1 where it ended otherwise.
     """
     with friendly_errors():
         # FLARE is imported only once there is something to ask it
@@ -168,27 +168,58 @@ def _show(looks: Iterator[View], *, once: bool) -> View:
             if following is None:
                 return view
             view = following
-    with Live(render(view, console.width), console=console, auto_refresh=False) as shown:
+    with Live(render(view, *console.size), console=console, auto_refresh=False) as shown:
         for view in looks:
-            shown.update(render(view, console.width), refresh=True)
+            shown.update(render(view, *console.size), refresh=True)
     return view
 
 
-def render(view: View, width: int) -> RenderableType:
-    """A table of sites under the study's own line; in a narrow terminal everything below one another."""
+def render(view: View, width: int, height: int) -> RenderableType:
+    """A table of sites under the study's own line; in a narrow terminal everything below one another.
+
+    What is shown again and again is as high as the terminal: of more sites than fit, those that have not replied come
+    first, and how many are left out is said.
+    """
+    about = about_study(view)
+    taken = sum(max(1, -(-len(text) // width)) for text in about)
     if width < NARROW:
-        return Text("\n".join(lines(view)), overflow="fold")
-    head = Text("\n".join([line for line in lines(view) if not line.startswith("  ")]))
+        shown, left = _fitting(view, (height - taken - 1) // 2)
+        said = [part for site in shown for part in _told(*site)]
+        return Text("\n".join([*about, *said, *([left] if left else [])]), overflow="fold")
+    head = Text("\n".join(about))
     if not view.sites:
         return head
+    # an empty line, the names of the columns, a rule; an empty line and what is left out
+    shown, left = _fitting(view, height - taken - 6)
     table = Table("site", "state", "last seen", box=box.SIMPLE_HEAD)
-    for name, state, ago in view.sites:
+    for name, state, ago in shown:
         table.add_row(Text(name), Text(state), ago)
-    return Group(head, table)
+    return Group(head, table, Text(left)) if left else Group(head, table)
+
+
+def _fitting(view: View, room: int) -> tuple[list[tuple[str, str, str]], str]:
+    """The sites that are shown where there is room for ``room`` (at least one is), and what is said of the others."""
+    if len(view.sites) <= room:
+        return view.sites, ""
+    first = sorted(view.sites, key=lambda site: site[1] != AT_WORK)[: max(1, room)]
+    states = [state for _, state, _ in view.sites]
+    for _, state, _ in first:
+        states.remove(state)
+    others = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    return first, f"and {len(states)} more sites ({others}); all: --once"
 
 
 def lines(view: View) -> list[str]:
     """All there is to say, short enough for a narrow terminal; what belongs to a site is indented."""
+    return [*about_study(view), *(part for site in view.sites for part in _told(*site))]
+
+
+def _told(name: str, state: str, ago: str) -> list[str]:
+    return [f"  {name}: {state}", f"    seen {ago}"]
+
+
+def about_study(view: View) -> list[str]:
+    """What is said of job and study, above the sites; of many that have not replied the first are named."""
     said = [f"job {view.job[:8]}: {view.status}", *view.unscheduled]
     study = view.study
     if study is not None:
@@ -200,7 +231,9 @@ def lines(view: View) -> list[str]:
             f"time left: {_left(study['left'])}",
         ]
         if view.unanswered:
-            said.append(f"no reply yet from {', '.join(view.unanswered)}")
+            named = view.unanswered[:MOST_NAMED]
+            more = len(view.unanswered) - len(named)
+            said.append(f"no reply yet from {', '.join(named)}{f' and {more} more' if more else ''}")
             said.append(f"({STILL})")
         if view.metrics:
             of = study["metrics_of"]
@@ -210,8 +243,6 @@ def lines(view: View) -> list[str]:
                 said.append(f"and {view.left_out} more, in TensorBoard")
         elif view.too_few:
             said.append(FEW)
-    for name, state, ago in view.sites:
-        said += [f"  {name}: {state}", f"    seen {ago}"]
     return said
 
 

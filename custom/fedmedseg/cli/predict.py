@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedmedseg.cli.console import Code, console, friendly_errors
 from fedmedseg.cli.rows import Rows, show
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ Flips = Annotated[
     bool, typer.Option("--flips", help="Answer with the mean over mirror images (4 passes in 2D, 8 in 3D).")
 ]
 Budget = Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")]
-BUDGET_MB = 2048
 _FILE = re.compile(r"\.[A-Za-z]{2,5}")
 """Endings that files have, and folders seldom."""
 CAVITY = "left ventricle"
@@ -75,7 +75,7 @@ def predict(
         str | None,
         typer.Option("--start", help="Of a shared model with several networks: which, by its start."),
     ] = None,
-    budget_mb: Budget = BUDGET_MB,
+    budget_mb: Budget = VOLUME_BUDGET_MB,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write label maps of images in their own space, with volumes in ml, landmarks in mm and calcium scores.
@@ -116,9 +116,9 @@ def images_to_read(place: Path, out: Path) -> Found:
         ConfigurationError: they would, or there is no image.
     """
     from fedmedseg.data.images import images_at
+    from fedmedseg.segmentation.predicted_files import require_outside
 
-    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-        raise _inside(out)
+    require_outside(out, place)
     return images_at(place)
 
 
@@ -221,15 +221,6 @@ class _Display:
 
 def _is_file(out: Path) -> bool:
     return out.name.endswith((".nii.gz", ".nii")) and not out.is_dir()
-
-
-def _inside(out: Path) -> ConfigurationError:
-    return ConfigurationError(
-        "OUT",
-        got=f"{out}, inside the folder that is read",
-        expected="a place outside it: another call would take what this one writes for images",
-        remedy="name another folder",
-    )
 
 
 def require_one_map(predictor: Predictor, found: Found, out: Path) -> None:

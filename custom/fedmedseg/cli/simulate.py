@@ -26,7 +26,8 @@ from fedmedseg.core.tracking import require_mlflow, wants_mlflow
 from fedmedseg.data.views import data_sets, planned_sites, site_view
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_TAKEN = {"server", "local", "startup", "sites"}
+TAKEN = frozenset({"server", "local", "startup", "sites"})
+"""Names of folders, which no site can have."""
 
 
 def simulate(
@@ -177,11 +178,11 @@ def _of_earlier_runs(home: Path, study: str, names: tuple[str, ...]) -> list[str
 def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
     """Names become folders, and FLARE reads a dot as the way to a relay."""
     for name in names:
-        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+        if not _NAME.fullmatch(name) or name.lower() in TAKEN:
             raise ConfigurationError(
                 source,
                 got=repr(name),
-                expected=f"a site name of letters, digits, dashes and underscores, none of {', '.join(sorted(_TAKEN))}",
+                expected=f"a site name of letters, digits, dashes and underscores, none of {', '.join(sorted(TAKEN))}",
             )
     return names
 

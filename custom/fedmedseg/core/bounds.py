@@ -15,6 +15,9 @@ MOST_SITES = 10**4
 MOST_VOXELS = 2**27
 """512 x 512 x 512: whole volumes of the largest scans; a crop beyond it fits no machine."""
 
+VOLUME_BUDGET_MB = 2048
+"""Memory that one volume may take when it is read, unless a site says otherwise."""
+
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(gt=0, strict=True)]

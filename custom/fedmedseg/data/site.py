@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
@@ -53,7 +54,7 @@ class Site:
     simulated: bool
     min_cases: int = 1
     """Fewer usable cases in a training section and the site declines."""
-    volume_budget_mb: int = 2048
+    volume_budget_mb: int = VOLUME_BUDGET_MB
     """MiB one volume may occupy as float32, before and after resampling."""
     privacy: PrivacySection | None = None
     """What may leave this site; None where the site file does not say, and then nothing passes the filters."""
@@ -103,7 +104,7 @@ class SiteFile(Strict):
     models_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     min_cases: int = Field(1, ge=1)
-    volume_budget_mb: int = Field(2048, ge=1)
+    volume_budget_mb: int = Field(VOLUME_BUDGET_MB, ge=1)
     salt: Annotated[str, Field(min_length=8)] | None = None
     privacy: PrivacySection | None = None
     approval: Approval = "none"
@@ -176,7 +177,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
         salt=(settings.salt if settings is not None else None) or _own_salt(state),
         simulated=simulated,
         min_cases=1 if settings is None else settings.min_cases,
-        volume_budget_mb=2048 if settings is None else settings.volume_budget_mb,
+        volume_budget_mb=VOLUME_BUDGET_MB if settings is None else settings.volume_budget_mb,
         privacy=None if settings is None else settings.privacy,
         approval="none" if settings is None else settings.approval,
         prefers=None if settings is None else settings.prefers,

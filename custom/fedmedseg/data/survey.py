@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.data_settings import MOST_LABELS, DataSection
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.schema import parse, read_yaml
@@ -18,8 +19,6 @@ from fedmedseg.data.checks import admit, unlogged_cases
 from fedmedseg.data.datalist import Case, read_datalist
 from fedmedseg.data.site import SiteFile
 from fedmedseg.data.views import data_sets
-
-DEFAULT_BUDGET_MB = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ def lists_in(path: Path, *, job: str | None) -> list[tuple[str, Path, int]]:
         raise ConfigurationError("check", got=f"no file at {path}", expected="a data list (JSON) or a site file (YAML)")
     roles = _data_of(job).roles if job else ()
     if path.suffix.lower() not in (".yaml", ".yml"):
-        return [(roles[0] if roles else "-", path, DEFAULT_BUDGET_MB)]
+        return [(roles[0] if roles else "-", path, VOLUME_BUDGET_MB)]
     settings = parse(SiteFile, read_yaml(path), source=path.name)
     lists = {
         name: path.parent / entry.list.expanduser()

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
+from fedmedseg.core.errors import DataError
 from fedmedseg.data.images import images_at
 from fedmedseg.segmentation.models import InferenceModel, load_tensors, study_of
-from fedmedseg.segmentation.predicted_files import FAILED, TABLES, outputs_for, require_new, write_tables
+from fedmedseg.segmentation.predicted_files import (
+    FAILED,
+    TABLES,
+    outputs_for,
+    require_new,
+    require_outside,
+    write_tables,
+)
 from fedmedseg.segmentation.predicting import Batch, predict_all
 from fedmedseg.segmentation.prediction import SegmentationPredictor
 
@@ -39,7 +47,7 @@ class BundlePrediction:
         images: str,
         out: str,
         device: str = "cpu",
-        budget_mb: int = 2048,
+        budget_mb: int = VOLUME_BUDGET_MB,
         force: bool = False,
     ) -> None:
         self.network, self.weights, self.settings = network, weights, settings
@@ -54,8 +62,7 @@ class BundlePrediction:
             DataError: images were left out; which and why is in ``failed.csv`` beside the others' answers.
         """
         place, out = Path(self.images), Path(self.out)
-        if out.resolve().is_relative_to(place.resolve()):
-            raise ConfigurationError("out", got=str(out), expected="a place outside the images")
+        require_outside(out, place, option="out")
         predictor = SegmentationPredictor(model=self._model(), device=self.device)
         sources = images_at(place).sources
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in sources}

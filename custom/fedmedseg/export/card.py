@@ -6,16 +6,14 @@ from collections.abc import Sequence
 
 import fedmedseg
 from fedmedseg.core.jobs import find_job, read_settings
+from fedmedseg.core.live import FEWEST
 from fedmedseg.data.preprocessing import FIXED
-from fedmedseg.export.metadata import MODALITIES
+from fedmedseg.export.metadata import MODALITIES, NOT_GIVEN
 from fedmedseg.export.network import NEW_LAYER, Exportable
 from fedmedseg.export.run_facts import Measured, MeasuredCalcium, MeasuredPoint, RunFacts
 from fedmedseg.reporting.meanings import PRETRAINING, on_card
 from fedmedseg.segmentation.predicted_files import NOTICE
 
-NOT_GIVEN = "Not given."
-FEWEST = 3
-"""Sites of which a range is told."""
 NO_LICENCES = (
     "Not given. Whoever hands the model on states here under which licences and consents the data of the sites were "
     "used.\n"

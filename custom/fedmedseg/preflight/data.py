@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import FedMedSegError
 from fedmedseg.core.findings import Finding, failed, passed, warned
@@ -86,7 +87,7 @@ def check_list(
     salt: str,
     min_cases: int = 1,
     min_count: int = 0,
-    budget_mb: int = 2048,
+    budget_mb: int = VOLUME_BUDGET_MB,
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> ListReport:
     """Every check of the data list at ``path``; its volumes are read anew, whatever the site's cache remembers.

@@ -239,6 +239,21 @@ def require_apart(files: Iterable[Path], read: Iterable[Path]) -> None:
             )
 
 
+def require_outside(out: Path, images: Path, *, option: str = "OUT") -> None:
+    """Refuse to write among the images that are read.
+
+    Raises:
+        ConfigurationError: ``out`` is or lies in the folder ``images``.
+    """
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ConfigurationError(
+            option,
+            got=f"{out}, inside the folder that is read",
+            expected="a place outside it: another call would take what this one writes for images",
+            remedy="name another folder",
+        )
+
+
 def require_writable(out: Path, *, option: str = "OUT") -> None:
     """Refuse a place that cannot be written, before anything is computed for it. Nothing is left there.
 
