@@ -23,6 +23,7 @@ from fedmedseg.cli.main import app
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.data.checks import CaseRejected
 from fedmedseg.data.landmarks import read_landmarks
 from fedmedseg.data.site import Site, write_phantoms
 from fedmedseg.data.tasks import TASKS
@@ -116,6 +117,12 @@ def test_the_hearts_structures_reach_a_network_that_was_trained_beside_them(
     bare = predictor(Path(scan["image"]))
     beside = predictor(Path(scan["image"]), heart=Path(scan["heart"]))
     assert any((bare.maps[task].labels != beside.maps[task].labels).any() for task in predictor.maps)
+    elsewhere = nib.load(scan["heart"])
+    moved = elsewhere.affine.copy()
+    moved[:3, 3] += 1000.0
+    nib.save(nib.Nifti1Image(np.asarray(elsewhere.dataobj), moved), tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(CaseRejected, match="heart map that marks nothing within the image"):
+        predictor(Path(scan["image"]), heart=tmp_path / "elsewhere.nii.gz")
     with pytest.raises(ConfigurationError, match=r"--flips: got a model that answers hps, ms\..*sides exchanged"):
         TaskPredictor(foundation=load_foundation(tmp_path / "cnn.safetensors"), flips=True)
 

@@ -164,10 +164,31 @@ def test_phantoms_make_sites_that_differ_and_pass_the_check(tmp_path: Path) -> N
     assert sorted(path.name for path in (out / "sites").iterdir()) == ["site-1.yaml"]
 
 
-@pytest.mark.parametrize(("family", "size"), [("cine", None), ("cine_mr", "1,2"), ("cine_mr", "1,2,3")])
-def test_wrong_phantoms_are_refused(tmp_path: Path, family: str, size: str | None) -> None:
-    options = () if size is None else ("--size", size)
-    assert "Error:" in run("phantoms", family, "--out", tmp_path / "out", *options, code=2)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cine",), "family"),
+        (("cine_mr", "--size", "1,2"), "--size"),
+        (("cine_mr", "--size", "1,2,3"), "size"),
+        (("cine_mr", "--size", "100000,100000,100000"), "100000 x 100000 x 100000. Expected at most 134217728 voxels"),
+        (("cine_mr", "--role", "a b"), "--role: got 'a b'"),
+        (("cine_mr", "--sites", "2", "--unseen", "3"), "--unseen: got 3. Expected a number of one of the 2 sites"),
+    ],
+)
+def test_wrong_phantoms_are_refused(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    said = run("phantoms", *arguments, "--out", tmp_path / "out", code=2)
+    assert "Error:" in said
+    assert told in said
+
+
+def test_a_set_of_fewer_patients_than_the_usual_number_of_sites_becomes_as_many(tmp_path: Path) -> None:
+    for index in range(7):
+        for folder in ("images", "labels"):
+            path = tmp_path / "raw" / folder / f"knee_{index}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.eye(4)).to_filename(path)
+    run("import", "decathlon", tmp_path / "raw", "--out", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "sites").iterdir()) == ["site-1.yaml", "site-2.yaml"]
 
 
 def test_a_friendly_error_goes_to_stderr_whole_and_unstyled_text_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, choose, nearest
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, called, choose, nearest, why
 
 
 def test_the_message_tells_field_got_expected_and_remedy() -> None:
@@ -50,3 +52,23 @@ def test_the_nearest_name_is_one_a_person_may_have_meant(name: str, guess: str |
 )
 def test_a_choice_is_mended_with_the_nearest_word(name: object, known: list[str], remedy: str) -> None:
     assert choose(name, known) == remedy
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "no text in UTF-8"),
+        (json.JSONDecodeError("x", "y", 0), "no JSON"),
+        (OSError("of our own"), "OSError"),
+    ],
+)
+def test_why_a_file_cannot_be_read_is_told_without_its_path(error: Exception, words: str) -> None:
+    assert why(error) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(None, "nothing"), ("a", "text"), ([1], "a list"), (2, "a number"), ({}, "a mapping")]
+)
+def test_a_value_of_settings_is_called_by_a_word_of_people(value: object, words: str) -> None:
+    assert called(value) == words

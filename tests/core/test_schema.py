@@ -65,9 +65,9 @@ def test_valid_settings_are_read_and_then_never_change() -> None:
         study.rounds = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("content", [None, [], "text", 3])
-def test_settings_are_a_mapping(content: Any) -> None:
-    assert told(content) == f"experiment.yaml: got {type(content).__name__}. Expected a mapping of settings."
+@pytest.mark.parametrize(("content", "got"), [(None, "nothing"), ([], "a list"), ("text", "text"), (3, "a number")])
+def test_settings_are_a_mapping(content: Any, got: str) -> None:
+    assert told(content) == f"experiment.yaml: got {got}. Expected a mapping of settings."
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_settings_are_a_mapping(content: Any) -> None:
             ["an unknown key 'zzz'", "Expected one of items, lists, network, pair, quorum, rounds, share, title"],
         ),
         ({"rounds": 0}, ["experiment.yaml: rounds:", "got 0", "greater than 0"]),
-        ({"rounds": "many"}, ["experiment.yaml: rounds:", "got 'many'", "valid integer"]),
+        ({"rounds": "many"}, ["experiment.yaml: rounds:", "got 'many'", "Expected a whole number."]),
         ({"network": {"name": "swin", "windows": 7}}, ["experiment.yaml: network.windows:", "write 'window'"]),
         (
             {"network": {"name": "vit", "window": 7}},
@@ -99,7 +99,7 @@ def test_settings_are_a_mapping(content: Any) -> None:
         ),
         ({"lists": [{"path": "p", "kind": 7}]}, ["lists.0.kind: got 7.", "Remedy: write one of these."]),
         ({"lists": [{"path": "p", "dims": 4}]}, ["lists.0.dims: got 4. Expected 2 or 3. Remedy: write one of these."]),
-        ({"quorum": "alll"}, ["quorum: got 'alll'. Expected 'all'; or a valid integer."]),
+        ({"quorum": "alll"}, ["quorum: got 'alll'. Expected 'all'; or a whole number."]),
         ({"lists": [{"path": "p"}, {"path": "p", "share": 2}]}, ["lists.1.share:", "got 2"]),
         ({"rounds": 0, "zzz": 1}, ["rounds:", "1 more after this one"]),
         ({"network": {"name": "vit", "heads": 5}}, ["experiment.yaml: network.heads: got 5. Expected an even number."]),
@@ -133,8 +133,8 @@ def test_yaml_is_read_without_building_objects(tmp_path: Path) -> None:
         (b"a: [1, 2", r"a YAML error in line 1, column 9"),
         (b"a: 1\nb: {", "a YAML error in line 2"),
         (b"day: 2024-13-45", "month must be in 1..12.*quote text"),
-        (b"\xff\xfe\x00", "UnicodeDecodeError"),
-        (None, "FileNotFoundError"),
+        (b"\xff\xfe\x00", "no text in UTF-8"),
+        (None, "No such file or directory"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -162,3 +162,14 @@ def test_a_choice_of_several_names_each_once() -> None:
     for wrong in ((), ("a", "a")):
         with pytest.raises(Misfit, match="at least one of a, b, and each letter once"):
             each_once(wrong, ["a", "b"], what="letter", remedy="")
+
+
+def test_a_key_twice_is_refused_where_it_stands_and_what_is_merged_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "preset.yaml"
+    file.write_text("segmentation:\n  steps: 5\n  batch: 2\n  steps: 6\n")
+    with pytest.raises(
+        ConfigurationError, match=r"got the key steps twice in line 4, column 3\. Expected each key once"
+    ):
+        read_yaml(file)
+    file.write_text("base: &base {steps: 5, batch: 2}\nown: {<<: *base, steps: 6}\n")
+    assert read_yaml(file)["own"] == {"steps": 6, "batch": 2}

@@ -59,6 +59,10 @@ def test_what_lies_in_several_places_by_nature_is_doubtful_only_beyond_them() ->
 def test_ejection_fraction_is_the_stroke_volume_in_the_end_diastolic() -> None:
     heart = Ventricle(diastolic_ml=120.0, systolic_ml=48.0)
     assert (heart.stroke_ml, heart.ejection_fraction, heart.doubt) == (72.0, 60.0, None)
+    doubtful = Ventricle(diastolic_ml=120.0, systolic_ml=48.0, doubts=("end-diastole: in 3 pieces", "end-systole: x"))
+    assert doubtful.doubt == "end-diastole: in 3 pieces; end-systole: x", (
+        "an ejection fraction is as good as its volumes"
+    )
 
 
 def test_figures_that_cannot_be_are_told() -> None:

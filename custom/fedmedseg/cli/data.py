@@ -95,7 +95,13 @@ def import_set(
     """Split a public data set by patient into sites that `fedmedseg simulate --sites` reads."""
     # what reads and writes volumes is imported only when it is needed: the command line stays quick
     from fedmedseg.data.importers import create
-    from fedmedseg.data.importers.assignment import assign_by_group, assign_by_number, parse_sites, parse_split
+    from fedmedseg.data.importers.assignment import (
+        assign_by_group,
+        assign_by_number,
+        parse_sites,
+        parse_split,
+        patients_of,
+    )
     from fedmedseg.data.importers.base import writing as to_write
     from fedmedseg.data.importers.sites import require_free, write_sites
 
@@ -119,7 +125,11 @@ def import_set(
             task = bar.add_task("reading")
             collection = reader.read(source, tick=lambda done, of: bar.update(task, completed=done, total=of))
             if isinstance(wanted, int) or (wanted is None and not collection.groups):
-                plan = assign_by_number(collection, DEFAULT_SITES if wanted is None else wanted, by=by, seed=seed)
+                # of labelled patients a site needs one for each section
+                each = sum(share > 0 for share in shares[:3]) if any(one.annotated for one in collection.cases) else 1
+                most = max(1, len(patients_of(collection.cases)) // each)
+                number = min(DEFAULT_SITES, most) if wanted is None else wanted
+                plan = assign_by_number(collection, number, by=by, seed=seed)
             elif by != "random":
                 raise ConfigurationError("--by", got=by, expected="a number of sites with it", remedy="add --sites N")
             else:
@@ -260,12 +270,13 @@ def phantoms(
 ) -> None:
     """Write synthetic hospitals that `fedmedseg simulate --sites` reads."""
     from fedmedseg.data.importers.base import writing
-    from fedmedseg.data.importers.sites import claim, write_manifest, write_site_file
+    from fedmedseg.data.importers.sites import claim, require_role, write_manifest, write_site_file
     from fedmedseg.data.phantoms import write_site
     from fedmedseg.data.phantoms.annotators import share_of
 
     counts = {"training": training, "validation": validation, "test": test, "unlabeled": unlabeled}
     with friendly_errors(), writing(out):
+        require_role(serves := role or ROLES.get(family, family))
         voxels = _size(size)
         asked = {"family": family, "sites": sites, "annotation": annotation, "unseen": unseen, "heart": heart}
         section = parse(PhantomSection, {**asked, **counts, "size": voxels}, source="phantoms")
@@ -276,7 +287,6 @@ def phantoms(
         claim(out, force=force)
         shares = [share_of(section, index) for index in range(sites)]
         names = [f"site-{index + 1}" for index in range(sites)]
-        serves = role or ROLES.get(family, family)
         with progress_bar() as bar:
             task = bar.add_task("writing", total=sites)
             for index, (name, share) in enumerate(zip(names, shares, strict=True)):

@@ -12,7 +12,7 @@ import typer
 
 from fedmedseg.cli.completion import job_names, preset_names
 from fedmedseg.core.config import Experiment, system_module
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, called
 from fedmedseg.core.jobs import CONFIG, EXPERIMENT, find_job, find_preset, read_settings, setting
 from fedmedseg.core.schema import read_yaml
 
@@ -258,5 +258,5 @@ def _preset(system: str, name: str) -> Mapping[str, Any]:
     file = find_preset(system, name)
     content = read_yaml(file)
     if not isinstance(content, Mapping):
-        raise ConfigurationError(file.name, got=type(content).__name__, expected="a mapping of settings")
+        raise ConfigurationError(file.name, got=called(content), expected="a mapping of settings")
     return content

@@ -28,7 +28,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ def _lines(folder: Path) -> Iterator[bytes]:
     except OSError as error:
         raise ConfigurationError(
             "audit trail",
-            got=type(error).__name__,
+            got=why(error),
             expected="files this user may read",
             remedy="use the account that starts the participant",
         ) from None

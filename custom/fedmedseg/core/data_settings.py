@@ -31,6 +31,15 @@ class PhantomSection(Strict):
     heart: bool = False
     """Cardiac CT: every volume comes with a label map of the heart's structures, as a segmenter would make it."""
 
+    @field_validator("size")
+    @classmethod
+    def _of_a_scan(cls, size: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if size is not None and math.prod(size) > MOST_VOXELS:
+            raise Misfit(
+                got=" x ".join(map(str, size)), expected=f"at most {MOST_VOXELS} voxels", remedy="draw it smaller"
+            )
+        return size
+
     @model_validator(mode="after")
     def _for_cardiac_ct(self) -> PhantomSection:
         for setting, used in (("annotation", self.annotation == "published"), ("heart", self.heart)):
@@ -44,7 +53,9 @@ class PhantomSection(Strict):
         return self
 
 
-Role = Annotated[str, worded(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores that begin with a letter")]
+ROLE_PATTERN = r"[a-z][a-z0-9_]*"
+ROLE_WORDS = "lower-case letters, digits and underscores that begin with a letter"
+Role = Annotated[str, worded(ROLE_PATTERN, ROLE_WORDS)]
 
 
 def _consecutive(labels: dict[int, str]) -> dict[int, str]:

@@ -109,9 +109,32 @@ class DataError(FedMedSegError):
         super().__init__(field, got=got, expected=expected, remedy=remedy, reason=reason)
 
 
-def why(error: OSError) -> str:
-    """The reason in the system's words, without a path: read-only, no space left, permission denied."""
-    return error.strerror or type(error).__name__
+_READING = {
+    "UnicodeDecodeError": "no text in UTF-8",
+    "JSONDecodeError": "no JSON",
+    "RecursionError": "nested too deeply",
+    "SafetensorError": "no safetensors file, or one that ends too early",
+    "BadZipFile": "no ZIP archive",
+    "KeyError": "a part is missing",
+    "EOFError": "it ends too early",
+    "IndexError": "it ends too early",
+    "UnpicklingError": "no file of torch.save",
+}
+"""Kinds of error, by name as some belong to other packages -> what they say of a file."""
+_CALLED = {"NoneType": "nothing", "str": "text", "list": "a list", "bool": "true or false", "dict": "a mapping",
+           "int": "a number", "float": "a number"}  # fmt: skip
+
+
+def why(error: Exception) -> str:
+    """Why a file cannot be read or written, without its path: in the system's words (read-only, no space left), or
+    what its content is not."""
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or _READING.get(type(error).__name__, type(error).__name__)
+
+
+def called(value: object) -> str:
+    """What a value of a settings file is, to people: nothing, text, a list, a number."""
+    return _CALLED.get(type(value).__name__, type(value).__name__)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, called, why
 
 Role = Literal["client", "server", "admin"]
 STARTUP_FILES: dict[Role, str] = {"client": "fed_client.json", "server": "fed_server.json", "admin": "fed_admin.json"}
@@ -89,9 +89,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(field, got="no such file", expected="a JSON file") from None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(field, got=type(error).__name__, expected="a readable JSON file") from None
+        raise ConfigurationError(field, got=why(error), expected="a readable JSON file") from None
     if not isinstance(content, dict):
-        raise ConfigurationError(field, got=type(content).__name__, expected="a JSON object")
+        raise ConfigurationError(field, got=called(content), expected="a JSON object")
     return content
 
 

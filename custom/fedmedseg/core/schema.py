@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from fedmedseg.core.errors import ConfigurationError, choose, nearest
+from fedmedseg.core.errors import ConfigurationError, called, choose, nearest, why
 
 ChoiceT = TypeVar("ChoiceT", bound=str)
 _CHOICE = re.compile(r"'([^']*)'|\b(\d+)\b")
@@ -86,7 +86,7 @@ def parse(model: type[ModelT], content: object, *, source: str) -> ModelT:
             the nearest valid one.
     """
     if not isinstance(content, Mapping):
-        raise ConfigurationError(source, got=type(content).__name__, expected="a mapping of settings")
+        raise ConfigurationError(source, got=called(content), expected="a mapping of settings")
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:
@@ -115,6 +115,26 @@ def refuse_unread(section: BaseModel, where: str, readers: Mapping[str, tuple[bo
         )
 
 
+class _Twice(yaml.MarkedYAMLError):
+    """A key that a mapping has twice: the second would silently count."""
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise _Twice(problem=f"the key {key.value} twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _place_of(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
+
+
 def read_yaml(path: Path) -> Any:
     """Read one YAML document with the safe loader.
 
@@ -124,13 +144,23 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(path.name, got=type(error).__name__, expected=f"a readable file at {path}") from None
+        raise ConfigurationError(
+            path.name, got=f"{path} ({why(error)})", expected="a YAML file", remedy="name another, or give it that form"
+        ) from None
     try:
-        return yaml.safe_load(text)
+        # the safe loader, but that it takes no key twice
+        return yaml.load(text, Loader=_OneOfEachKey)
+    except _Twice as error:
+        raise ConfigurationError(
+            path.name, got=f"{error.problem} in {_place_of(error)}", expected="each key once", remedy="remove one"
+        ) from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
-        raise ConfigurationError(path.name, got=f"a YAML error in {where}", expected="valid YAML") from None
+        raise ConfigurationError(
+            path.name,
+            got=f"a YAML error in {_place_of(error)}",
+            expected="valid YAML",
+            remedy="look there and in the line above for brackets, quotes, tabs and indents",
+        ) from None
     except ValueError as error:
         # PyYAML turns what looks like a date or a number into one, and lets the failure through as it is
         raise ConfigurationError(path.name, got=str(error), expected="valid YAML", remedy="quote text") from None
@@ -183,6 +213,9 @@ def _unlisted(field: str, name: object, known: list[str], kind: str, more: str) 
 
 def _plain(message: str) -> str:
     text = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    # pydantic adds how it tried to read text as a number
+    text = re.sub(r", unable to parse.*$", "", text).replace("a valid integer", "a whole number")
+    text = text.replace("a valid number", "a number").replace("a valid boolean", "true or false")
     return text[:1].lower() + text[1:]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator
 
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.errors import ConfigurationError, DataError, called, why
 from fedmedseg.core.schema import Strict, parse
 
 SECTIONS = ("training", "validation", "test", "unlabeled")
@@ -141,7 +141,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             remedy="correct datasets.<role>.list in the site file",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("data list", got=type(error).__name__, expected=f"readable UTF-8 text at {path}") from None
+        raise DataError("data list", got=f"{path} ({why(error)})", expected="a JSON file") from None
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -152,7 +152,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             remedy=f"correct line {error.lineno} of {path.name}",
         ) from None
     if not isinstance(content, dict):
-        raise DataError("data list", got=type(content).__name__, expected="a JSON object")
+        raise DataError("data list", got=called(content), expected="a JSON object")
     for section in SECTIONS:
         if not isinstance(content.get(section, []), list):
             raise DataError(

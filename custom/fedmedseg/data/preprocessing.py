@@ -116,10 +116,13 @@ def prepare_heart(case: Case, meta: dict[str, Any]) -> Prepared:
     Returns ``heart`` uint8 (X, Y, Z).
 
     Raises:
-        CaseRejected: not readable.
+        CaseRejected: not readable; or it marks nothing where the image is, which would pass for a scan without a map.
     """
     steps = Steps.of(meta)
-    return Prepared({"heart": np.ascontiguousarray(np.pad(heart_on(steps.target, case), steps.widths))}, {})
+    heart = heart_on(steps.target, case)
+    if not heart.any():
+        raise CaseRejected("heart map that marks nothing within the image: another patient's, or in another space")
+    return Prepared({"heart": np.ascontiguousarray(np.pad(heart, steps.widths))}, {})
 
 
 def heart_on(grid: Grid, case: Case) -> np.ndarray:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedmedseg.core import checkpoint
 from fedmedseg.core.checkpoint import CheckpointError
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 
 DEEPEST = 8
 """Levels of dictionaries that are looked into."""
@@ -39,9 +39,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         with open(path, "rb") as stream:
             head = stream.read(9)
     except OSError as error:
-        raise ConfigurationError(
-            path.name, got=type(error).__name__, expected=f"a readable weight file at {path}"
-        ) from None
+        raise ConfigurationError(path.name, got=f"{path} ({why(error)})", expected="a weight file") from None
     # a safetensors file is the length of its JSON header in eight bytes, then the header
     content = _safetensors(path) if head[8:9] == b"{" else _torch_file(path)
     tensors: dict[str, torch.Tensor] = {}
@@ -66,7 +64,7 @@ def _safetensors(path: Path) -> Any:
             if "tree" not in (stream.metadata() or {}):
                 return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, OSError) as error:
-        raise ConfigurationError(path.name, got=type(error).__name__, expected="an intact safetensors file") from None
+        raise ConfigurationError(path.name, got=why(error), expected="an intact safetensors file") from None
     try:
         return checkpoint.load_file(path)
     except CheckpointError as error:
@@ -81,7 +79,7 @@ def _torch_file(path: Path) -> Any:
         needed = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
         raise ConfigurationError(
             path.name,
-            got=f"a file that needs {needed.group(1)} to be read" if needed else f"{type(error).__name__} when reading",
+            got=f"a file that needs {needed.group(1)} to be read" if needed else why(error),
             expected="tensors in dictionaries and nothing else: reading anything more may run code",
             remedy="where you trust the file, save its state dict alone with torch.save(model.state_dict(), ...) or as "
             "safetensors, on the machine it comes from",

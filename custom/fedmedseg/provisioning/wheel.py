@@ -11,7 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import fedmedseg
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.core.findings import Finding, failed, passed
 from fedmedseg.core.kit import Kit
 from fedmedseg.core.machine_checks import PACKAGE, pinned_versions
@@ -46,7 +46,7 @@ def read_wheel(file: Path) -> Wheel:
     except OSError as error:
         raise ConfigurationError(
             "wheel",
-            got=f"{file} ({type(error).__name__})",
+            got=f"{file} ({why(error)})",
             expected=f"a wheel of {PACKAGE}",
             remedy="make it with `python -m build --wheel --no-isolation --outdir dist .`",
         ) from None
@@ -61,9 +61,7 @@ def read_wheel(file: Path) -> Wheel:
             bundled = f"{PACKAGE}/bundle/{CONSTRAINTS}"
             pins = archive.read(bundled).decode() if bundled in archive.namelist() else ""
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ConfigurationError(
-            "wheel", got=f"{file.name} ({type(error).__name__})", expected=f"a wheel of {PACKAGE}"
-        ) from None
+        raise ConfigurationError("wheel", got=f"{file.name} ({why(error)})", expected=f"a wheel of {PACKAGE}") from None
     if metadata["Name"] != PACKAGE or not record:
         raise ConfigurationError("wheel", got=f"{file.name}, of {metadata['Name']}", expected=f"a wheel of {PACKAGE}")
     return Wheel(

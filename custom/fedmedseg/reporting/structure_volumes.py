@@ -48,6 +48,8 @@ class Ventricle:
 
     diastolic_ml: float
     systolic_ml: float
+    doubts: tuple[str, ...] = ()
+    """Of the two volumes, where there are any."""
 
     @property
     def stroke_ml(self) -> float:
@@ -66,7 +68,7 @@ class Ventricle:
             return "no cavity at end-diastole"
         if self.systolic_ml > self.diastolic_ml:
             return "larger at end-systole than at end-diastole: the frames may have changed places"
-        return None
+        return "; ".join(self.doubts) or None
 
 
 def structure_volumes(

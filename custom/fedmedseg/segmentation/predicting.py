@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fedmedseg.core.errors import ConfigurationError, DataError
+from fedmedseg.core.errors import ConfigurationError, DataError, why
 from fedmedseg.data.checks import CaseRejected
 from fedmedseg.data.images import Source
 from fedmedseg.data.phases import Phases
@@ -62,21 +62,26 @@ def predict_all(
         except (MemoryError, torch.OutOfMemoryError):
             batch.failed[source.name] = "more memory than there is"
         except OSError as error:
-            batch.failed[source.name] = f"file cannot be read ({type(error).__name__})"
+            batch.failed[source.name] = f"file cannot be read ({why(error)})"
         on_image(number, len(sources), source.name)
     return batch
 
 
 def ventricles(phases: Sequence[Phases], batch: Batch, *, cavity: str = CAVITY) -> dict[str, Ventricle]:
     """Volumes of each patient's cavity at both frames. A patient one of whose frames failed is noted as failed."""
-    ml = {one.name: one.volumes[cavity].ml for one in batch.done if cavity in one.volumes}
+    found_in = {one.name: one.volumes[cavity] for one in batch.done if cavity in one.volumes}
     found = {}
     for one in phases:
-        lost = [name for name in (one.diastole, one.systole) if name not in ml]
+        lost = [name for name in (one.diastole, one.systole) if name not in found_in]
         if lost:
             batch.failed[f"patient {one.patient}"] = f"no prediction of {' and '.join(lost)}"
             continue
-        found[one.patient] = Ventricle(diastolic_ml=ml[one.diastole], systolic_ml=ml[one.systole])
+        frames = {"end-diastole": found_in[one.diastole], "end-systole": found_in[one.systole]}
+        found[one.patient] = Ventricle(
+            diastolic_ml=frames["end-diastole"].ml,
+            systolic_ml=frames["end-systole"].ml,
+            doubts=tuple(f"{frame}: {volume.doubt}" for frame, volume in frames.items() if volume.doubt),
+        )
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError, DataError, FedMedSegError, Reason, why
 
 Tick = Callable[[int, int], None]
 """Told (done, of) while something long is read or written."""
@@ -169,7 +169,7 @@ class reading:
         if error is not None and isinstance(error, Exception) and not isinstance(error, FedMedSegError):
             raise DataError(
                 "file",
-                got=f"{self.path} ({type(error).__name__}: {error})",
+                got=f"{self.path} ({why(error)})",
                 expected="a readable file",
                 remedy="download it again or remove it from the source folder",
                 reason=Reason.UNREADABLE,
@@ -236,7 +236,7 @@ def place(source: Path, target: Path, *, link: bool) -> None:
                 raise
             raise ConfigurationError(
                 "--link",
-                got=type(error).__name__ + f" for {target.parent}",
+                got=f"{target.parent} ({why(error)})",
                 expected="source and --out on one file system that knows hard links",
                 remedy="import without --link, which copies",
             ) from None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.errors import ConfigurationError, DataError, Reason
+from fedmedseg.core.errors import ConfigurationError, DataError, Reason, called, why
 from fedmedseg.data.importers.base import (
     Collection,
     Content,
@@ -145,7 +145,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(path.name, got=type(error).__name__, expected="a JSON file") from None
+        raise ConfigurationError(path.name, got=f"{path} ({why(error)})", expected="a JSON file") from None
     if not isinstance(content, Mapping) or "training" not in content:
         raise ConfigurationError(path.name, got="no key 'training'", expected="a Decathlon dataset.json")
     return content
@@ -154,7 +154,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 def _entries(content: Mapping[str, Any], key: str) -> list[Any]:
     entries = content.get(key, [])
     if not isinstance(entries, list):
-        raise ConfigurationError(f"dataset.json: {key}", got=type(entries).__name__, expected="a list")
+        raise ConfigurationError(f"dataset.json: {key}", got=called(entries), expected="a list")
     return entries
 
 

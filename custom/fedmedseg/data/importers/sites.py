@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.data_settings import ROLE_PATTERN, ROLE_WORDS
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.importers.assignment import SECTIONS, SITE_NAME, check_site_name, sections_of
 from fedmedseg.data.importers.base import SourceCase, Tick, place, writing
@@ -59,8 +60,7 @@ def write_sites(
             or a name is not usable.
         DataError: a site has too few patients, or a source file cannot be read.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", role):
-        raise ConfigurationError("--role", got=repr(role), expected="lower-case letters, digits and underscores")
+    require_role(role)
     for site in plan:
         check_site_name(site)
     splits = {site: sections_of(cases, shares, seed=seed, site=site) for site, cases in plan.items()}
@@ -109,6 +109,16 @@ def require_free(out: Path, *, force: bool) -> None:
         raise ConfigurationError(
             "--out", got=f"{out}, which holds files", expected="a new or empty folder", remedy="--force replaces it"
         )
+
+
+def require_role(role: str) -> None:
+    """Refuse a role that no study could ask for.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    if not re.fullmatch(ROLE_PATTERN, role):
+        raise ConfigurationError("--role", got=repr(role), expected=ROLE_WORDS, remedy="such as cmr or abdominal_ct")
 
 
 def claim(out: Path, *, force: bool) -> None:
