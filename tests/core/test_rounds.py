@@ -43,7 +43,7 @@ def test_a_shortfall_names_every_site_that_did_not_count() -> None:
     )  # fmt: skip
     assert said == (
         "training round 4: 1 of 2 needed replies were accepted (b: NOT_FINITE: x; c: no reply in time). "
-        "The last shared model is kept."
+        "The shared model stays as it was before this round."
     )
 
 

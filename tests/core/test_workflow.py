@@ -278,7 +278,8 @@ def test_a_second_failure_ends_the_job_with_the_sites_and_their_reasons(
     assert stage.asked == [SITES, ["site-2", "site-3"]]
     assert stage.panics == [
         "training round 0: 1 of 3 needed replies were accepted "
-        "(site-2: DISK: disk full; site-3: NOT_FINITE: a holds NaN or infinity). The last shared model is kept."
+        "(site-2: DISK: disk full; site-3: NOT_FINITE: a holds NaN or infinity). "
+        "The shared model stays as it was before this round."
     ]
     record = last_record(tmp_path)
     assert (record["attempts"], record["accepted"], record["needed"]) == (2, ["site-1"], 3)
@@ -336,7 +337,8 @@ def test_a_site_of_another_version_stops_a_study_that_wants_all_sites(
     stage.round(monkeypatch, site_2=[error(OTHER)])
     assert stage.asked == [SITES]
     assert stage.panics == [
-        f"training round 0: 2 of 3 needed replies were accepted (site-2: {OTHER}). The last shared model is kept."
+        f"training round 0: 2 of 3 needed replies were accepted (site-2: {OTHER}). "
+        "The shared model stays as it was before this round."
     ]
     site = last_record(tmp_path)["sites"]["site-2"]
     assert (site["accepted"], site["declined"], site["reason"]) == (False, False, OTHER)
@@ -596,7 +598,7 @@ def test_fewer_sites_than_a_count_quorum_stop_the_stage_before_anything_is_sent(
     assert stage.asked == []
     assert stage.panics == [
         "training round 0: 0 of 3 needed replies were accepted (site-1: no reply in time; site-2: no reply in time; "
-        "site-3: NO_CASES: training). The last shared model is kept."
+        "site-3: NO_CASES: training). The shared model stays as it was before this round."
     ]
     assert last_record(tmp_path)["needed"] == 3
 

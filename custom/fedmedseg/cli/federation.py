@@ -87,8 +87,11 @@ def _run(study: Study, out: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
         )
     console.print(plain_text_summary(record, console.width), highlight=False, soft_wrap=True)
     _say(f"report: {report / 'report.html'}")
-    _say(f"shared model: {ended.folder / 'models'}")
-    _say(f"site models: {kits}/<site>/fedmedseg/models/{experiment.study}")
+    # a run that was stopped early has none
+    if (ended.folder / "models").is_dir():
+        _say(f"shared model: {ended.folder / 'models'}")
+    if any(kits.glob(f"*/fedmedseg/models/{experiment.study}")):
+        _say(f"site models: {kits}/<site>/fedmedseg/models/{experiment.study}")
     return record
 
 

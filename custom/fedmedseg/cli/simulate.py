@@ -140,9 +140,13 @@ def _run(
             remedy=f"see the last lines of {call.log}",
         )
     console.print(plain_text_summary(record, console.width), highlight=False, soft_wrap=True)
+    models, of_sites = call.record_file.parents[1] / "models", Path("models") / experiment.study
     console.print(f"report: {call.record_file.parent / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"shared model: {call.record_file.parents[1] / 'models'}", highlight=False, soft_wrap=True)
-    console.print(f"site models: {home / '<site>' / 'models' / experiment.study}", highlight=False, soft_wrap=True)
+    # a run that was stopped early has none
+    if models.is_dir():
+        console.print(f"shared model: {models}", highlight=False, soft_wrap=True)
+    if any((home / name / of_sites).is_dir() for name in names):
+        console.print(f"site models: {home / '<site>' / of_sites}", highlight=False, soft_wrap=True)
     if strangers := _of_earlier_runs(home, experiment.study, names):
         console.print(
             f"there, too, of an earlier run and not of this one: {', '.join(strangers)}",
@@ -151,7 +155,8 @@ def _run(
         )
     kept = home / "server" / kept_results.FOLDER / experiment.study
     if kept.is_dir():
-        console.print(f"report and shared model, after the next run too: {kept}", highlight=False, soft_wrap=True)
+        what = "report and shared model" if models.is_dir() else "report"
+        console.print(f"{what}, after the next run too: {kept}", highlight=False, soft_wrap=True)
     if record["outcome"] != "finished":
         console.print(f"[red]stopped:[/red] {record['reason'] or f'see {call.log}'}", highlight=False, soft_wrap=True)
         raise typer.Exit(Code.LOOK)

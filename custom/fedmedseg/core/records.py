@@ -140,13 +140,14 @@ class RunRecord(Widget):
             for line in self.reporter.summary(self._record).splitlines():
                 logger.info("%s", line)
             logger.info("report: %s", report)
-            logger.info("shared model: %s", folder.parent / "models")
+            if self._record["models"]:
+                logger.info("shared model: %s", folder.parent / "models")
             if (place := place_of(fl_ctx)).simulated:
                 try:
                     kept = keep_results(
                         place.run, place.home, study=self._record["study"], started=self._record["started"]
                     )
-                    logger.info("both stay, after the next run too: %s", kept)
+                    logger.info("after the next run too: %s", kept)
                 except OSError as error:
                     logger.error("the next run empties this workspace, and nothing could be kept: %s", why(error))
 

@@ -133,7 +133,7 @@ def shortfall(
     ]
     return (
         f"{stage} round {number}: {len(accepted)} of {needed} needed replies were accepted "
-        f"({'; '.join(reasons)}). The last shared model is kept."
+        f"({'; '.join(reasons)}). The shared model stays as it was before this round."
     )
 
 

@@ -60,7 +60,7 @@ def plain_text_summary(record: Record, width: int = WIDTH) -> str:
     most = _MOST_LINES * WIDTH // width
     head = _wrapped(_headline(record), width)
     if record.get("reason"):
-        head += _wrapped(f"reason: {short(str(record['reason']), WIDTH - 8)}", width)
+        head += _whole(f"reason: {' '.join(str(record['reason']).split())}", width)
     sealed = encryption_of(record)
     if sealed is not None and record["rounds"]:
         off = len(sealed["guards_off"])
