@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from fedmedseg.core.jobs import find_job, read_settings
 from fedmedseg.data.images import Source
 from fedmedseg.segmentation.models import save_model
 from fedmedseg.segmentation.predicted_files import _figure, require_new
+from fedmedseg.segmentation.prediction import SegmentationPredictor
 from fedmedseg.segmentation.starts import initial_network
 from fedmedseg.segviz.publication import blank, save_published
 
@@ -334,3 +336,78 @@ def test_an_ending_that_is_no_volumes_is_not_taken_for_a_folder(place: Place) ->
         assert (done, "which looks like a file" in said) == (code, code == 2), said
     (place.root / "map.txt").mkdir()
     assert call(place.model, place.images / "p1_ED.nii.gz", place.root / "map.txt")[0] == 0
+
+
+def files(place: Place) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.out.iterdir()}
+
+
+def test_an_interrupted_call_says_how_far_it_came_and_goes_on_to_the_same_bytes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (place.model, place.images, place.out, "--ed", "p1_ED", "--es", "p1_ES")
+    assert call(*options)[0] == 0
+    whole = files(place)
+    shutil.rmtree(place.out)
+    asked: list[str] = []
+    answer = SegmentationPredictor.__call__
+
+    def watched(self: SegmentationPredictor, image: Path, **more: Any) -> Any:
+        asked.append(image.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(self, image, **more)
+
+    monkeypatch.setattr(SegmentationPredictor, "__call__", watched)
+    code, said = call(*options)
+    assert code == 130
+    assert "interrupted: 1 of 2 images are done; --resume goes on from there" in said
+    assert sorted(files(place)) == ["p1_ED.json", "p1_ED.nii.gz"]
+    code, said = call(*options)
+    assert code == 2
+    assert "--resume" in said
+    assert call(*options, "--resume")[0] == 0
+    assert asked == ["p1_ED.nii.gz", "p1_ES.nii.gz", "p1_ES.nii.gz"], "what was done is not done again"
+    assert files(place) == whole
+
+
+@pytest.mark.parametrize("change", ["image", "flips", "model", "damaged", "map gone"])
+def test_an_earlier_answer_is_not_taken_for_another_question(
+    place: Place, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    options = (place.model, place.images, place.out)
+    assert call(*options)[0] == 0
+    asked: list[str] = []
+    answer = SegmentationPredictor.__call__
+
+    def watched(self: SegmentationPredictor, image: Path, **more: Any) -> Any:
+        asked.append(image.name)
+        return answer(self, image, **more)
+
+    monkeypatch.setattr(SegmentationPredictor, "__call__", watched)
+    more: tuple[str, ...] = ()
+    if change == "image":
+        file = place.images / "p1_ED.nii.gz"
+        image = nib.load(file)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), file)
+    elif change == "flips":
+        more = ("--flips",)
+    elif change == "model":
+        monkeypatch.setattr("fedmedseg.segmentation.prediction.content_sha256", lambda tensors: "ab" * 32)
+    elif change == "damaged":
+        (place.out / "p1_ED.json").write_text('{"notice"')
+    else:
+        (place.out / "p1_ED.nii.gz").unlink()
+    assert call(*options, "--resume", *more)[0] == 0
+    both = ["p1_ED.nii.gz", "p1_ES.nii.gz"]
+    assert asked == (both if change in ("flips", "model") else both[:1])
+
+
+def test_an_image_that_can_no_longer_be_used_loses_its_earlier_answer(place: Place) -> None:
+    options = (place.model, place.images, place.out)
+    assert call(*options)[0] == 0
+    (place.images / "p1_ED.nii.gz").write_bytes(b"none")
+    code, _ = call(*options, "--resume")
+    assert code == 1
+    assert "p1_ED.nii.gz" not in files(place)
+    assert "p1_ES.nii.gz" in files(place)

@@ -17,6 +17,7 @@ from fedmedseg.cardiac_ct.foundation import Foundation
 from fedmedseg.cardiac_ct.lessons import stacked
 from fedmedseg.cardiac_ct.models import CNN, TRANSFORMER, Networks, answered_anew
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.federation_settings import ComputeSection
@@ -101,6 +102,7 @@ class TaskPredictor:
             model=found.which,
             experiment=foundation.experiment.digest,
             run=foundation.run,
+            tensors=content_sha256(foundation.tensors),
         )
         # compute settings are fixed above, so that nothing is timed and nothing is kept here
         with tempfile.TemporaryDirectory() as folder:

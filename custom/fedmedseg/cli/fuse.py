@@ -18,6 +18,7 @@ from fedmedseg.cli.predict import (
     Flips,
     Out,
     Place,
+    Resume,
     images_to_read,
     require_one_map,
     write_answers,
@@ -79,6 +80,7 @@ def predict(
     flips: Flips = False,
     budget_mb: Budget = VOLUME_BUDGET_MB,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Write label maps of images in their own space, each organ from the models that know it, with volumes in ml.
 
@@ -102,7 +104,10 @@ def predict(
             flips=flips,
         )
         require_one_map(predictor, found, out)
-    write_answers(predictor, found, out, read=[*_files(models), place], flips=flips, budget_mb=budget_mb, force=force)
+    write_answers(
+        predictor, found, out,
+        read=[*_files(models), place], flips=flips, budget_mb=budget_mb, force=force, resume=resume,
+    )  # fmt: skip
 
 
 @fuse_app.command(epilog=example("fedmedseg fuse score datalist.json --models run/models --out scores.json"))

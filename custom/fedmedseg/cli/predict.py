@@ -40,6 +40,12 @@ Flips = Annotated[
     bool, typer.Option("--flips", help="Answer with the mean over mirror images (4 passes in 2D, 8 in 3D).")
 ]
 Budget = Annotated[int, typer.Option("--volume-budget-mb", min=1, help="MiB one volume may occupy.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Keep answers that the same model gave to the same images in an earlier call; do the rest."
+    ),
+]
 _FILE = re.compile(r"\.[A-Za-z]{2,5}")
 """Endings that files have, and folders seldom."""
 CAVITY = "left ventricle"
@@ -77,6 +83,7 @@ def predict(
     ] = None,
     budget_mb: Budget = VOLUME_BUDGET_MB,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Write label maps of images in their own space, with volumes in ml, landmarks in mm and calcium scores.
 
@@ -105,7 +112,8 @@ def predict(
         read = [model, place, *hearts.values(), *([phases] if phases else [])]
     write_answers(
         predictor, found, out,
-        read=read, flips=flips, budget_mb=budget_mb, force=force, hearts=hearts, pairs=pairs, cavity=cavity or CAVITY,
+        read=read, flips=flips, budget_mb=budget_mb, force=force, resume=resume, hearts=hearts, pairs=pairs,
+        cavity=cavity or CAVITY,
     )  # fmt: skip
 
 
@@ -131,6 +139,7 @@ def write_answers(
     flips: bool,
     budget_mb: int,
     force: bool,
+    resume: bool,
     hearts: Mapping[str, Path] | None = None,
     pairs: Sequence[Phases] = (),
     cavity: str = "",
@@ -145,6 +154,7 @@ def write_answers(
         flips: whether the predictor answers with the mean over mirror images.
         budget_mb: MiB one volume may occupy.
         force: replace files that are there.
+        resume: take over what an earlier call left.
         hearts: name of the image -> label map of the heart's structures.
         pairs: whose images are which, for function.
         cavity: the structure whose two volumes give it.
@@ -167,18 +177,27 @@ def write_answers(
         written = [path for one in outputs.values() for path in one.every] + tables
         images = [one.file for one in found.sources if one.file is not None]
         require_apart(written, [*read, *images])
-        require_new(written, force=force)
+        require_new(written, force=force, resume=resume)
         require_writable(out)
         with _Display(len(found.sources)) as display:
-            batch = predict_all(
-                predictor,
-                found.sources,
-                outputs,
-                flips=flips,
-                budget_mb=budget_mb,
-                hearts=hearts,
-                on_image=display.show,
-            )
+            try:
+                batch = predict_all(
+                    predictor,
+                    found.sources,
+                    outputs,
+                    flips=flips,
+                    budget_mb=budget_mb,
+                    hearts=hearts,
+                    resume=resume,
+                    on_image=display.show,
+                )
+            except KeyboardInterrupt:
+                # tables over all images come last: there are none of so few
+                told = (
+                    f"interrupted: {display.done} of {len(found.sources)} images are done; --resume goes on from there"
+                )
+                console.print(told, highlight=False, soft_wrap=True)
+                raise typer.Exit(Code.INTERRUPTED) from None
         function = ventricles(pairs, batch, cavity=cavity)
         if not single:
             write_tables(out, batch.done, function, batch.failed)
@@ -198,6 +217,8 @@ class _Display:
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("predicting", total=total)
+        self.done = 0
+        """Images."""
 
     def __enter__(self) -> _Display:
         self._bar.start()
@@ -210,6 +231,7 @@ class _Display:
         """``done`` of ``of`` images are done, ``name`` the last."""
         from fedmedseg.core.progress import SECONDS_BETWEEN_LINES, clock
 
+        self.done = done
         self._bar.update(self._task, completed=done, description=escape(name))
         now = time.monotonic()
         if console.is_terminal or (done < of and now - self._last_line < SECONDS_BETWEEN_LINES):

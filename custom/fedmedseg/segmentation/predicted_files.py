@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -105,9 +106,17 @@ def measured(name: str, answer: Answer, image: Path, *, modality: str) -> Measur
 
 
 def write_prediction(
-    found: Measured, maps: Mapping[str, LabelMap], outputs: Outputs, image: Path, *, origin: Origin, flips: bool
+    found: Measured,
+    maps: Mapping[str, LabelMap],
+    outputs: Outputs,
+    image: Path,
+    *,
+    origin: Origin,
+    flips: bool,
+    inputs: Mapping[str, str],
 ) -> None:
-    """Write the files of one image. Landmarks are in the form that data lists take (``data.landmarks``).
+    """Write the files of one image, that of the figures last. Landmarks are in the form that data lists take
+    (``data.landmarks``); ``inputs`` are the digests of what was read.
 
     Raises:
         ConfigurationError: a file that cannot be written.
@@ -121,6 +130,7 @@ def write_prediction(
         "notice": NOTICE,
         "model": asdict(origin),
         "flips": flips,
+        "inputs_sha256": dict(inputs),
         "labels": {
             path.name: {str(number): structure for number, structure in maps[name].names.items()}
             for name, path in outputs.maps.items()
@@ -135,7 +145,9 @@ def write_prediction(
 
 
 def _volume(found: StructureVolume) -> dict[str, Any]:
-    return {"voxels": found.voxels, "ml": found.ml, "pieces": found.pieces, "doubt": found.doubt}
+    largest = None if math.isnan(found.largest) else found.largest
+    told = {"voxels": found.voxels, "ml": found.ml, "pieces": found.pieces, "largest": largest}
+    return {**told, "doubt": found.doubt}
 
 
 def write_tables(
@@ -192,8 +204,9 @@ def write_tables(
     return written
 
 
-def require_new(files: Iterable[Path], *, force: bool) -> None:
-    """Refuse to replace a file, unless told to or where it holds reasons alone, and to write one twice.
+def require_new(files: Iterable[Path], *, force: bool, resume: bool = False) -> None:
+    """Refuse to replace a file, unless told to or where it holds reasons alone, and to write one twice. With ``resume``
+    what is there is looked at image by image (``segmentation.earlier_answers``).
 
     Raises:
         ConfigurationError: one is there, or belongs to two images.
@@ -211,13 +224,13 @@ def require_new(files: Iterable[Path], *, force: bool) -> None:
     if [path.name for path in there] == [FAILED] and there[0].is_file() and _is_ours(there[0]):
         # an earlier call found nothing that it could do: its reasons are no answers
         return
-    if there and not (force and all(path.is_file() for path in there)):
+    if there and not ((force or resume) and all(path.is_file() for path in there)):
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise ConfigurationError(
             "OUT",
             got=f"{there[0]}, which is there{more}",
             expected="new files",
-            remedy="choose another, or add --force",
+            remedy="choose another, or add --resume to go on with what an earlier call left, or --force",
         )
 
 

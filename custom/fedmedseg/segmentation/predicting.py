@@ -14,6 +14,7 @@ from fedmedseg.data.checks import CaseRejected
 from fedmedseg.data.images import Source
 from fedmedseg.data.phases import Phases
 from fedmedseg.reporting.structure_volumes import Ventricle
+from fedmedseg.segmentation.earlier_answers import digests, earlier
 from fedmedseg.segmentation.predicted_files import Measured, Outputs, measured, write_prediction
 from fedmedseg.segmentation.prediction import Predictor, checked
 
@@ -38,9 +39,11 @@ def predict_all(
     flips: bool,
     budget_mb: int,
     hearts: Mapping[str, Path] | None = None,
+    resume: bool = False,
     on_image: Callable[[int, int, str], None] = lambda done, of, name: None,
 ) -> Batch:
     """Predict every image and write its files. ``on_image`` hears (images done, images in all, name of the last).
+    ``resume``: answers of an earlier call are taken over where the same model answered the same image.
 
     Raises:
         ConfigurationError: a file that cannot be written.
@@ -48,12 +51,19 @@ def predict_all(
     batch = Batch()
     for number, source in enumerate(sources, start=1):
         try:
-            for path in outputs[source.name].every:
-                # the answer of an earlier call must not stand for an image that fails now
-                path.unlink(missing_ok=True)
+            if not resume:
+                _remove(outputs[source.name])
             heart = (hearts or {}).get(source.name)
             batch.done.append(
-                _one(predictor, source, outputs[source.name], flips=flips, budget_mb=budget_mb, heart=heart)
+                _one(
+                    predictor,
+                    source,
+                    outputs[source.name],
+                    flips=flips,
+                    budget_mb=budget_mb,
+                    heart=heart,
+                    resume=resume,
+                )
             )
         except CaseRejected as rejected:
             batch.failed[source.name] = rejected.reason + _sizes(rejected.shape, predictor.data.crop)
@@ -63,8 +73,16 @@ def predict_all(
             batch.failed[source.name] = "more memory than there is"
         except OSError as error:
             batch.failed[source.name] = f"file cannot be read ({why(error)})"
+        if source.name in batch.failed:
+            _remove(outputs[source.name])
         on_image(number, len(sources), source.name)
     return batch
+
+
+def _remove(outputs: Outputs) -> None:
+    """The answer of an earlier call must not stand for an image that fails now."""
+    for path in outputs.every:
+        path.unlink(missing_ok=True)
 
 
 def ventricles(phases: Sequence[Phases], batch: Batch, *, cavity: str = CAVITY) -> dict[str, Ventricle]:
@@ -110,7 +128,14 @@ def _sizes(shape: tuple[int, ...] | None, crop: tuple[int, ...]) -> str:
 
 
 def _one(
-    predictor: Predictor, source: Source, outputs: Outputs, *, flips: bool, budget_mb: int, heart: Path | None
+    predictor: Predictor,
+    source: Source,
+    outputs: Outputs,
+    *,
+    flips: bool,
+    budget_mb: int,
+    heart: Path | None,
+    resume: bool,
 ) -> Measured:
     if source.fault is not None:
         raise CaseRejected(source.fault)
@@ -118,8 +143,14 @@ def _one(
         raise CaseRejected(f"modality {source.modality}, while the model is of {predictor.data.modality}")
     with tempfile.TemporaryDirectory() as folder:
         image = source.as_nifti(Path(folder))
+        inputs = digests(image, heart)
+        if resume:
+            kept = earlier(source.name, outputs, origin=predictor.origin, flips=flips, inputs=inputs)
+            if kept is not None:
+                return kept
+            _remove(outputs)
         checked(image, data=predictor.data, budget_mb=budget_mb, heart=heart)
         answer = predictor(image, heart=heart)
         found = measured(source.name, answer, image, modality=predictor.data.modality)
-        write_prediction(found, answer.maps, outputs, image, origin=predictor.origin, flips=flips)
+        write_prediction(found, answer.maps, outputs, image, origin=predictor.origin, flips=flips, inputs=inputs)
     return found

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.compute import ComputeChoice
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError
@@ -56,6 +57,8 @@ class Origin:
     """Digest of the experiment that trained it."""
     run: str = ""
     """The run that trained it; empty where its file names none."""
+    tensors: str = ""
+    """SHA-256 of its tensors: sites' own models of one run differ in nothing else."""
 
 
 class Predictor(Protocol):
@@ -125,7 +128,12 @@ class SegmentationPredictor:
         self.data = model.data
         self.maps: tuple[str, ...] = ("",)
         self.origin = Origin(
-            study=model.study, system=model.system, model=model.start, experiment=model.experiment, run=model.run
+            study=model.study,
+            system=model.system,
+            model=model.start,
+            experiment=model.experiment,
+            run=model.run,
+            tensors=content_sha256(model.model.state_dict()),
         )
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.segmentation.models import InferenceModel
 from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin
@@ -43,6 +44,13 @@ class FusedPredictor:
             model=f"{len(experts)} fused by {how}",
             experiment=experiment.digest,
             run=runs.pop() if len(runs) == 1 else "",
+            tensors=content_sha256(
+                {
+                    f"{number}.{name}": tensor
+                    for number, expert in enumerate(experts)
+                    for name, tensor in expert.model.state_dict().items()
+                }
+            ),
         )
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
