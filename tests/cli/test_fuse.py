@@ -206,6 +206,15 @@ def test_a_site_outside_is_scored_per_patient_and_paired_with_other_models(place
     assert "DOE" not in said + out.read_text(), "no patient is named"
 
 
+def test_models_that_lack_an_organ_are_refused_before_any_volume_is_computed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmedseg.segviz.external.evaluate", lambda *a, **k: pytest.fail("nothing may be computed"))
+    code, said = call("score", str(place.list), *place.options(), "--against", place.models[0])
+    assert code == 2
+    assert "no model of bar" in said
+
+
 def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
     (place.root / "i1.nii.gz").write_bytes(b"no volume")
     code, said = call("score", str(place.list), *place.options())

@@ -91,7 +91,7 @@ def load_foundation(path: Path) -> Foundation:
     if not isinstance(tree, Mapping) or tree.get("kind", KIND) != KIND or tree.get("format") != FORMAT:
         raise _wrong(path, "a file of another kind")
     if "settings" not in tree:
-        raise _wrong(path, "a shared model of an earlier version, without its study's settings")
+        raise _wrong(path, "no shared model of a run of this version: there are no settings of a study in it")
     experiment = parse_experiment(tree["settings"], source=path.name)
     if experiment.system != "cardiac_ct":
         raise _wrong(path, f"networks of {experiment.system}")
@@ -125,7 +125,10 @@ def tuning_study(
     prefixes = (STUDENT,) if backbone == "student" else (TEACHER,)
     if not any(name.startswith(prefixes) for name in foundation.tensors):
         raise ConfigurationError(
-            "backbone", got=backbone, expected="a network that the file holds", remedy="name the other, or another file"
+            "backbone",
+            got=backbone,
+            expected="a network that the file holds",
+            remedy="name the other with --backbone, or another file",
         )
     settings: dict[str, Any] = foundation.experiment.model_dump(mode="json", exclude={"resume"})
     wing = settings["cardiac_ct"]

@@ -119,7 +119,8 @@ class Lessons:
                 f"section {volumes.section}",
                 got=f"{len(volumes)} scans, of which none has a label or a pseudo-label of {', '.join(self.tasks)}",
                 expected="at least one",
-                remedy="annotate a task in the data list, or see why the CNNs' answers were refused",
+                remedy="annotate a task in the data list, by the numbers that its labels have, or see why the CNNs' "
+                "answers were refused",
                 reason=Reason.NO_CASES,
             )
 

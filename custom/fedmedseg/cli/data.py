@@ -323,7 +323,9 @@ def phantoms(
     # a run of patients that nothing is trained or tested on ends without a figure
     if fitting and dealt["training"][-1] and dealt["test"][-1]:
         folder = workspace_beside(out, f"{fitting[0]}-{out.resolve().name}")
-        next_step("fedmedseg", "simulate", fitting[0], "--sites", out / "sites", "-w", folder)
+        # maps that no network was told of would be read by none
+        beside = ["--set", "cardiac_ct.conditioning=true"] if heart else []
+        next_step("fedmedseg", "simulate", fitting[0], *beside, "--sites", out / "sites", "-w", folder)
     else:
         next_step("fedmedseg", "data", "check", out / "sites" / f"{names[0]}.yaml")
 

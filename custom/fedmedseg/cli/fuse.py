@@ -133,6 +133,7 @@ def score(
     The list's label numbers are the study's. Nothing is trained and nothing is chosen on these volumes.
     """
     from fedmedseg.segviz.external import compare, evaluate, labelled_cases
+    from fedmedseg.segviz.fusion import require_every_organ
 
     with friendly_errors(), progress_bar() as bar:
         if out is not None:
@@ -140,6 +141,9 @@ def score(
         study = _study(experiment, models)
         labels = _wanted(structures, study)
         sets = {"models": _experts(models, study)} | ({"against": _experts(against, study)} if against else {})
+        # before the first volume is answered by the one set that could
+        for experts in sets.values():
+            require_every_organ([expert.data.labels.values() for expert in experts], labels)
         cases, aside = labelled_cases(datalist, data=study.data, budget_mb=budget_mb)
         found = {}
         for name, experts in sets.items():

@@ -96,6 +96,9 @@ def check_list(
     are none the labels are checked as far as they can be. ``min_count``: the site's own (``privacy.min_count``), 0
     where no filter asks for one.
     """
+    if not path.is_file():
+        mend = f"write the list, or correct datasets.{role}.list in the site file"
+        return ListReport(findings=[failed(_check(role, "list"), "no file where the site file says", mend)])
     try:
         sections = listed_cases(path, salt=salt)
         names = data is None and _named_labels(path)
