@@ -78,6 +78,13 @@ def test_what_fits_is_shown_whole_in_the_order_of_names() -> None:
     assert [line.split(":")[0].strip() for line in lines(MANY) if line.startswith("  hosp")] == rows, "--once tells all"
 
 
+def test_once_fits_a_narrow_terminal_too() -> None:
+    text = list(module._narrowed(lines(RUNNING), 40))
+    assert max(map(len, text)) <= 40
+    assert " ".join(" ".join(text).split()) == " ".join(" ".join(lines(RUNNING)).split())
+    assert "  b: replied" in text
+
+
 def test_of_many_that_have_not_replied_the_first_are_named() -> None:
     everybody = View(job=JOB, status="RUNNING", study={**STUDY, "sites": {f"h{n}": "at work" for n in range(10)}})
     assert "no reply yet from h0, h1, h2, h3, h4, h5, h6, h7 and 2 more" in lines(everybody)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,7 +161,7 @@ def _show(looks: Iterator[View], *, once: bool) -> View:
             if view.too_few and not explained:
                 console.print(FEW, highlight=False, soft_wrap=True, markup=False)
                 explained = True
-            text = "\n".join(lines(view)) if once else line(view)
+            text = "\n".join(_narrowed(lines(view), console.width)) if once else line(view)
             if text != told:
                 told = text
                 console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -172,6 +173,20 @@ def _show(looks: Iterator[View], *, once: bool) -> View:
         for view in looks:
             shown.update(render(view, *console.size), refresh=True)
     return view
+
+
+def _narrowed(said: Iterable[str], width: int) -> Iterator[str]:
+    """Lines of at most ``width`` where words allow it; what goes on stands further in."""
+    for text in said:
+        indent = text[: len(text) - len(text.lstrip())]
+        yield from textwrap.wrap(
+            text.strip(),
+            width,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
 
 
 def render(view: View, width: int, height: int) -> RenderableType:

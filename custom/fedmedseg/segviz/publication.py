@@ -100,7 +100,8 @@ def published_models(folder: Path, *, experiment: Experiment) -> dict[str, Infer
             f"{folder.name}/{KIND}",
             got="no file",
             expected="what at least one site published",
-            remedy="run the study with stages.publication.rounds 1, and publish: true in site files",
+            remedy="name the sites' own models (personal.safetensors of each), or run the study with "
+            "stages.publication.rounds 1, and publish: true in site files",
         )
     return found
 
