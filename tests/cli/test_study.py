@@ -54,7 +54,7 @@ def test_no_layers_leave_the_job_as_it_is() -> None:
 def test_an_unknown_preset_and_one_that_is_no_mapping_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="write 'sunnybrook'"):
         read_study("fedata", ["fed_mae", "sunnybrok"], None, None)
-    with pytest.raises(ConfigurationError, match=r"list.yaml: got list. Expected a mapping"):
+    with pytest.raises(ConfigurationError, match=r"list.yaml: got a list. Expected a mapping"):
         read_study("fedata", [preset(tmp_path, "list", "[1, 2]")], None, None)
 
 
@@ -150,7 +150,7 @@ def test_an_earlier_runs_model_travels_in_the_job_and_is_named_there(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["segmentation.batch=x"], "--set segmentation.batch: got 'x'. Expected a valid integer"),
+        (["segmentation.batch=x"], "--set segmentation.batch: got 'x'. Expected a whole number"),
         (["segmentation.batchs=3"], "--set segmentation.batchs: got an unknown key 'batchs'.*write 'batch'"),
         (
             ["compute.precision=fp8"],

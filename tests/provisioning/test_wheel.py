@@ -65,10 +65,10 @@ def test_another_archive_is_no_wheel_of_ours(wheel: Callable[..., Path], change:
 
 
 def test_no_file_and_no_archive_are_told_apart_and_mended(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"FileNotFoundError.*python -m build --wheel"):
+    with pytest.raises(ConfigurationError, match=r"No such file.*python -m build --wheel"):
         read_wheel(tmp_path / "x.whl")
     (tmp_path / "x.whl").write_text("no archive")
-    with pytest.raises(ConfigurationError, match="BadZipFile"):
+    with pytest.raises(ConfigurationError, match="no ZIP archive"):
         read_wheel(tmp_path / "x.whl")
 
 

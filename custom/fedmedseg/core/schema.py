@@ -115,19 +115,34 @@ def refuse_unread(section: BaseModel, where: str, readers: Mapping[str, tuple[bo
         )
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Twice(yaml.MarkedYAMLError):
     """A key that a mapping has twice: the second would silently count."""
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+def _require_each_key_once(text: str) -> None:
+    """Raise :class:`_Twice` at the first key that a mapping has twice: the safe loader keeps the last, silently."""
+    visited: set[int] = set()
+    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        # an alias is the very node of its anchor, which may even be around it
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(reversed(node.value))
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                    continue
                 if key.value in seen:
                     raise _Twice(problem=f"the key {key.value} twice", problem_mark=key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            waiting.extend(value for _, value in reversed(node.value))
 
 
 def _place_of(error: yaml.YAMLError) -> str:
@@ -148,8 +163,8 @@ def read_yaml(path: Path) -> Any:
             path.name, got=f"{path} ({why(error)})", expected="a YAML file", remedy="name another, or give it that form"
         ) from None
     try:
-        # the safe loader, but that it takes no key twice
-        return yaml.load(text, Loader=_OneOfEachKey)
+        _require_each_key_once(text)
+        return yaml.safe_load(text)
     except _Twice as error:
         raise ConfigurationError(
             path.name, got=f"{error.problem} in {_place_of(error)}", expected="each key once", remedy="remove one"
