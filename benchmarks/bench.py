@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from goals import BENCHMARKS, MISSING, Benchmark, Figure, Missing
 
 from fedmedseg.core.checkpoint import write_atomic
@@ -64,7 +65,7 @@ def run(
     found = []
     for benchmark in benchmarks:
         arguments = benchmark.full if full else benchmark.quick
-        if arguments is None:
+        if arguments is None or (benchmark.gpu and not torch.cuda.is_available()):
             continue
         left = None if ends is None else ends - time.monotonic()
         found.append(_one(benchmark, arguments, folder, left=left, keep=full and not again))

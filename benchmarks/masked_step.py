@@ -1,13 +1,14 @@
 """What dropping masked tokens saves: a ViT student that drops 3 of 4 tokens against one that replaces them.
 
     python benchmarks/masked_step.py
+    python benchmarks/masked_step.py --device cuda --width 768
 
 Both students hold the same encoder weights (MONAI's ViT of UNETR, 12 blocks) and see the same crops and masks.
 A student step is forward, loss and backward, decoder or predictor included, without teacher and optimiser; a whole
 step is what a site does: crops, teacher, student, clipping, AdamW, moving average. The repeats of the two are
 interleaved and their medians compared. A memory copy is timed beside every repeat: where it drifts, the machine was
 busy with something else, the run is void, and nothing is written. Otherwise prints a table and writes
-benchmarks/results/masked_step.json. The goals are for one thread of a CPU.
+benchmarks/results/masked_step.json, on a GPU masked_step_cuda.json. Goals are for one thread of a CPU and for a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.records import installed_versions
 from fedmedseg.fedata.masking import places, random_masks
 from fedmedseg.fedata.objective import MaskedDistillationObjective
+from fedmedseg.networks.timing import machine, waiting_for
 
-RESULT = Path(__file__).parent / "results" / "masked_step.json"
-GOALS = {216: 2.2, 512: 2.3, 1000: 2.8}
+RESULTS = Path(__file__).parent / "results"
+GOALS = {"cpu": {216: 2.2, 512: 2.3, 1000: 2.8}, "cuda": {216: 3.0, 512: 3.0, 1000: 3.0}}
+SIZES = {"cpu": {6: 4, 8: 2, 10: 1}, "cuda": {6: 32, 8: 16, 10: 8}}
+"""Tokens an axis -> crops a step: as many tokens in a step, so that every size has matrices of a useful height."""
 RATIO = 0.75
 DRIFT = 1.25
 
@@ -65,7 +69,7 @@ def experiment(edge: int, crops: int, width: int, masked_tokens: str) -> Experim
     )
 
 
-def objectives(edge: int, crops: int, width: int) -> dict[str, MaskedDistillationObjective]:
+def objectives(edge: int, crops: int, width: int, device: str = "cpu") -> dict[str, MaskedDistillationObjective]:
     """The two sites' objectives, with the same encoder."""
     images = torch.randn(crops, 1, *[16 * edge] * 3, generator=torch.Generator().manual_seed(1))
 
@@ -76,7 +80,7 @@ def objectives(edge: int, crops: int, width: int) -> dict[str, MaskedDistillatio
     for kind in ("drop", "replace"):
         torch.manual_seed(0)
         made[kind] = MaskedDistillationObjective(
-            experiment=experiment(edge, crops, width, kind), volumes=crops, crop=crop, device=torch.device("cpu")
+            experiment=experiment(edge, crops, width, kind), volumes=crops, crop=crop, device=torch.device(device)
         )
     made["replace"].network.encoder.load_state_dict(made["drop"].network.encoder.state_dict())
     return made
@@ -85,10 +89,11 @@ def objectives(edge: int, crops: int, width: int) -> dict[str, MaskedDistillatio
 def student_step(objective: MaskedDistillationObjective, crops: int) -> Callable[[], None]:
     """Forward, loss and backward on a batch whose targets are known."""
     network, pretext = objective.network, objective.pretext
-    images = torch.stack([objective.crop(volume, np.random.default_rng(0)) for volume in range(crops)])
+    drawn = torch.stack([objective.crop(volume, np.random.default_rng(0)) for volume in range(crops)])
+    images = drawn.to(objective.device)
     masks = random_masks(
         crops, objective.experiment.data.crop, unit=16, ratio=RATIO, generator=torch.Generator().manual_seed(2)
-    )
+    ).to(objective.device)
     where = places(masks)
     with torch.no_grad():
         targets = pretext.targets(objective.teacher, images, where)
@@ -111,10 +116,13 @@ def whole_step(objective: MaskedDistillationObjective) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def seconds(step: Callable[[], object], device: str = "cpu") -> float:
+    """Wall time of one call, the GPU's work included."""
+    wait = waiting_for(device)
+    wait()
     start = time.perf_counter()
     step()
+    wait()
     return time.perf_counter() - start
 
 
@@ -137,10 +145,10 @@ class Probe:
 
 
 def measure(
-    edge: int, crops: int, width: int, repeats: int, whole_repeats: int, probe: Probe
+    edge: int, crops: int, width: int, repeats: int, whole_repeats: int, probe: Probe, device: str
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Medians of both students at one number of tokens, and their parameters."""
-    made = objectives(edge, crops, width)
+    made = objectives(edge, crops, width, device)
     steps = {f"student {kind}": student_step(one, crops) for kind, one in made.items()}
     steps |= {f"whole {kind}": whole_step(one) for kind, one in made.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -149,7 +157,7 @@ def measure(
     for repeat in range(repeats):
         for name, step in steps.items():
             if name.startswith("student") or repeat < whole_repeats:
-                times[name].append(seconds(step))
+                times[name].append(seconds(step, device))
         probe.measure()
     medians = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: statistics.median(abs(value - medians[name]) for value in values) for name, values in times.items()}
@@ -167,30 +175,37 @@ def measure(
     return result, parameters
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=384, help="channels of a token; heads of 64")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--whole-repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
+    parser.add_argument("--device", choices=tuple(GOALS), default="cpu")
+    parser.add_argument("--edges", type=int, nargs="+", choices=tuple(SIZES["cpu"]), default=tuple(SIZES["cpu"]))
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results, by device")
+    arguments = parser.parse_args(words)
+    device = arguments.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: this machine has no GPU that torch can use")
+    out = arguments.out or RESULTS / f"masked_step{'_cuda' if device == 'cuda' else ''}.json"
     torch.set_num_threads(1)
     probe = Probe()
     probe.measure()
-    # as many tokens in a step, so that every size is measured with matrices of a useful height
-    sizes = {6: 4, 8: 2, 10: 1}
     result: dict[str, Any] = {
         "command": f"python benchmarks/masked_step.py --width {arguments.width} --repeats {arguments.repeats} "
-        f"--whole-repeats {arguments.whole_repeats}",
+        f"--whole-repeats {arguments.whole_repeats}" + (f" --device {device}" if device != "cpu" else ""),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, one thread, float32",
+        "device": machine(device),
         "versions": installed_versions(),
         "network": f"ViT, 12 blocks, width {arguments.width}, decoder 2 blocks of half the width, mask {RATIO}",
     }
     print("tokens  crops  student: replace / drop            whole step: replace / drop")
-    for edge, crops in sizes.items():
-        one, parameters = measure(edge, crops, arguments.width, arguments.repeats, arguments.whole_repeats, probe)
-        goal = GOALS[edge**3]
+    for edge in arguments.edges:
+        crops, goal = SIZES[device][edge], GOALS[device][edge**3]
+        one, parameters = measure(
+            edge, crops, arguments.width, arguments.repeats, arguments.whole_repeats, probe, device
+        )
         one |= {"goal": goal, "reached": one["student_ratio"] >= goal, "parameters": parameters}
         result[f"{edge**3} tokens"] = one
         print(
@@ -202,8 +217,8 @@ def main() -> None:
     result["memory_copy_drift"] = round(probe.drift, 3)
     if probe.drift > DRIFT:
         raise SystemExit(f"void: the memory copy drifted by {probe.drift:.2f}, more than {DRIFT}; nothing written")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

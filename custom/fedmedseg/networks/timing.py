@@ -70,7 +70,7 @@ def choose(
         found = measure(
             trial(),
             ways,
-            synchronise=torch.cuda.synchronize if cuda else lambda: None,
+            synchronise=waiting_for(device),
             aborted=aborted,
         )
     records.write_record(KIND, digest, {"key": key, **found.plain()})
@@ -83,6 +83,11 @@ def choose(
         "".join(f"; not {way}: {reason}" for way, reason in found.struck.items()),
     )
     return found.choice
+
+
+def waiting_for(device: str | torch.device) -> Callable[[], None]:
+    """What waits until ``device`` has done all it was told to; a CPU has."""
+    return torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
 
 def key_of(
