@@ -116,7 +116,7 @@ def test_the_hearts_structures_reach_a_network_that_was_trained_beside_them(
     scan = entry(listed)
     bare = predictor(Path(scan["image"]))
     beside = predictor(Path(scan["image"]), heart=Path(scan["heart"]))
-    assert any((bare.maps[task].labels != beside.maps[task].labels).any() for task in predictor.maps)
+    assert any((bare.maps[task].labels != beside.maps[task].labels).any() for task in predictor.names)
     elsewhere = nib.load(scan["heart"])
     moved = elsewhere.affine.copy()
     moved[:3, 3] += 1000.0
@@ -179,7 +179,7 @@ def test_heat_maps_give_points_and_no_spheres(study: Study, tmp_path: Path) -> N
     save_foundation(tmp_path / "x.safetensors", initial_shared(experiment), experiment=experiment)
     foundation = load_foundation(tmp_path / "x.safetensors")
     predictor = TaskPredictor(foundation=foundation)
-    assert predictor.maps == ("calc", experiment.wing.transfer.task)
+    assert tuple(predictor.names) == ("calc", experiment.wing.transfer.task)
     assert predictor.points == (*TASKS["hps"].names, *TASKS["ms"].names)
     assert held(foundation).which == "student"
     assert held(foundation, "cnn").tasks == ("hps", "ms", "calc", experiment.wing.transfer.task)

@@ -154,6 +154,18 @@ def test_of_one_sites_model_the_structures_it_knows_can_be_asked_for(place: Plac
     assert (code, "--structure: got 'baar'. Expected a structure of" in said, "write 'bar'" in said) == (2, True, True)
 
 
+def test_answers_for_other_structures_are_not_taken_over(place: Place) -> None:
+    image, out = str(place.root / "i0.nii.gz"), place.root / "answers"
+    options = ("predict", image, str(out), *place.options())
+    assert call(*options, "--structure", "bar")[0] == 0
+    assert call(*options, "--resume")[0] == 0
+    assert (out / "volumes.csv").read_text().count("\n") == 3, "both structures"
+    # what was asked before is kept
+    before = (out / "i0.json").stat().st_mtime_ns
+    assert call(*options, "--resume")[0] == 0
+    assert (out / "i0.json").stat().st_mtime_ns == before
+
+
 def test_the_study_is_that_of_the_run_whose_folder_is_named_and_which_it_is_is_said(place: Place) -> None:
     image, out = str(place.root / "i0.nii.gz"), str(place.root / "x.nii.gz")
     models = place.root / "run" / "models"

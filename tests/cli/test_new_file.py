@@ -54,3 +54,8 @@ def test_what_the_disk_says_is_told_of_the_option_in_the_systems_words(tmp_path:
     refused = pytest.raises(ConfigurationError, match="Expected a folder that can be written")
     with refused, writing(tmp_path, expected="a folder that can be written"):
         raise PermissionError(13, "Permission denied")
+
+
+def test_a_name_that_the_system_cannot_look_at_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--out: got .*File name too long"):
+        require_new_file(tmp_path / ("a" * 300 + ".json"), force=False)

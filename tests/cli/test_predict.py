@@ -371,7 +371,36 @@ def test_an_interrupted_call_says_how_far_it_came_and_goes_on_to_the_same_bytes(
     assert files(place) == whole
 
 
-@pytest.mark.parametrize("change", ["image", "flips", "model", "damaged", "map gone"])
+def test_a_replaced_models_tables_do_not_outlive_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted call that replaces answers leaves none of the old ones beside its own."""
+    options = (place.model, place.images, place.out, "--ed", "p1_ED", "--es", "p1_ES")
+    assert call(*options)[0] == 0
+    assert {"volumes.csv", "function.csv"} < set(files(place))
+
+    def interrupted(self: SegmentationPredictor, image: Path, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentationPredictor, "__call__", interrupted)
+    assert call(*options, "--force")[0] == 130
+    assert files(place) == {}
+
+
+def test_with_resume_a_table_of_before_is_gone_until_all_is_done(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (place.model, place.images, place.out)
+    assert call(*options)[0] == 0
+    (place.out / "p1_ES.json").unlink()
+
+    def interrupted(self: SegmentationPredictor, image: Path, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentationPredictor, "__call__", interrupted)
+    assert call(*options, "--resume")[0] == 130
+    assert sorted(files(place)) == ["p1_ED.json", "p1_ED.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    "change", ["image", "flips", "model", "damaged", "deep", "map gone", "map empty", "map edited", "version"]
+)
 def test_an_earlier_answer_is_not_taken_for_another_question(
     place: Place, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -396,11 +425,20 @@ def test_an_earlier_answer_is_not_taken_for_another_question(
         monkeypatch.setattr("fedmedseg.segmentation.prediction.content_sha256", lambda tensors: "ab" * 32)
     elif change == "damaged":
         (place.out / "p1_ED.json").write_text('{"notice"')
+    elif change == "deep":
+        (place.out / "p1_ED.json").write_text("[" * 100_000)
+    elif change == "map empty":
+        (place.out / "p1_ED.nii.gz").write_bytes(b"")
+    elif change == "map edited":
+        labels = nib.load(place.out / "p1_ED.nii.gz")
+        nib.save(nib.Nifti1Image(np.asarray(labels.dataobj)[::-1], labels.affine), place.out / "p1_ED.nii.gz")
+    elif change == "version":
+        monkeypatch.setattr("fedmedseg.segmentation.predicted_files.__version__", "99")
     else:
         (place.out / "p1_ED.nii.gz").unlink()
     assert call(*options, "--resume", *more)[0] == 0
     both = ["p1_ED.nii.gz", "p1_ES.nii.gz"]
-    assert asked == (both if change in ("flips", "model") else both[:1])
+    assert asked == (both if change in ("flips", "model", "version") else both[:1])
 
 
 def test_an_image_that_can_no_longer_be_used_loses_its_earlier_answer(place: Place) -> None:

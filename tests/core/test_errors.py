@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 
 import pytest
 
@@ -60,7 +62,10 @@ def test_a_choice_is_mended_with_the_nearest_word(name: object, known: list[str]
         (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "no text in UTF-8"),
         (json.JSONDecodeError("x", "y", 0), "no JSON"),
-        (OSError("of our own"), "OSError"),
+        (gzip.BadGzipFile("not a gzipped file"), "no gzip archive"),
+        (zlib.error("incorrect header check"), "compressed data that is damaged"),
+        (OSError("of our own"), "not of the form it should have"),
+        (TypeError("of our own"), "not of the form it should have"),
     ],
 )
 def test_why_a_file_cannot_be_read_is_told_without_its_path(error: Exception, words: str) -> None:
@@ -68,7 +73,16 @@ def test_why_a_file_cannot_be_read_is_told_without_its_path(error: Exception, wo
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(None, "nothing"), ("a", "text"), ([1], "a list"), (2, "a number"), ({}, "a mapping")]
+    ("value", "words"),
+    [
+        (None, "nothing"),
+        ("a", "text"),
+        ([1], "a list"),
+        (2, "a number"),
+        ({}, "a mapping"),
+        ({1}, "a set"),
+        (object(), "something else"),
+    ],
 )
 def test_a_value_of_settings_is_called_by_a_word_of_people(value: object, words: str) -> None:
     assert called(value) == words

@@ -173,3 +173,21 @@ def test_a_key_twice_is_refused_where_it_stands_and_what_is_merged_may_be_overri
         read_yaml(file)
     file.write_text("base: &base {steps: 5, batch: 2}\nown: {<<: *base, steps: 6}\n")
     assert read_yaml(file)["own"] == {"steps": 6, "batch": 2}
+
+
+def test_keys_are_the_same_where_python_takes_them_for_one(tmp_path: Path) -> None:
+    file = tmp_path / "labels.yaml"
+    file.write_text("yes: 1\ntrue: 2\n")
+    with pytest.raises(ConfigurationError, match="the key true twice in line 2"):
+        read_yaml(file)
+    file.write_text("1: a\n'1': b\n")
+    assert read_yaml(file) == {1: "a", "1": "b"}
+
+
+def test_what_is_nested_too_deeply_is_told_and_an_anchor_around_itself_ends(tmp_path: Path) -> None:
+    file = tmp_path / "deep.yaml"
+    file.write_text("[" * 5000)
+    with pytest.raises(ConfigurationError, match="nested too deeply"):
+        read_yaml(file)
+    file.write_text("&a [*a]\n")
+    read_yaml(file)

@@ -149,7 +149,7 @@ def test_absent_landmarks_are_absent_files(folder: Path) -> None:
 
 def test_a_section_that_is_no_list_is_told_with_what_to_write(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps({"training": {"image": "a.nii.gz"}}))
-    with pytest.raises(DataError, match=r'training: got no list \(dict\).*a list of cases.*write "training": \['):
+    with pytest.raises(DataError, match=r'training: got a mapping.*a list of cases.*write "training": \['):
         read_datalist(tmp_path / "l.json", salt="x")
 
 
@@ -159,3 +159,9 @@ def test_of_many_absent_files_the_first_ten_are_named(tmp_path: Path) -> None:
         read_datalist(tmp_path / "l.json", salt="x")
     assert "09.nii.gz and 2 more" in str(raised.value)
     assert "10.nii.gz" not in str(raised.value)
+
+
+def test_what_is_nested_too_deeply_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        read_datalist(tmp_path / "l.json", salt="x")

@@ -159,9 +159,10 @@ def test_a_record_is_found_beside_its_report_and_must_be_the_models_own(tmp_path
             read_facts(file, experiment="cd" * 32, run=run, model="personal")
     with pytest.raises(ConfigurationError, match="no record at"):
         read_facts(tmp_path / "nothing", experiment="cd" * 32, run="r1", model="personal")
-    file.write_text("[")
-    with pytest.raises(ConfigurationError, match="which is no JSON"):
-        read_facts(file, experiment="cd" * 32, run="r1", model="personal")
+    for content in ("[", "[" * 100_000):
+        file.write_text(content)
+        with pytest.raises(ConfigurationError, match="which is no JSON"):
+            read_facts(file, experiment="cd" * 32, run="r1", model="personal")
 
 
 @pytest.mark.parametrize(

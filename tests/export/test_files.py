@@ -88,6 +88,8 @@ def test_a_bundles_run_writes_what_predict_does(source: Exportable, tmp_path: Pa
     (tmp_path / "images").mkdir()
     voxels = np.random.default_rng(1).normal(size=(20, 18, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(voxels, np.diag([-1.5, 2.0, 8.0, 1.0])), tmp_path / "images" / "x.nii.gz")
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted" / "failed.csv").write_text("image,reason\nof an earlier call,bad\n")
     # what `python -m monai.bundle run` calls, with the options that the card tells
     run(
         config_file=str(out / "configs" / "inference.json"),

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.checkpoint import file_sha256
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.networks.weight_files import file_sha256, read_tensors
+from fedmedseg.networks.weight_files import read_tensors
 
 
 def test_nested_dictionaries_become_dotted_names(tmp_path: Path) -> None:

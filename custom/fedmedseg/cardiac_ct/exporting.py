@@ -20,6 +20,7 @@ from fedmedseg.cardiac_ct.network import (
 )
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER, TRANSFER
 from fedmedseg.cardiac_ct.prediction import Which, held
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.network_settings import SwinUNETRSection
@@ -67,6 +68,7 @@ def exportable(foundation: Foundation, *, which: Which | None = None, task: str 
             model=found.which,
             experiment=experiment.digest,
             run=foundation.run,
+            tensors=content_sha256(foundation.tensors),
         ),
         trained_in=trained_in,
         marks=("heat maps" if experiment.wing.landmarks == "heatmaps" else "spheres") if points else "structures",

@@ -94,7 +94,11 @@ class TaskPredictor:
             )
         self.data = experiment.data
         self.conditions = bool(experiment.wing.conditioning)
-        self.maps = tuple(task for task in self.tasks if TASKS[task].kind != "points" or self._spheres)
+        self.names: Mapping[str, Mapping[int, str]] = {
+            task: dict(enumerate(TASKS[task].names, start=1))
+            for task in self.tasks
+            if TASKS[task].kind != "points" or self._spheres
+        }
         self.points = tuple(name for task in self.tasks if TASKS[task].kind == "points" for name in TASKS[task].names)
         self.origin = Origin(
             study=experiment.study,
@@ -126,10 +130,10 @@ class TaskPredictor:
         return {
             task: LabelMap(
                 labels=label_map(back_to_native(found[task], prepared.meta)),
-                names=dict(enumerate(TASKS[task].names, start=1)),
+                names=names,
                 solid=TASKS[task].kind != "points",
             )
-            for task in self.maps
+            for task, names in self.names.items()
         }
 
     def _points(self, found: Mapping[str, torch.Tensor], prepared: Prepared) -> dict[str, Place | None]:

@@ -47,8 +47,8 @@ def import_encoder(
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")] = False,
 ) -> None:
     """Write the tensors that fit a study's encoder, and say which did and which did not."""
+    from fedmedseg.core.checkpoint import file_sha256
     from fedmedseg.core.encoder_file import save_encoder
-    from fedmedseg.networks.weight_files import file_sha256
 
     with friendly_errors():
         require_new_file(out, force=force)

@@ -23,6 +23,15 @@ def require_new_file(out: Path, *, force: bool, ending: str = "") -> None:
         raise ConfigurationError(
             OPTION, got=out.name, expected=f"a file that ends with {ending}", remedy="give it that ending"
         )
+    with writing(out, expected="a new file"):
+        _require_room(out, force=force)
+    # it loads torch, which --help does not wait for
+    from fedmedseg.segmentation.predicted_files import require_writable
+
+    require_writable(out.parent, option=OPTION)
+
+
+def _require_room(out: Path, *, force: bool) -> None:
     if out.is_dir():
         raise ConfigurationError(OPTION, got=f"the folder {out}", expected="a new file", remedy="name a file in it")
     if out.exists() and not (force and out.is_file()):
@@ -34,10 +43,6 @@ def require_new_file(out: Path, *, force: bool, ending: str = "") -> None:
             raise ConfigurationError(
                 OPTION, got=f"{folder}, which is a file", expected="a file in a folder", remedy="choose another"
             )
-    # it loads torch, which --help does not wait for
-    from fedmedseg.segmentation.predicted_files import require_writable
-
-    require_writable(out.parent, option=OPTION)
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def write_answers(
     from fedmedseg.segmentation.predicted_files import (
         TABLES,
         outputs_for,
+        remove,
         require_apart,
         require_new,
         require_writable,
@@ -179,6 +180,7 @@ def write_answers(
         require_apart(written, [*read, *images])
         require_new(written, force=force, resume=resume)
         require_writable(out)
+        remove(tables)
         with _Display(len(found.sources)) as display:
             try:
                 batch = predict_all(
@@ -192,7 +194,7 @@ def write_answers(
                     on_image=display.show,
                 )
             except KeyboardInterrupt:
-                # tables over all images come last: there are none of so few
+                # tables over all images come last: there are none of so few, and none of an earlier call any more
                 told = (
                     f"interrupted: {display.done} of {len(found.sources)} images are done; --resume goes on from there"
                 )
@@ -259,7 +261,7 @@ def require_one_map(predictor: Predictor, found: Found, out: Path) -> None:
             expected="a folder, or of one image a file that ends with .nii.gz or .nii",
             remedy=f"take another ending; a folder of this name must be there already (mkdir {out})",
         )
-    if not _is_file(out) or (len(sources) == 1 and predictor.maps == ("",) and not predictor.points):
+    if not _is_file(out) or (len(sources) == 1 and tuple(predictor.names) == ("",) and not predictor.points):
         return
     got = f"a file, for {len(sources)} images" if len(sources) != 1 else "a file, for a model that writes several"
     raise ConfigurationError("OUT", got=got, expected="a folder", remedy="leave .nii.gz away")

@@ -286,11 +286,6 @@ def shut_down(open_session: Session) -> None:
         open_session.shutdown("all", wait=False)
 
 
-def connected_sites(open_session: Session) -> list[str]:
-    """Names of the sites the server has heard of lately."""
-    return sorted(client.name for client in open_session.get_connected_client_list())
-
-
 def download(open_session: Session, job_id: str, folder: Path) -> Path:
     """Fetch what a job left at the server into ``folder``; returns the run folder, with report and models.
 

@@ -41,6 +41,16 @@ class CheckpointError(FedMedSegError):
     """No readable generation of a checkpoint is left."""
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes in sorted order: equal models, equal digest."""
     digest = hashlib.sha256()

@@ -115,26 +115,33 @@ _READING = {
     "RecursionError": "nested too deeply",
     "SafetensorError": "no safetensors file, or one that ends too early",
     "BadZipFile": "no ZIP archive",
+    "BadGzipFile": "no gzip archive",
+    "ImageFileError": "no image file that can be read",
+    "HeaderDataError": "a header that cannot be read",
+    "error": "compressed data that is damaged",
     "KeyError": "a part is missing",
     "EOFError": "it ends too early",
     "IndexError": "it ends too early",
     "UnpicklingError": "no file of torch.save",
 }
 """Kinds of error, by name as some belong to other packages -> what they say of a file."""
-_CALLED = {"NoneType": "nothing", "str": "text", "list": "a list", "bool": "true or false", "dict": "a mapping",
-           "int": "a number", "float": "a number"}  # fmt: skip
+_CALLED = {
+    "NoneType": "nothing", "str": "text", "bytes": "bytes", "bool": "true or false", "int": "a number",
+    "float": "a number", "date": "a date", "datetime": "a date", "list": "a list", "tuple": "a list", "set": "a set",
+    "dict": "a mapping",
+}  # fmt: skip
 
 
 def why(error: Exception) -> str:
     """Why a file cannot be read or written, without its path: in the system's words (read-only, no space left), or
     what its content is not."""
     told = error.strerror if isinstance(error, OSError) else None
-    return told or _READING.get(type(error).__name__, type(error).__name__)
+    return told or _READING.get(type(error).__name__, "not of the form it should have")
 
 
 def called(value: object) -> str:
     """What a value of a settings file is, to people: nothing, text, a list, a number."""
-    return _CALLED.get(type(value).__name__, type(value).__name__)
+    return _CALLED.get(type(value).__name__, "something else")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -124,8 +124,16 @@ class _Twice(yaml.MarkedYAMLError):
 
 def _require_each_key_once(text: str) -> None:
     """Raise :class:`_Twice` at the first key that a mapping has twice: the safe loader keeps the last, silently."""
+    loader = yaml.SafeLoader(text)
+    try:
+        _visit(loader, loader.get_single_node())
+    finally:
+        loader.dispose()
+
+
+def _visit(loader: yaml.SafeLoader, root: yaml.Node | None) -> None:
     visited: set[int] = set()
-    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    waiting = [root]
     while waiting:
         node = waiting.pop()
         # an alias is the very node of its anchor, which may even be around it
@@ -135,13 +143,15 @@ def _require_each_key_once(text: str) -> None:
         if isinstance(node, yaml.SequenceNode):
             waiting.extend(reversed(node.value))
         elif isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
+            seen: set[Any] = set()
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
                     continue
-                if key.value in seen:
+                # as Python takes it: yes and true are one key, 1 and "1" are two
+                name = loader.construct_object(key)
+                if name in seen:
                     raise _Twice(problem=f"the key {key.value} twice", problem_mark=key.start_mark)
-                seen.add(key.value)
+                seen.add(name)
             waiting.extend(value for _, value in reversed(node.value))
 
 
@@ -176,6 +186,8 @@ def read_yaml(path: Path) -> Any:
             expected="valid YAML",
             remedy="look there and in the line above for brackets, quotes, tabs and indents",
         ) from None
+    except RecursionError as error:
+        raise ConfigurationError(path.name, got=f"{path} ({why(error)})", expected="settings of a few levels") from None
     except ValueError as error:
         # PyYAML turns what looks like a date or a number into one, and lets the failure through as it is
         raise ConfigurationError(path.name, got=str(error), expected="valid YAML", remedy="quote text") from None

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmedseg.core.checkpoint import file_sha256
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.datalist import Case
@@ -319,12 +320,6 @@ def _stream_size(path: Path, *, stop_after: int) -> int:
         while total <= stop_after and (chunk := stream.read(_CHUNK)):
             total += len(chunk)
     return total
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(case: Case, data: DataSection, budget_mb: int) -> str:

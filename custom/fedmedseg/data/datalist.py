@@ -151,13 +151,15 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             expected="a JSON object",
             remedy=f"correct line {error.lineno} of {path.name}",
         ) from None
+    except RecursionError as error:
+        raise DataError("data list", got=f"JSON that is {why(error)}", expected="a JSON object") from None
     if not isinstance(content, dict):
         raise DataError("data list", got=called(content), expected="a JSON object")
     for section in SECTIONS:
         if not isinstance(content.get(section, []), list):
             raise DataError(
                 f"data list: {section}",
-                got=f"no list ({type(content[section]).__name__})",
+                got=called(content[section]),
                 expected="a list of cases",
                 remedy=f'write "{section}": [{{"image": ..., "label": ...}}]',
             )

@@ -17,8 +17,10 @@ from fedmedseg.segmentation.predicted_files import (
     FAILED,
     TABLES,
     outputs_for,
+    remove,
     require_new,
     require_outside,
+    require_writable,
     write_tables,
 )
 from fedmedseg.segmentation.predicting import Batch, predict_all
@@ -66,8 +68,10 @@ class BundlePrediction:
         predictor = SegmentationPredictor(model=self._model(), device=self.device)
         sources = images_at(place).sources
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in sources}
-        every = [path for one in outputs.values() for path in one.every] + [out / name for name in TABLES]
-        require_new(every, force=self.force)
+        tables = [out / name for name in TABLES]
+        require_new([path for one in outputs.values() for path in one.every] + tables, force=self.force)
+        require_writable(out, option="out")
+        remove(tables)
         batch = predict_all(predictor, sources, outputs, flips=False, budget_mb=self.budget_mb)
         write_tables(out, batch.done, {}, batch.failed)
         if batch.failed:

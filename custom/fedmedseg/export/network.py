@@ -15,7 +15,7 @@ from fedmedseg.core.errors import FedMedSegError, Reason
 from fedmedseg.core.network_settings import BasicUNetSection, RelocalizationSection
 from fedmedseg.networks.factory import build_segmentation, stock
 from fedmedseg.segmentation.models import InferenceModel, study_of
-from fedmedseg.segmentation.prediction import Origin
+from fedmedseg.segmentation.prediction import Origin, origin_of
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between the network and what was made of it."""
@@ -103,9 +103,7 @@ def exportable(model: InferenceModel) -> Exportable:
         activation="softmax",
         shape=tuple(model.data.crop),
         overlap=model.overlap,
-        origin=Origin(
-            study=model.study, system=model.system, model=model.start, experiment=model.experiment, run=model.run
-        ),
+        origin=origin_of(model),
         settings=dict(model.settings),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,12 +49,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise ConfigurationError(path.name, got="no tensors", expected="a state dict")
     return tensors
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _safetensors(path: Path) -> Any:

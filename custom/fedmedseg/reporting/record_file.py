@@ -30,7 +30,7 @@ def read_record(path: Path, *, option: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(option, got=f"{file} ({why(error)})", expected=expected, remedy=remedy) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigurationError(option, got=f"{file}, which is no JSON", expected=expected, remedy=remedy) from None
     rounds = content.get("rounds") if isinstance(content, dict) else None
     if not isinstance(rounds, list) or not all(isinstance(one, dict) for one in rounds):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmedseg.core.checkpoint import file_sha256
 from fedmedseg.reporting.calcium import CalciumScore
 from fedmedseg.reporting.structure_volumes import StructureVolume
 from fedmedseg.segmentation.predicted_files import PIECES, Measured, Outputs
-from fedmedseg.segmentation.prediction import Origin
 
 
 def digests(image: Path, heart: Path | None) -> dict[str, str]:
@@ -20,18 +19,16 @@ def digests(image: Path, heart: Path | None) -> dict[str, str]:
     Raises:
         OSError: one cannot be read.
     """
-    return {name: _sha256(path) for name, path in (("image", image), ("heart", heart)) if path is not None}
+    return {name: file_sha256(path) for name, path in (("image", image), ("heart", heart)) if path is not None}
 
 
-def earlier(name: str, outputs: Outputs, *, origin: Origin, flips: bool, inputs: dict[str, str]) -> Measured | None:
-    """What an earlier call measured in image ``name``; None where it left less than all files of it, or where they are
-    of another model, with or without ``flips``, or of another image or map of the heart."""
-    if not all(path.is_file() for path in outputs.every):
-        return None
+def earlier(name: str, outputs: Outputs, question: Mapping[str, Any]) -> Measured | None:
+    """What an earlier call measured in image ``name``; None where it was asked another question
+    (``predicted_files.asked``), left less than all files, or where one is not as it left it."""
     try:
         content = json.loads(outputs.figures.read_text(encoding="utf-8"))
-        asked = {"model": asdict(origin), "flips": flips, "inputs_sha256": inputs}
-        if any(content[key] != value for key, value in asked.items()) or not origin.tensors:
+        left = {path.name: file_sha256(path) for path in outputs.beside_figures}
+        if any(content[key] != value for key, value in {**question, "files_sha256": left}.items()):
             return None
         return Measured(
             name=name,
@@ -39,7 +36,7 @@ def earlier(name: str, outputs: Outputs, *, origin: Origin, flips: bool, inputs:
             points={point: place and tuple(place) for point, place in content.get("points_mm", {}).items()},
             calcium=CalciumScore(**content["calcium"]) if "calcium" in content else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # damaged, or of a version that wrote less: it is made again
         return None
 
@@ -53,8 +50,3 @@ def _volume(structure: str, told: dict[str, Any]) -> StructureVolume:
         largest=float("nan") if largest is None else largest,
         natural=PIECES.get(structure, 1),
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

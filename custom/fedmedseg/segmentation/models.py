@@ -13,7 +13,7 @@ from torch import nn
 from fedmedseg.core import checkpoint
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import DataSection
-from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
+from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason, called
 from fedmedseg.core.schema import parse
 from fedmedseg.core.wire import is_finite
 from fedmedseg.networks.factory import build_segmentation
@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("tensors"), dict):
         raise ConfigurationError(
             f"{path.name}: format",
-            got=tree.get("format") if isinstance(tree, dict) else type(tree).__name__,
+            got=tree.get("format") if isinstance(tree, dict) else called(tree),
             expected=f"a segmentation model of format {FORMAT}",
             remedy="use the package version that wrote it",
         )

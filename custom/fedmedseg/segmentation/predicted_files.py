@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg import __version__
+from fedmedseg.core.checkpoint import file_sha256, write_atomic
 from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.data.checks import read_voxels
 from fedmedseg.data.geometry import axial, spacing_of
@@ -28,7 +29,7 @@ from fedmedseg.data.preprocessing import native_grid
 from fedmedseg.data.tasks import TASKS
 from fedmedseg.reporting.calcium import CalciumScore, calcium_score
 from fedmedseg.reporting.structure_volumes import StructureVolume, Ventricle, structure_volumes
-from fedmedseg.segmentation.prediction import Answer, LabelMap, Origin, Predictor
+from fedmedseg.segmentation.prediction import Answer, LabelMap, Predictor
 
 NOTICE = "Research, not for diagnosis."
 CALCIFICATION = TASKS["calc"].names[0]
@@ -62,7 +63,12 @@ class Outputs:
     @property
     def every(self) -> tuple[Path, ...]:
         """All of them."""
-        return (*self.maps.values(), self.figures, *((self.landmarks,) if self.landmarks else ()))
+        return (*self.beside_figures, self.figures)
+
+    @property
+    def beside_figures(self) -> tuple[Path, ...]:
+        """Label maps and landmarks, of which the file of the figures has the digests."""
+        return (*self.maps.values(), *((self.landmarks,) if self.landmarks else ()))
 
 
 def outputs_for(name: str, predictor: Predictor, out: Path) -> Outputs:
@@ -70,7 +76,7 @@ def outputs_for(name: str, predictor: Predictor, out: Path) -> Outputs:
     ending = next((one for one in ENDINGS if out.name.endswith(one)), None)
     stem = out.with_name(out.name.removesuffix(ending)) if ending else out / name
     return Outputs(
-        maps={one: beside(stem, f"{'_' if one else ''}{one}{ending or ENDINGS[0]}") for one in predictor.maps},
+        maps={one: beside(stem, f"{'_' if one else ''}{one}{ending or ENDINGS[0]}") for one in predictor.names},
         figures=beside(stem, ".json"),
         landmarks=beside(stem, "_landmarks.json") if predictor.points else None,
     )
@@ -105,18 +111,28 @@ def measured(name: str, answer: Answer, image: Path, *, modality: str) -> Measur
     return Measured(name=name, volumes=volumes, points=answer.points, calcium=calcium)
 
 
+def asked(outputs: Outputs, predictor: Predictor, *, flips: bool, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What an answer is an answer to, as the file of its figures tells it.
+
+    ``inputs`` are the digests of what is read.
+    """
+    return {
+        "model": asdict(predictor.origin),
+        "fedmedseg": __version__,
+        "flips": flips,
+        "inputs_sha256": dict(inputs),
+        "labels": {
+            path.name: {str(number): structure for number, structure in predictor.names[name].items()}
+            for name, path in outputs.maps.items()
+        },
+    }
+
+
 def write_prediction(
-    found: Measured,
-    maps: Mapping[str, LabelMap],
-    outputs: Outputs,
-    image: Path,
-    *,
-    origin: Origin,
-    flips: bool,
-    inputs: Mapping[str, str],
+    found: Measured, maps: Mapping[str, LabelMap], outputs: Outputs, image: Path, question: Mapping[str, Any]
 ) -> None:
     """Write the files of one image, that of the figures last. Landmarks are in the form that data lists take
-    (``data.landmarks``); ``inputs`` are the digests of what was read.
+    (``data.landmarks``); ``question`` is what ``asked`` says.
 
     Raises:
         ConfigurationError: a file that cannot be written.
@@ -128,13 +144,8 @@ def write_prediction(
         _write(outputs.landmarks, _json({name: place and list(place) for name, place in found.points.items()}))
     content: dict[str, Any] = {
         "notice": NOTICE,
-        "model": asdict(origin),
-        "flips": flips,
-        "inputs_sha256": dict(inputs),
-        "labels": {
-            path.name: {str(number): structure for number, structure in maps[name].names.items()}
-            for name, path in outputs.maps.items()
-        },
+        **question,
+        "files_sha256": {path.name: file_sha256(path) for path in outputs.beside_figures},
         "volumes": {name: _volume(one) for name, one in found.volumes.items()},
     }
     if found.points:
@@ -202,6 +213,19 @@ def write_tables(
         else:
             (folder / name).unlink(missing_ok=True)
     return written
+
+
+def remove(files: Iterable[Path]) -> None:
+    """What an earlier call left.
+
+    Raises:
+        ConfigurationError: a file that cannot be removed.
+    """
+    for path in files:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from None
 
 
 def require_new(files: Iterable[Path], *, force: bool, resume: bool = False) -> None:

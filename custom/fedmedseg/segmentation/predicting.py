@@ -15,11 +15,8 @@ from fedmedseg.data.images import Source
 from fedmedseg.data.phases import Phases
 from fedmedseg.reporting.structure_volumes import Ventricle
 from fedmedseg.segmentation.earlier_answers import digests, earlier
-from fedmedseg.segmentation.predicted_files import Measured, Outputs, measured, write_prediction
+from fedmedseg.segmentation.predicted_files import Measured, Outputs, asked, measured, remove, write_prediction
 from fedmedseg.segmentation.prediction import Predictor, checked
-
-CAVITY = "left ventricle"
-"""Whose volumes give an ejection fraction, unless told otherwise."""
 
 
 @dataclass
@@ -49,10 +46,12 @@ def predict_all(
         ConfigurationError: a file that cannot be written.
     """
     batch = Batch()
+    if not resume:
+        # an earlier call's answers must not lie beside this one's, however far it comes
+        for one in outputs.values():
+            remove(one.every)
     for number, source in enumerate(sources, start=1):
         try:
-            if not resume:
-                _remove(outputs[source.name])
             heart = (hearts or {}).get(source.name)
             batch.done.append(
                 _one(
@@ -74,18 +73,13 @@ def predict_all(
         except OSError as error:
             batch.failed[source.name] = f"file cannot be read ({why(error)})"
         if source.name in batch.failed:
-            _remove(outputs[source.name])
+            # the answer of an earlier call must not stand for an image that fails now
+            remove(outputs[source.name].every)
         on_image(number, len(sources), source.name)
     return batch
 
 
-def _remove(outputs: Outputs) -> None:
-    """The answer of an earlier call must not stand for an image that fails now."""
-    for path in outputs.every:
-        path.unlink(missing_ok=True)
-
-
-def ventricles(phases: Sequence[Phases], batch: Batch, *, cavity: str = CAVITY) -> dict[str, Ventricle]:
+def ventricles(phases: Sequence[Phases], batch: Batch, *, cavity: str) -> dict[str, Ventricle]:
     """Volumes of each patient's cavity at both frames. A patient one of whose frames failed is noted as failed."""
     found_in = {one.name: one.volumes[cavity] for one in batch.done if cavity in one.volumes}
     found = {}
@@ -110,7 +104,7 @@ def require_cavity(predictor: Predictor, cavity: str) -> None:
         ConfigurationError: it does not.
     """
     known = list(predictor.data.labels.values())
-    if cavity not in known or predictor.maps != ("",):
+    if cavity not in known or tuple(predictor.names) != ("",):
         raise ConfigurationError(
             "--cavity",
             got=cavity,
@@ -143,14 +137,14 @@ def _one(
         raise CaseRejected(f"modality {source.modality}, while the model is of {predictor.data.modality}")
     with tempfile.TemporaryDirectory() as folder:
         image = source.as_nifti(Path(folder))
-        inputs = digests(image, heart)
+        question = asked(outputs, predictor, flips=flips, inputs=digests(image, heart))
         if resume:
-            kept = earlier(source.name, outputs, origin=predictor.origin, flips=flips, inputs=inputs)
+            kept = earlier(source.name, outputs, question)
             if kept is not None:
                 return kept
-            _remove(outputs)
+            remove(outputs.every)
         checked(image, data=predictor.data, budget_mb=budget_mb, heart=heart)
         answer = predictor(image, heart=heart)
         found = measured(source.name, answer, image, modality=predictor.data.modality)
-        write_prediction(found, answer.maps, outputs, image, origin=predictor.origin, flips=flips, inputs=inputs)
+        write_prediction(found, answer.maps, outputs, image, question)
     return found

@@ -55,10 +55,22 @@ class Origin:
     model: str
     experiment: str
     """Digest of the experiment that trained it."""
-    run: str = ""
+    run: str
     """The run that trained it; empty where its file names none."""
-    tensors: str = ""
+    tensors: str
     """SHA-256 of its tensors: sites' own models of one run differ in nothing else."""
+
+
+def origin_of(model: InferenceModel) -> Origin:
+    """Which model ``model`` is."""
+    return Origin(
+        study=model.study,
+        system=model.system,
+        model=model.start,
+        experiment=model.experiment,
+        run=model.run,
+        tensors=content_sha256(model.model.state_dict()),
+    )
 
 
 class Predictor(Protocol):
@@ -66,8 +78,8 @@ class Predictor(Protocol):
 
     origin: Origin
     data: DataSection
-    maps: tuple[str, ...]
-    """What is added to the names of its label maps."""
+    names: Mapping[str, Mapping[int, str]]
+    """Structures of each of its label maps, by what is added to the map's name."""
     points: tuple[str, ...]
     """Names of the points that it looks for."""
     conditions: bool
@@ -126,20 +138,13 @@ class SegmentationPredictor:
     def __init__(self, *, model: InferenceModel, device: str = "cpu", flips: bool = False) -> None:
         self.model, self.device, self.flips = model, device, flips
         self.data = model.data
-        self.maps: tuple[str, ...] = ("",)
-        self.origin = Origin(
-            study=model.study,
-            system=model.system,
-            model=model.start,
-            experiment=model.experiment,
-            run=model.run,
-            tensors=content_sha256(model.model.state_dict()),
-        )
+        self.names: Mapping[str, Mapping[int, str]] = {"": dict(self.data.labels)}
+        self.origin = origin_of(model)
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
         """See ``Predictor``. ``heart`` is not read."""
         found = native_probabilities(self.model, image, device=self.device, flips=self.flips)
-        return Answer(maps={"": LabelMap(labels=label_map(found), names=dict(self.data.labels))})
+        return Answer(maps={"": LabelMap(labels=label_map(found), names=self.names[""])})
 
 
 def require_device(device: str) -> None:

@@ -19,7 +19,6 @@ class FusedPredictor:
         ConfigurationError: a structure that no model predicts.
     """
 
-    maps: tuple[str, ...] = ("",)
     points: tuple[str, ...] = ()
     conditions = False
 
@@ -37,6 +36,7 @@ class FusedPredictor:
         self.among = dict(experiment.data.labels)
         self.data = experiment.data.model_copy(update={"labels": dict(labels)})
         require_every_organ([expert.data.labels.values() for expert in experts], labels)
+        self.names: Mapping[str, Mapping[int, str]] = {"": dict(labels)}
         runs = {expert.run for expert in experts}
         self.origin = Origin(
             study=experiment.study,
@@ -55,7 +55,7 @@ class FusedPredictor:
 
     def __call__(self, image: Path, *, heart: Path | None = None) -> Answer:
         """See ``segmentation.prediction.Predictor``. ``heart`` is not read."""
-        labels = dict(self.data.labels)
+        labels = self.names[""]
         found = fused_prediction(
             self.experts, image, labels=labels, among=self.among, how=self.how, device=self.device, flips=self.flips
         )

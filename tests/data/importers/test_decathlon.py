@@ -86,9 +86,10 @@ def test_a_wrong_dataset_json_is_refused(task: Callable[..., Path], change: dict
 
 
 def test_json_that_is_none_and_a_folder_that_is_none_are_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="JSON"):
-        read(tmp_path)
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(ConfigurationError, match="JSON"):
+            read(tmp_path)
     (tmp_path / "dataset.json").rename(tmp_path / "other.json")
     with pytest.raises(ConfigurationError, match=r"got other\.json\. Expected dataset\.json"):
         read(tmp_path)

@@ -144,7 +144,7 @@ def role_from(title: str) -> str:
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(path.name, got=f"{path} ({why(error)})", expected="a JSON file") from None
     if not isinstance(content, Mapping) or "training" not in content:
         raise ConfigurationError(path.name, got="no key 'training'", expected="a Decathlon dataset.json")
