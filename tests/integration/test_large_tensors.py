@@ -7,11 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in_job import stand_in_job
+
+from fedmedseg.core.config import load_experiment
+from fedmedseg.core.jobs import EXPERIMENT
+from fedmedseg.core.large_tensors import LARGE, PIECE
+from fedmedseg.fedata.plan import initial_shared
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WIDE = {"network": {"feature_size": 48}, "stages": {"pretraining": {"rounds": 2}}}
-"""An encoder of 22 MB, some of whose tensors have 1 MiB and more."""
+WIDE = {"network": {"feature_size": 96}, "stages": {"pretraining": {"rounds": 2}}}
+"""An encoder of 86 MB, some of whose tensors are fetched whole, and some in pieces."""
+
+
+def test_some_of_its_tensors_are_cut_and_some_are_not(tmp_path: Path) -> None:
+    shared = initial_shared(load_experiment(stand_in_job(tmp_path / "job", WIDE) / EXPERIMENT))
+    sizes = [tensor.numel() * tensor.element_size() for tensor in shared.values()]
+    assert any(size > 2 * PIECE for size in sizes)
+    assert any(LARGE <= size <= PIECE for size in sizes)
+    assert any(size < LARGE for size in sizes)
+    assert 80e6 < sum(sizes) < 90e6
 
 
 def test_fetched_tensors_make_the_same_model_and_are_counted_alike(start: Callable[..., Any], tmp_path: Path) -> None:
