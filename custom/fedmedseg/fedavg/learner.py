@@ -27,7 +27,7 @@ from fedmedseg.segmentation.local import announced_training, fine_tune
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.stages import PERSONAL
 from fedmedseg.segmentation.testing import score_models
-from fedmedseg.segmentation.together import consider, is_due, steps_of_round
+from fedmedseg.segmentation.together import candidate_is_due, consider, steps_of_round, validation_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class FederatedAveragingLearner(SiteLearner):
             metrics["memory_missing"] = 1.0
         network, common = split(shared)
         received = self._whole(network, memory)
-        if wing.receives and task.round and self._due(task.round, task):
-            metrics |= _chosen(consider(bench, PERSONAL, received, task.round, task))
+        if wing.receives and task.round and candidate_is_due(self.experiment, task.round, task):
+            metrics |= validation_of(PERSONAL, consider(bench, PERSONAL, received, task.round, task))
         bench.begin(received)
         anchor = None
         if wing.strategy in BESIDE:
@@ -107,9 +107,9 @@ class FederatedAveragingLearner(SiteLearner):
             assert anchor is not None
             metrics["loss_personal"], more = self._train_own(task, memory, anchor)
             steps += more
-        if not wing.receives and self._due(task.round + 1, task):
+        if not wing.receives and candidate_is_due(self.experiment, task.round + 1, task):
             model = {name: tensor.detach().cpu().clone() for name, tensor in bench.model.state_dict().items()}
-            metrics |= _chosen(consider(bench, PERSONAL, model, task.round + 1, task))
+            metrics |= validation_of(PERSONAL, consider(bench, PERSONAL, model, task.round + 1, task))
         return Reply(tensors=trained, metrics=metrics, examples=len(volumes), steps=steps)
 
     def _train_own(self, task: Task, memory: Mapping[str, Any] | None, anchor: nn.Module) -> tuple[float, int]:
@@ -165,19 +165,9 @@ class FederatedAveragingLearner(SiteLearner):
                 # where evaluation asks for the model, it says why there is none
                 return {}
             self.bench.finish(PERSONAL, {**self.bench.initial, **kept["tensors"]}, task, key=key, metrics={})
-        return {f"best_round/{PERSONAL}": float(kept["rounds"]), **_chosen(kept)}
+        return {f"best_round/{PERSONAL}": float(kept["rounds"]), **validation_of(PERSONAL, kept)}
 
     def _whole(self, network: Tensors, memory: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
         """All tensors of the network: what came, over what the site keeps of it, over the initial ones."""
         private = memory["private"] if memory is not None and "private" in memory else {}
         return {**self.bench.initial, **private, **network}
-
-    def _due(self, rounds: int, task: Task) -> bool:
-        """Whether the network of after ``rounds`` rounds is a candidate."""
-        section = self.experiment.segmentation
-        return is_due(rounds, task.rounds, section.steps, section.validate_every)
-
-
-def _chosen(kept: Mapping[str, Any]) -> dict[str, float]:
-    """How what is kept validated; nothing where it could not be."""
-    return {} if kept["dice"] is None else {f"validation_dice/{PERSONAL}": float(kept["dice"])}

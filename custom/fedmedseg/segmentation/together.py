@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedmedseg.core.config import Experiment
 from fedmedseg.core.learner import Reply, Task
 from fedmedseg.core.training import run_steps
 from fedmedseg.segmentation.bench import Bench, training_name
@@ -35,6 +36,17 @@ def is_due(round: int, rounds: int, steps: int, every: int) -> bool:
     """
     done, before = round * steps // rounds, (round - 1) * steps // rounds
     return round == rounds or done // every > before // every
+
+
+def candidate_is_due(experiment: Experiment, rounds: int, task: Task) -> bool:
+    """Whether the network of after ``rounds`` rounds is a candidate, by the study's own steps."""
+    section = experiment.segmentation
+    return is_due(rounds, task.rounds, section.steps, section.validate_every)
+
+
+def validation_of(start: str, kept: Mapping[str, Any]) -> dict[str, float]:
+    """How what is ``kept`` of ``start`` (``consider``) validated; nothing where it could not be."""
+    return {} if kept["dice"] is None else {f"validation_dice/{start}": float(kept["dice"])}
 
 
 def better(dice: float | None, kept: float | None) -> bool:

@@ -18,7 +18,7 @@ from fedmedseg.core.recall import recall, remember
 from fedmedseg.core.training import run_steps
 from fedmedseg.segmentation.site_learner import SiteLearner
 from fedmedseg.segmentation.testing import score_models
-from fedmedseg.segmentation.together import consider, is_due, steps_of_round
+from fedmedseg.segmentation.together import candidate_is_due, consider, steps_of_round, validation_of
 from fedmedseg.segviz.bench import PartialLabelBench
 from fedmedseg.segviz.distillation import weight_of
 from fedmedseg.segviz.network import HEAD, private_tensors, shared_tensors
@@ -68,7 +68,7 @@ class PartialLabelLearner(SiteLearner):
             logger.warning("no memory of an earlier round: head and norms start from the study's seed")
             metrics["memory_missing"] = 1.0
         received = {**bench.initial, **(memory["private"] if memory else {}), **shared}
-        if wing.candidates == "received" and task.round and self._due(task.round, task):
+        if wing.candidates == "received" and task.round and candidate_is_due(self.experiment, task.round, task):
             consider(bench, PERSONAL, received, task.round, task)
         bench.begin(received)
         logger.info("training on %d volumes that mark %s", len(bench.training), ", ".join(self._names))
@@ -76,8 +76,8 @@ class PartialLabelLearner(SiteLearner):
         trained = shared_tensors(bench.model, self.experiment)
         private = private_tensors(bench.model, self.experiment)
         remember(task.state, PERSONAL, task.round, {"private": private, "optimizer": optimizer})
-        if wing.candidates == "trained" and self._due(task.round + 1, task):
-            metrics |= self._chosen(PERSONAL, consider(bench, PERSONAL, {**private, **trained}, task.round + 1, task))
+        if wing.candidates == "trained" and candidate_is_due(self.experiment, task.round + 1, task):
+            metrics |= validation_of(PERSONAL, consider(bench, PERSONAL, {**private, **trained}, task.round + 1, task))
         metrics |= figures
         if wing.local_baseline:
             metrics |= self._train_alone(task)
@@ -94,8 +94,8 @@ class PartialLabelLearner(SiteLearner):
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in bench.model.state_dict().items()}
         remember(task.state, SCRATCH, task.round, {"tensors": tensors, "optimizer": optimizer})
         metrics = {"loss_scratch": figures["loss"]}
-        if self._due(task.round + 1, task):
-            metrics |= self._chosen(SCRATCH, consider(bench, SCRATCH, tensors, task.round + 1, task))
+        if candidate_is_due(self.experiment, task.round + 1, task):
+            metrics |= validation_of(SCRATCH, consider(bench, SCRATCH, tensors, task.round + 1, task))
         return metrics
 
     def _steps(
@@ -154,7 +154,7 @@ class PartialLabelLearner(SiteLearner):
         tuned = {name: tensor.detach().cpu().clone() for name, tensor in bench.model.state_dict().items()}
         # one more than the rounds of training: what best_round then says
         kept = consider(bench, PERSONAL, tuned, self.experiment.stages["training"].rounds + 1, task)
-        metrics = {**figures, **self._chosen(PERSONAL, kept), "set_aside": float(len(bench.training.quarantined))}
+        metrics = {**figures, **validation_of(PERSONAL, kept), "set_aside": float(len(bench.training.quarantined))}
         return Reply(metrics=metrics, examples=len(bench.training), steps=steps)
 
     def _evaluate(self, task: Task, shared: Mapping[str, torch.Tensor]) -> Reply:
@@ -164,7 +164,7 @@ class PartialLabelLearner(SiteLearner):
         for model in bench.starts:
             kept = self._best(model, task, shared)
             bench.finish(model, kept["tensors"], task, key=task.base, metrics={})
-            chosen |= self._chosen(model, kept) | {f"best_round/{model}": float(kept["rounds"])}
+            chosen |= validation_of(model, kept) | {f"best_round/{model}": float(kept["rounds"])}
         reply = score_models(bench, task)
         return replace(reply, metrics={**reply.metrics, **chosen})
 
@@ -204,15 +204,6 @@ class PartialLabelLearner(SiteLearner):
         if kept is None:
             raise _untrained(model)
         return kept
-
-    def _due(self, rounds: int, task: Task) -> bool:
-        """Whether the model of after ``rounds`` rounds is a candidate."""
-        section = self.experiment.segmentation
-        return is_due(rounds, task.rounds, section.steps, section.validate_every)
-
-    def _chosen(self, model: str, kept: Mapping[str, Any]) -> dict[str, float]:
-        """How what is kept validated; nothing where it could not be."""
-        return {} if kept["dice"] is None else {f"validation_dice/{model}": float(kept["dice"])}
 
     @property
     def _names(self) -> list[str]:
