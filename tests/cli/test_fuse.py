@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,17 @@ def test_the_study_is_that_of_the_run_whose_folder_is_named_and_which_it_is_is_s
     code, said = call("predict", image, out, "--models", str(models))
     assert code == 2
     assert f"study: {place.study.study}, of the run in {place.root / 'run'}" in said
-    assert "shared.safetensors: got no file. Expected one of this study" in said
-    assert place.study.digest[:16] in said
+    assert f"--models: got no shared.safetensors in {models}" in said
     code, said = call("predict", image, out, "--models", place.models[0])
     assert (code, "the shipped one, whose numbers the maps have; --experiment names another" in said) == (2, True)
     assert "a model of disc. Expected models of liver" in said
+
+
+def test_a_model_that_is_named_twice_is_told(place: Place) -> None:
+    shutil.copy(place.models[0], place.root / "copy.safetensors")
+    options = place.options(*place.models, str(place.root / "copy.safetensors"))
+    code, said = call("predict", str(place.root / "i0.nii.gz"), str(place.root / "x.nii.gz"), *options)
+    assert (code, "which hold the same model" in said) == (2, True), said
 
 
 def test_how_reaches_the_fusion(place: Place) -> None:
@@ -241,7 +248,7 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
         (lambda place: ["score", str(place.list), *place.options(place.models[0])], "no model of bar"),
         (lambda place: ["score", str(place.root / "none.json"), *place.options()], "none.json"),
         (lambda place: ["score", str(place.list), *place.options(str(place.root / "no.safetensors"))], "got no file"),
-        (lambda place: ["score", str(place.list), *place.options(str(place.root))], "shared.safetensors: got no file"),
+        (lambda place: ["score", str(place.list), *place.options(str(place.root))], "--models: got no shared.safetensors in"),
         (
             lambda place: ["score", str(place.list), "--models", place.models[0], "--experiment", "fedata"],
             "a study of fedata",

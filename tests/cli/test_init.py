@@ -104,6 +104,35 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     assert placed["datasets"]["cmr"]["list"] == str(here / "imported" / "site-1" / "datalist.json")
 
 
+def test_data_that_do_not_mark_what_the_study_does_are_told(here: Path) -> None:
+    """A preset's data and the job's own have one role: their labels alone tell them apart."""
+    for name in ("site-1", "site-2"):
+        file = Path("imported/a/data") / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cases = [{"image": "a.nii.gz", "label": "b.nii.gz"}]
+        file.write_text(json.dumps({"labels": {"1": "left_ventricle"}, "training": cases}))
+        site = Path("imported/sites") / f"{name}.yaml"
+        site.parent.mkdir(parents=True, exist_ok=True)
+        site.write_text(f"datasets: {{cmr: {{list: {file.resolve()}}}}}\n")
+    code, said = call("init", "heart", "--system", "fedavg", "--data", "imported")
+    words = " ".join(said.split())
+    assert code == 0
+    assert "warning: site-1, site-2: the list does not name 'myocardium', 'right ventricle', and 1 of its" in words
+    assert "Remedy: choose the preset that is made for these labels" in words
+    assert words.count("warning") == 1
+    code, said = call("init", "other", "--system", "fedavg", "--data", "imported", "--preset", "sunnybrook")
+    assert (code, "warning" in said) == (0, False), said
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("hérz", "write 'herz'"), ("my study", "write 'my-study'"), ("心", "choose another")]
+)
+def test_a_name_that_cannot_be_is_made_one(here: Path, name: str, remedy: str) -> None:
+    code, said = call("init", name, "--system", "fedavg", "--sites", "a,b,c")
+    assert code == 2
+    assert f"Remedy: {remedy}" in " ".join(said.split())
+
+
 @pytest.mark.parametrize("options", [(), ("--sites", "site-1,n")])
 def test_an_imported_site_whose_name_flare_misreads_is_refused_until_its_file_has_another(
     here: Path, options: tuple[str, ...]

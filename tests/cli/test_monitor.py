@@ -201,12 +201,14 @@ class Server:
 
     def __init__(self, *statuses: str, stats: Any = None, meta: dict[str, Any] | None = None) -> None:
         self.statuses, self.waits, self.now, self.asked = list(statuses), 0, 0.0, 0
+        self.tried = 0
         self.meta = meta or {}
         self.stats = {"server": {"fedmedseg": STUDY}} if stats is None else stats
 
     def get_job_meta(self, job_id: str) -> dict[str, Any]:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         if status == GONE:
+            self.tried += 1
             raise NoConnection("x")
         return {"job_id": job_id, "status": status, **self.meta}
 
@@ -218,7 +220,7 @@ class Server:
         return self.stats
 
     def wait(self, seconds: float) -> None:
-        self.waits += 1
+        self.waits += seconds >= 5
         self.now += seconds
         assert self.waits < 9, "it goes on looking at a job that has ended"
 
@@ -293,9 +295,17 @@ def test_a_server_that_ended_with_its_study_is_no_failed_look_of_a_server_that_n
     code, said = monitor(Server("RUNNING", "RUNNING", GONE))
     assert (code, said[0]) == (2, line(RUNNING))
     words = " ".join(said)
-    assert "server: got no answer any more (NoConnection); the job ran when it was last asked" in words
+    assert "server: got no answer any more (NoConnection) for 15 s; the job ran when it was last asked" in words
     assert "`fedmedseg federation` ends with its study" in words
     for unseen in (Server(GONE), Server("SUBMITTED", GONE)):
         code, said = monitor(unseen)
         assert (code, "ran when it was last asked" in " ".join(said)) == (2, False)
         assert "got no answer any more (NoConnection)" in " ".join(said)
+
+
+def test_a_question_that_is_not_answered_in_time_ends_nothing(monitor: Monitor) -> None:
+    """A busy server misses one now and then; the job is followed to its end."""
+    busy = Server("RUNNING", GONE, GONE, "RUNNING", GONE, admin.COMPLETED)
+    assert monitor(busy) == (0, [line(RUNNING), f"job 3f1c8a52: {admin.COMPLETED}"])
+    assert busy.tried == 3
+    assert monitor(Server(GONE, "RUNNING"), "--once")[0] == 0

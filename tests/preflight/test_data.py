@@ -327,6 +327,33 @@ def test_a_number_that_means_another_structure_in_the_list_is_a_warning(
     assert all(one.level is Level.WARN for one in found)
 
 
+@pytest.mark.parametrize(
+    ("named", "case", "told"),
+    [
+        ({"0": "background", "1": "left_ventricle"}, {}, True),
+        ({"1": "left ventricle"}, {"annotated_labels": [1]}, False),
+        ({"1": "left ventricle"}, {"label": None}, False),
+        ({"1": "left ventricle", "2": "Wall"}, {}, False),
+        ({"0": "background"}, {}, False),
+    ],
+)
+def test_a_structure_that_the_list_does_not_name_is_a_warning_where_cases_count_as_wholly_annotated(
+    tmp_path: Path, named: dict[str, str], case: dict[str, Any], told: bool
+) -> None:
+    whole = {name: value for name, value in {"image": "a.nii.gz", "label": "b.nii.gz", **case}.items() if value}
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps({"labels": named, "test": [whole], "unlabeled": ["c.nii.gz"]}))
+    labels = {1: "left ventricle", 2: "wall"}
+    data = DataSection.model_validate(
+        {"role": "cmr", "modality": "mr", "spatial_dims": 3, "labels": labels, "crop": (32, 32, 32)}
+    )
+    found = label_names(file, role="cmr", data=data)
+    assert [one.check for one in found] == (["data cmr: structures"] if told else [])
+    if told:
+        assert "does not name 'wall', and 1 of its cases count" in found[0].found
+        assert "annotated_labels" in found[0].mend
+
+
 def test_stacks_that_run_both_ways_are_warned_of_in_a_study_of_slices(site: Any) -> None:
     from fedmedseg.data.stacks import Stack
     from fedmedseg.preflight.data import Volume, _stacks

@@ -80,7 +80,7 @@ def test_a_site_whose_people_did_not_agree_publishes_nothing(
 
 
 def test_published_models_are_the_sites_own_on_the_shared_trunk(
-    federate: Callable[..., InProcessFederation], tmp_path
+    federate: Callable[..., InProcessFederation], study: Callable[..., Experiment], tmp_path
 ) -> None:
     federation = ready(federate(marks={"site-1": [(3,), (1,)], "site-2": [(2,)]}, **ONCE), publish=("site-1", "site-2"))
     before = content_sha256(federation.shared)
@@ -111,12 +111,22 @@ def test_published_models_are_the_sites_own_on_the_shared_trunk(
         assert all(torch.equal(state[name], private[name]) for name in floating)
         assert all(torch.equal(state[name], federation.shared[name]) for name in state.keys() - private.keys())
     assert published["site-1"][ORGANS].tolist() == [1.0, 1.0, 0.0, 1.0]
+    # a file that says what study it is of needs nobody who knows it
+    settings = federation.experiment.model_dump(mode="json", exclude={"resume"})
+    checkpoint.save(tmp_path / "m" / "shared.safetensors", {**tree, "settings": settings, "run": "r1"})
+    again = published_models(tmp_path / "m", experiment=study(seed=99))
+    assert {site: (model.run, model.experiment) for site, model in again.items()} == dict.fromkeys(
+        models, ("r1", federation.experiment.digest)
+    )
 
 
 def test_models_of_another_study_or_none_are_refused(study: Callable[..., Experiment], tmp_path) -> None:
     experiment = study(**ONCE)
-    with pytest.raises(ConfigurationError, match=r"shared.safetensors: got no file"):
+    with pytest.raises(ConfigurationError, match=r"--models: got no shared.safetensors in .*published"):
         published_models(tmp_path, experiment=experiment)
+    checkpoint.save(tmp_path / "w" / "server" / "simulate_job" / "models" / "shared.safetensors", {})
+    with pytest.raises(ConfigurationError, match=r"Remedy: name .*/w/server/simulate_job/models"):
+        published_models(tmp_path / "w", experiment=experiment)
     checkpoint.save(tmp_path / "shared.safetensors", {"experiment": "f" * 64, "tensors": {}})
     with pytest.raises(ConfigurationError, match=r"of experiment ffff"):
         published_models(tmp_path, experiment=experiment)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.markup import escape
 from rich.prompt import Prompt
 
 from fedmedseg.cli.completion import job_names
@@ -81,7 +83,12 @@ def init(
     """
     with friendly_errors():
         if not NAME.fullmatch(study):
-            raise ConfigurationError("STUDY", got=repr(study), expected="letters, digits, dashes and underscores")
+            raise ConfigurationError(
+                "STUDY",
+                got=repr(study),
+                expected="a name of letters a to z, digits, dashes and underscores",
+                remedy=_plainer(study),
+            )
         folder = out if out is not None else Path(study)
         _require_new(folder)
         asks = _may_ask()
@@ -108,6 +115,14 @@ def init(
         finally:
             shutil.rmtree(copy, ignore_errors=True)
     _tell(folder, made, names, with_data=bool(given), lead=people[1])
+    _warn(made, given)
+
+
+def _plainer(name: str) -> str:
+    """How to mend a name that cannot be one: the same without accents, with dashes for what is left out."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9_]+", "-", letters).strip("-_")[:MOST_LETTERS]
+    return f"write {plain!r}" if NAME.fullmatch(plain) else "choose another"
 
 
 def _may_ask() -> bool:
@@ -371,6 +386,21 @@ def _lists(study: Study, name: str, given: SiteFile | None) -> dict[str, str]:
             remedy="choose a --preset made for these data, or --set data.role=...",
         )
     return {role: str(path) for role, path in found.items()}
+
+
+def _warn(study: Study, given: dict[str, SiteFile]) -> None:
+    """What data that are there mark otherwise than the study says; sites of which the same is to be said, together."""
+    from fedmedseg.preflight.data import label_names
+
+    data = study.experiment.data
+    sites: dict[tuple[str, str], list[str]] = {}
+    for name, site in given.items():
+        for role, one in site.datasets.items():
+            for finding in label_names(one.list, role=role, data=data) if role == data.role else ():
+                sites.setdefault((finding.found, finding.mend), []).append(name)
+    for (found, mend), names in sites.items():
+        said = f"[yellow]warning:[/] {escape(', '.join(names))}: {escape(found)}. Remedy: {escape(mend)}."
+        console.print(said, highlight=False, soft_wrap=True)
 
 
 def _tell(folder: Path, study: Study, names: tuple[str, ...], *, with_data: bool, lead: str) -> None:

@@ -24,6 +24,8 @@ from fedmedseg.core.progress import clock
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_UNANSWERED = 15.0
 """A server process that is still loading its job logs an error for every question: until then it is asked less."""
+SECONDS_GONE, SECONDS_BETWEEN_TRIES = 15.0, 1.0
+"""A server that answers nothing for so long is taken for gone: on a busy machine it misses single questions."""
 MOST_METRICS, MOST_NAMED = 6, 8
 FEW = "figures are told from three sites on"
 STILL = "at work, or waiting for its own people's approval: a site does not tell which"
@@ -110,46 +112,70 @@ def monitor(
         with admin.session(startup_kit) as session:
             job = admin.whole_id(session, job)
 
+            def look(state: _Asked) -> View:
+                meta = admin.meta_of(session, job)
+                status = admin.status_of(meta)
+                state.ran = status == admin.RUNNING
+                if admin.has_ended(status):
+                    return View(job=job, status=status)
+                told = None
+                if state.ran and time.monotonic() - state.unanswered >= SECONDS_UNANSWERED:
+                    told = admin.live_status(session, job)
+                    state.unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
+                waits = status == admin.SUBMITTED
+                return View(
+                    job=job,
+                    status=status,
+                    study=told,
+                    seen=admin.last_seen(session),
+                    needed=admin.sites_to_start(meta) if waits else None,
+                    tried=admin.why_not_started(meta) if waits else "",
+                )
+
             def looks() -> Iterator[View]:
-                unanswered, ran = -SECONDS_UNANSWERED, False
+                state, heard = _Asked(), time.monotonic()
                 while True:
                     try:
-                        meta = admin.meta_of(session, job)
+                        view = look(state)
                     except ConfigurationError as error:
-                        if error.field != "server" or not ran:
+                        if error.field != "server":
                             raise
-                        raise ConfigurationError(
-                            "server",
-                            got=f"{error.got}; the job ran when it was last asked",
-                            expected="a server that runs",
-                            remedy="a federation of `fedmedseg federation` ends with its study: look there; else see "
-                            "the server's log",
-                        ) from None
-                    status = admin.status_of(meta)
-                    if admin.has_ended(status):
-                        yield View(job=job, status=status)
-                        return
-                    told = None
-                    if status == admin.RUNNING and time.monotonic() - unanswered >= SECONDS_UNANSWERED:
-                        told = admin.live_status(session, job)
-                        unanswered = time.monotonic() if told is None else -SECONDS_UNANSWERED
-                    ran = status == admin.RUNNING
-                    waits = status == admin.SUBMITTED
-                    yield View(
-                        job=job,
-                        status=status,
-                        study=told,
-                        seen=admin.last_seen(session),
-                        needed=admin.sites_to_start(meta) if waits else None,
-                        tried=admin.why_not_started(meta) if waits else "",
-                    )
-                    if once:
+                        if time.monotonic() - heard < SECONDS_GONE:
+                            time.sleep(SECONDS_BETWEEN_TRIES)
+                            continue
+                        raise _gone(error, ran=state.ran) from None
+                    heard = time.monotonic()
+                    yield view
+                    if once or admin.has_ended(view.status):
                         return
                     time.sleep(every)
 
             last = _show(looks(), once=once)
         if admin.has_ended(last.status) and last.status != admin.COMPLETED:
             raise typer.Exit(Code.LOOK)
+
+
+@dataclass
+class _Asked:
+    """What earlier looks found."""
+
+    unanswered: float = -SECONDS_UNANSWERED
+    """When the running study was asked and said nothing."""
+    ran: bool = False
+    """Whether the job ran when the server last said so."""
+
+
+def _gone(error: ConfigurationError, *, ran: bool) -> ConfigurationError:
+    """A server that has answered nothing for long; of a job that ran, what its end may mean."""
+    silent = f"{error.got} for {SECONDS_GONE:g} s"
+    if not ran:
+        return ConfigurationError("server", got=silent, expected=error.expected, remedy=error.remedy)
+    return ConfigurationError(
+        "server",
+        got=f"{silent}; the job ran when it was last asked",
+        expected="a server that runs",
+        remedy="a federation of `fedmedseg federation` ends with its study: look there; else see the server's log",
+    )
 
 
 def _show(looks: Iterator[View], *, once: bool) -> View:

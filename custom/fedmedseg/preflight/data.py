@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ OUTLIER = 3.0
 """A spacing so many times the list's median, or so small a part of it, is probably a mistake of the header."""
 POINT_BYTES = 12
 
+LABELLED = ("training", "validation", "test")
+"""Sections of a list whose cases may have labels."""
 READABLE, GEOMETRY, ALIGNED, LABELS = "readable", "spacing and orientation", "alignment", "labels"
 SIZE = "size"
 _KINDS = (
@@ -390,20 +393,26 @@ def _check(role: str, what: str) -> str:
 
 
 def label_names(path: Path, *, role: str, data: DataSection) -> list[Finding]:
-    """A warning where the list at ``path`` gives a number another name than the study does.
+    """Warnings where the list at ``path`` gives a number another name than the study does, and where it does not name
+    a structure that its cases count as annotated for.
 
-    Numbers alone cannot tell: a label of 1 is in the map of every study, whatever it marks. A list that names nothing,
-    or fewer structures, is no finding.
+    Numbers alone cannot tell: a label of 1 is in the map of every study, whatever it marks, and a map without a 3 is
+    that of a patient who has no such structure. A list that names nothing is no finding.
     """
     try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("labels")
-    except (OSError, ValueError, AttributeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = content.get("labels")
+    except (OSError, ValueError, AttributeError, RecursionError):
         # the check of the list says so
         return []
     if not isinstance(named, dict):
         return []
     theirs = {int(key): str(name) for key, name in named.items() if str(key).isdigit() and int(key) > 0}
     differing = [number for number in sorted(theirs) if _words(theirs[number]) != _words(data.labels.get(number, ""))]
+    return [*_differing(differing, theirs, role=role, data=data), *_unnamed(content, theirs, role=role, data=data)]
+
+
+def _differing(differing: list[int], theirs: Mapping[int, str], *, role: str, data: DataSection) -> list[Finding]:
     if not differing:
         return []
     told = "; ".join(
@@ -412,6 +421,22 @@ def label_names(path: Path, *, role: str, data: DataSection) -> list[Finding]:
     )
     mend = "if the same structure is meant, well; else give the labels the study's numbers, or set labels in the list"
     return [warned(_check(role, "label names"), told, mend)]
+
+
+def _unnamed(content: Mapping[str, Any], theirs: Mapping[int, str], *, role: str, data: DataSection) -> list[Finding]:
+    known = [_words(name) for name in theirs.values()]
+    unnamed = [name for name in data.labels.values() if _words(name) not in known]
+    sections = [content.get(section) for section in LABELLED]
+    cases = [case for one in sections if isinstance(one, list) for case in one if isinstance(case, dict)]
+    whole = sum("label" in case and case.get("annotated_labels") is None for case in cases)
+    if not theirs or not unnamed or not whole:
+        return []
+    told = (
+        f"the list does not name {', '.join(map(repr, unnamed))}, and {whole} of its cases count as annotated for all "
+        "structures of the study: what is not marked there is learned as background"
+    )
+    mend = "choose the preset that is made for these labels, or give the cases annotated_labels"
+    return [warned(_check(role, "structures"), told, mend)]
 
 
 def _words(name: str) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
@@ -42,11 +43,12 @@ def experts_at(paths: Sequence[Path], *, experiment: Experiment) -> list[Inferen
     """The models in ``paths``: model files, and run folders ``models`` with what sites published.
 
     Raises:
-        ConfigurationError: nothing there, another study's publication, or an organ that the study does not name.
+        ConfigurationError: nothing there, one model twice, or an organ that the study does not name.
         FedMedSegError: tensors that do not suit the network.
         CheckpointError: a damaged file.
     """
     experts: list[InferenceModel] = []
+    seen: dict[tuple[str, ...], str] = {}
     for path in paths:
         found = published_models(path, experiment=experiment).values() if path.is_dir() else [load_for_inference(path)]
         for expert in found:
@@ -57,6 +59,14 @@ def experts_at(paths: Sequence[Path], *, experiment: Experiment) -> list[Inferen
                     got=f"a model of {', '.join(sorted(foreign))}",
                     expected=f"models of {', '.join(experiment.data.labels.values())}, the study's structures",
                     remedy="name the experiment.yaml of the study that the model is of",
+                )
+            same = content_sha256(expert.model.state_dict()), *expert.data.labels.values()
+            if seen.setdefault(same, str(path)) != str(path):
+                raise ConfigurationError(
+                    "--models",
+                    got=f"{seen[same]} and {path}, which hold the same model",
+                    expected="every model once: twice it would count twice",
+                    remedy="leave one of them out",
                 )
             experts.append(expert)
     return experts

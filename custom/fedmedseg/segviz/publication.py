@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.config import Experiment
+from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.segmentation.models import InferenceModel, load_tensors
 from fedmedseg.segmentation.starts import initial_network
@@ -23,6 +24,7 @@ from fedmedseg.segviz.plan import PUBLISHED
 
 ORGANS = f"{PUBLISHED}organs"
 KIND = "published"
+SHARED_FILE = "shared.safetensors"
 
 
 def blank(model: nn.Module, experiment: Experiment) -> dict[str, torch.Tensor]:
@@ -77,24 +79,31 @@ def save_published(path: Path, published: Mapping[str, torch.Tensor], *, experim
 def published_models(folder: Path, *, experiment: Experiment) -> dict[str, InferenceModel]:
     """Each publishing site's model: the study's shared trunk with that site's own parts, ready for ``segviz.fusion``.
 
-    ``folder`` is the run's ``models``, with ``shared.safetensors`` and ``published/<site>.safetensors``.
+    ``folder`` is the run's ``models``, with ``shared.safetensors``, which says what study it is of, and
+    ``published/<site>.safetensors``. ``experiment`` counts where it does not say so, as files of early versions.
 
     Raises:
-        ConfigurationError: nothing there, or files of another study.
+        ConfigurationError: nothing there, or files of several studies.
         FedMedSegError: tensors that are not the study's.
         CheckpointError: a damaged file.
     """
-    shared = _read(folder / "shared.safetensors", experiment)
+    tree = checkpoint.load(folder / SHARED_FILE)
+    if tree is None:
+        raise _no_run(folder)
+    if isinstance(tree, dict) and "settings" in tree:
+        experiment = parse_experiment(tree["settings"], source=SHARED_FILE)
+    shared = _tensors(tree, SHARED_FILE, experiment)
+    run = str(tree.get("run", ""))
     found = {}
     for file in sorted((folder / KIND).glob("*.safetensors")):
-        published = _read(file, experiment)
+        published = _tensors(checkpoint.load(file), file.name, experiment)
         organs = tuple(int(number) for number in torch.nonzero(published[ORGANS]).flatten())[1:]
         own = own_study(experiment, organs)
         model = initial_network(own)
         state = model.state_dict()
         trunk = {name: tensor for name, tensor in shared.items() if not name.startswith(PUBLISHED)}
         load_tensors(model, {**state, **trunk, **taken_out(published, state)[1]}, source=file.name)
-        found[file.stem] = InferenceModel.of(model, own, start=KIND, digest=experiment.digest)
+        found[file.stem] = InferenceModel.of(model, own, start=KIND, digest=experiment.digest, run=run)
     if not found:
         raise ConfigurationError(
             f"{folder.name}/{KIND}",
@@ -106,17 +115,28 @@ def published_models(folder: Path, *, experiment: Experiment) -> dict[str, Infer
     return found
 
 
-def _read(file: Path, experiment: Experiment) -> dict[str, torch.Tensor]:
-    tree = checkpoint.load(file)
+def _tensors(tree: Any, name: str, experiment: Experiment) -> dict[str, torch.Tensor]:
     digest = tree.get("experiment") if isinstance(tree, dict) else None
-    if tree is None or digest != experiment.digest:
+    if digest != experiment.digest:
         raise ConfigurationError(
-            file.name,
-            got="no file" if tree is None else f"a file of experiment {str(digest)[:16]}",
-            expected=f"one of this study, {experiment.digest[:16]}",
-            remedy="use the experiment.yaml of the run that wrote it",
+            name,
+            got=f"a file of experiment {str(digest)[:16]}",
+            expected=f"one of the study {experiment.study}, {experiment.digest[:16]}",
+            remedy="keep each run's files in a folder of their own, as the run left them",
         )
     return dict(tree["tensors"])
+
+
+def _no_run(folder: Path) -> ConfigurationError:
+    """What to say of a folder without a shared model: where below it one lies, as it may be the run's own folder."""
+    below = [folder / place for place in ("models", "server/simulate_job/models", "workspace/models")]
+    meant = next((one for one in below if (one / SHARED_FILE).is_file()), None)
+    return ConfigurationError(
+        "--models",
+        got=f"no {SHARED_FILE} in {folder}",
+        expected="a run's folder `models`, which its server keeps, or a site's model file",
+        remedy=f"name {meant}" if meant else "name the folder that holds shared.safetensors and published",
+    )
 
 
 def _inside(small: torch.Size, large: torch.Size, channels: Sequence[int]) -> tuple[torch.Tensor, ...]:
