@@ -52,6 +52,8 @@ def test_what_is_imported_is_what_the_file_held(tmp_path: Path, weights: Path) -
     code, said = call("import", str(weights), "--job", "fedata", "--out", str(out))
     assert code == 2
     assert "--force" in said
+    code, said = call("import", str(weights), "--job", "fedata", "--out", str(tmp_path / "encoder.pt"))
+    assert (code, "--out: got encoder.pt. Expected a file that ends with .safetensors" in said) == (2, True)
     assert call("import", str(weights), "--job", "fedata", "--out", str(out), "--force")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"theirs.pt", "encoder.safetensors"}
 

@@ -248,7 +248,7 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
         (lambda place: ["score", str(place.list), *place.options(place.models[0])], "no model of bar"),
         (lambda place: ["score", str(place.root / "none.json"), *place.options()], "none.json"),
         (lambda place: ["score", str(place.list), *place.options(str(place.root / "no.safetensors"))], "got no file"),
-        (lambda place: ["score", str(place.list), *place.options(str(place.root))], "--models: got no shared.safetensors in"),
+        (lambda place: ["score", str(place.list), *place.options(str(place.root))], "got no shared.safetensors"),
         (
             lambda place: ["score", str(place.list), "--models", place.models[0], "--experiment", "fedata"],
             "a study of fedata",

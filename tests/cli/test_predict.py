@@ -322,6 +322,12 @@ def test_a_tables_figures_have_no_power_of_ten(value: float, text: str) -> None:
     assert _figure(value) == text
 
 
+def test_a_whole_file_of_another_kind_is_not_called_damaged(place: Place) -> None:
+    torch.save({"weight": torch.ones(2)}, place.root / "model.pt")
+    code, said = call(place.root / "model.pt", place.images, place.out)
+    assert (code, "MODEL: got a file that is not safetensors" in said) == (2, True)
+
+
 def test_a_file_of_ones_own_that_is_called_as_the_reasons_are_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "failed.csv").write_text("student,mark\nme,4\n")
     with pytest.raises(ConfigurationError, match=r"failed\.csv, which is there"):
@@ -366,7 +372,8 @@ def test_an_interrupted_call_says_how_far_it_came_and_goes_on_to_the_same_bytes(
     code, said = call(*options)
     assert code == 2
     assert "--resume" in said
-    assert call(*options, "--resume")[0] == 0
+    code, said = call(*options, "--resume")
+    assert (code, "(2 images); 1 kept of an earlier call" in said, "anew" in said) == (0, True, False)
     assert asked == ["p1_ED.nii.gz", "p1_ES.nii.gz", "p1_ES.nii.gz"], "what was done is not done again"
     assert files(place) == whole
 
@@ -436,7 +443,10 @@ def test_an_earlier_answer_is_not_taken_for_another_question(
         monkeypatch.setattr("fedmedseg.segmentation.predicted_files.__version__", "99")
     else:
         (place.out / "p1_ED.nii.gz").unlink()
-    assert call(*options, "--resume", *more)[0] == 0
+    code, said = call(*options, "--resume", *more)
+    assert code == 0
+    assert "kept of an earlier call, " in said
+    assert "done anew, since the earlier answer was to another question" in said
     both = ["p1_ED.nii.gz", "p1_ES.nii.gz"]
     assert asked == (both if change in ("flips", "model", "version") else both[:1])
 

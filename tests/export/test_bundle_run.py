@@ -31,10 +31,12 @@ def test_an_image_that_cannot_be_used_is_told_by_error_and_table_and_the_rest_is
     write_image(images / "good.nii.gz")
     (images / "torn.nii.gz").write_bytes(b"no image")
 
+    def prediction(force: bool) -> BundlePrediction:
+        weights = str(tmp_path / "model.pt")
+        return BundlePrediction(source.network, weights, source.settings, str(images), str(out), force=force)
+
     def run() -> None:
-        BundlePrediction(
-            source.network, str(tmp_path / "model.pt"), source.settings, str(images), str(out), force=True
-        ).run()
+        prediction(True).run()
 
     with pytest.raises(DataError, match=r"1 of 2 that could not be done.*failed\.csv"):
         run()
@@ -46,3 +48,11 @@ def test_an_image_that_cannot_be_used_is_told_by_error_and_table_and_the_rest_is
     write_image(images / "torn.nii.gz")
     run()
     assert not (out / "failed.csv").exists(), "an earlier call's"
+    # under MONAI's command line an error is a line and a status, no traceback
+    with pytest.raises(SystemExit, match=r"^Error: OUT: got .*which is there.*--output_dir, or add --force true\.$"):
+        prediction(False).main()
+    assert len(prediction(True).main().done) == 2
+    (images / "good.nii.gz").unlink()
+    (images / "torn.nii.gz").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"1 of 1 that could not be done\. Expected .*Remedy: /.*failed\.csv says"):
+        prediction(True).main()

@@ -69,6 +69,8 @@ def test_figures_that_cannot_be_are_told() -> None:
     exchanged = Ventricle(diastolic_ml=48.0, systolic_ml=120.0)
     assert exchanged.ejection_fraction == pytest.approx(-150.0)
     assert "changed places" in str(exchanged.doubt)
+    both = Ventricle(diastolic_ml=48.0, systolic_ml=120.0, doubts=("end-systole: in 9 pieces",))
+    assert str(both.doubt).endswith("the frames may have changed places; end-systole: in 9 pieces")
     empty = Ventricle(diastolic_ml=0.0, systolic_ml=0.0)
     assert math.isnan(empty.ejection_fraction)
     assert "no cavity" in str(empty.doubt)

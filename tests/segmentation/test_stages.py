@@ -61,8 +61,14 @@ def test_every_start_begins_with_the_same_network(make_experiment):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"stages": {"fine_tuning": {"rounds": 2}}}, "stages.fine_tuning.rounds"),
-        ({"stages": {"fine_tuning": {"rounds": 0}}}, "stages.fine_tuning.rounds"),
+        (
+            {"stages": {"fine_tuning": {"rounds": 2}}},
+            "stages.fine_tuning.rounds.*set it to 1 and give segmentation.steps",
+        ),
+        (
+            {"stages": {"fine_tuning": {"rounds": 0}}},
+            "stages.fine_tuning.rounds: got 0.*set it to 1, or take .*scratch out of fedata.starts",
+        ),
         ({"stages": {"evaluation": {"rounds": 2}}}, "stages.evaluation.rounds"),
         (FEDERATED | {"stages": {"fine_tuning": {"rounds": 7}}}, "stages.fine_tuning.rounds"),
         (FEDERATED | {"fedata": {"starts": ["personal"]}}, "fedata.starts"),

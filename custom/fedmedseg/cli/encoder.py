@@ -51,7 +51,7 @@ def import_encoder(
     from fedmedseg.core.encoder_file import save_encoder
 
     with friendly_errors():
-        require_new_file(out, force=force)
+        require_new_file(out, force=force, ending=".safetensors")
         found = _report(source, job, preset, changes, least, prefix)
         with writing(out):
             digest = save_encoder(out, found.matched, source_sha256=file_sha256(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +41,8 @@ def open_model(path: Path, *, start: str | None = None) -> InferenceModel | Foun
     try:
         tree = load_file(path)
     except CheckpointError as error:
-        raise ConfigurationError("MODEL", got=f"{error.got}: {path}", expected="a model file of this package") from None
+        got = "a file that is not safetensors" if zipfile.is_zipfile(path) else error.got
+        raise ConfigurationError("MODEL", got=f"{got}: {path}", expected="a model file of this package") from None
     if not isinstance(tree, Mapping):
         raise _unknown(path, "a file of another kind")
     if tree.get("system") == CARDIAC or str(tree.get("kind", "")).startswith(CARDIAC):

@@ -334,6 +334,10 @@ def _tell(
     said = f"written: {out} ({counted(len(batch.done), 'image')})"
     if not batch.done:
         said = "nothing was written" if _is_file(out) else f"nothing was written but the reasons: {out / FAILED}"
+    if batch.kept or batch.anew:
+        said += f"; {batch.kept} kept of an earlier call"
+    if batch.anew:
+        said += f", {batch.anew} done anew, since the earlier answer was to another question or not whole"
     if passed_over:
         files = "1 file that is no image was" if passed_over == 1 else f"{passed_over} files that are no images were"
         said += f"; {files} passed over"
@@ -349,7 +353,7 @@ def _tell(
     if 0 < len(batch.done) <= SHOWN:
         table = Rows("image", "structure")
         table.add_column("found", justify="right")
-        table.add_column("")
+        table.add_column("doubt")
         for one in batch.done:
             for name, volume in one.volumes.items():
                 table.add_row(escape(one.name), escape(name), f"{volume.ml:.2f} ml", escape(volume.doubt or ""))
@@ -372,7 +376,7 @@ def _tell_function(function: dict[str, Ventricle]) -> None:
     table = Rows("patient")
     for column in ("end-diastole, ml", "end-systole, ml", "ejection fraction, %"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    table.add_column("doubt")
     for name, heart in function.items():
         share = "-" if heart.diastolic_ml <= 0 else f"{heart.ejection_fraction:.1f}"
         table.add_row(

@@ -37,9 +37,12 @@ def read_phases(path: Path, known: Collection[str]) -> list[Phases]:
                 "--phases", got=f"{path.stat().st_size} bytes", expected=f"a table of {MOST_BYTES} at most"
             )
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            # line_num is that of the row that was read last
+            numbered = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error):
         raise ConfigurationError("--phases", got=f"no table at {path}", expected="a CSV file") from None
+    rows = [row for _, row in numbered]
     missing = [name for name in COLUMNS if not rows or name not in rows[0]]
     if missing:
         raise ConfigurationError(
@@ -50,7 +53,10 @@ def read_phases(path: Path, known: Collection[str]) -> list[Phases]:
     found = [Phases(*(str(row[name] or "").strip() for name in COLUMNS)) for row in rows]
     if len({one.patient for one in found}) != len(found):
         raise ConfigurationError(f"--phases {path.name}", got="a patient twice", expected="one row for each patient")
-    return [checked(one, known, source=f"--phases {path.name}") for one in found]
+    return [
+        checked(one, known, source=f"--phases {path.name}, line {line}")
+        for (line, _), one in zip(numbered, found, strict=True)
+    ]
 
 
 def checked(phases: Phases, known: Collection[str], *, source: str) -> Phases:

@@ -31,14 +31,14 @@ The weights are the network's plain state dict, which `torch.load("models/model.
 `{definition}` in `configs/inference.json` builds the network ({by}).
 """
 RUN = """
-With fedmedseg installed, and fire (`pip install fire`), which MONAI's command line needs, the whole way from files to
-label maps in their own space runs as
+With fedmedseg installed (`pip install 'fedmedseg[export]'` brings what MONAI's command line needs), the whole way from
+files to label maps in their own space runs as
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES --output_dir OUT
 ```
 
-which is what `fedmedseg predict` does, byte for byte.
+which is what `fedmedseg predict` does, byte for byte. `--force true` replaces what an earlier call wrote to OUT.
 """
 NO_RUN = """
 The configuration holds the network alone: this one answers one of several tasks, and `fedmedseg predict` on the file
@@ -83,12 +83,13 @@ def write_bundle(
 
 
 def configuration(source: Exportable) -> dict[str, Any]:
-    """configs/inference.json. Its expressions are MONAI's, which alone reads them: they join paths and call ``run``."""
+    """configs/inference.json. Its expressions are MONAI's, which alone reads them: they join paths, call ``main``."""
     content: dict[str, Any] = {"bundle_root": ".", "device": "cpu", NETWORK: _plain(source.definition)}
     if source.settings:
         content |= {
             "dataset_dir": "$@bundle_root + '/images'",
             "output_dir": "$@bundle_root + '/predicted'",
+            "force": False,
             "prediction": {
                 "_target_": PREDICTION,
                 "network": f"@{NETWORK}",
@@ -97,8 +98,9 @@ def configuration(source: Exportable) -> dict[str, Any]:
                 "images": "@dataset_dir",
                 "out": "@output_dir",
                 "device": "@device",
+                "force": "@force",
             },
-            "run": ["$@prediction.run()"],
+            "run": ["$@prediction.main()"],
         }
     return content
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedmedseg.core.bounds import VOLUME_BUDGET_MB
-from fedmedseg.core.errors import DataError
+from fedmedseg.core.errors import DataError, FedMedSegError
 from fedmedseg.data.images import images_at
 from fedmedseg.segmentation.models import InferenceModel, load_tensors, study_of
 from fedmedseg.segmentation.predicted_files import (
@@ -25,6 +25,8 @@ from fedmedseg.segmentation.predicted_files import (
 )
 from fedmedseg.segmentation.predicting import Batch, predict_all
 from fedmedseg.segmentation.prediction import SegmentationPredictor
+
+REPLACE = "choose another with --output_dir, or add --force true"
 
 
 class BundlePrediction:
@@ -56,6 +58,17 @@ class BundlePrediction:
         self.images, self.out, self.device = images, out, device
         self.budget_mb, self.force = budget_mb, force
 
+    def main(self) -> Batch:
+        """``run`` for MONAI's command line, which would show a traceback of its own beneath every error.
+
+        Raises:
+            SystemExit: what went wrong, which ends the program with code 1.
+        """
+        try:
+            return self.run()
+        except FedMedSegError as error:
+            raise SystemExit(f"Error: {error}") from None
+
     def run(self) -> Batch:
         """Predict and write; images that cannot be used are left out, and the rest is done.
 
@@ -69,7 +82,7 @@ class BundlePrediction:
         sources = images_at(place).sources
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in sources}
         tables = [out / name for name in TABLES]
-        require_new([path for one in outputs.values() for path in one.every] + tables, force=self.force)
+        require_new([path for one in outputs.values() for path in one.every] + tables, force=self.force, remedy=REPLACE)
         require_writable(out, option="out")
         remove(tables)
         batch = predict_all(predictor, sources, outputs, flips=False, budget_mb=self.budget_mb)
@@ -80,7 +93,7 @@ class BundlePrediction:
                 "images",
                 got=f"{len(batch.failed)} of {len(sources)} that could not be done",
                 expected="images that the model can read",
-                remedy=f"the others are done; {out / FAILED} says which are not, and why",
+                remedy=f"{'the others are done; ' if batch.done else ''}{out / FAILED} says which are not, and why",
             )
         return batch
 

@@ -196,7 +196,7 @@ def _place(names: Iterable[str], trained: Mapping[str, TensorSpec], wanted: str 
             "weight file",
             got=f"names like {', '.join(sorted(names)[:3])}",
             expected=f"an encoder with names like {', '.join(sorted(trained)[:2])} under some prefix",
-            remedy="see networks/pretrained.py for the layouts that are understood",
+            remedy="the page of FedATA (jobs/fedata/README.md) names the layouts that are understood",
         )
     # a student and its teacher have as many; taking one of them unasked would be a guess
     rivals = [place for place in ranked if 2 * counts[place] >= counts[ranked[0]]]

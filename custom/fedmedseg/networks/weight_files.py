@@ -57,7 +57,9 @@ def _safetensors(path: Path) -> Any:
             if "tree" not in (stream.metadata() or {}):
                 return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, OSError) as error:
-        raise ConfigurationError(path.name, got=why(error), expected="an intact safetensors file") from None
+        raise ConfigurationError(
+            path.name, got=f"a file that cannot be read ({why(error)})", expected="an intact safetensors file"
+        ) from None
     try:
         return checkpoint.load_file(path)
     except CheckpointError as error:
@@ -72,7 +74,9 @@ def _torch_file(path: Path) -> Any:
         needed = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
         raise ConfigurationError(
             path.name,
-            got=f"a file that needs {needed.group(1)} to be read" if needed else why(error),
+            got=f"a file that needs {needed.group(1)} to be read"
+            if needed
+            else f"a file that cannot be read ({why(error)})",
             expected="tensors in dictionaries and nothing else: reading anything more may run code",
             remedy="where you trust the file, save its state dict alone with torch.save(model.state_dict(), ...) or as "
             "safetensors, on the machine it comes from",

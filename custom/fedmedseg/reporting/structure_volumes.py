@@ -66,9 +66,8 @@ class Ventricle:
         """Why the figures should not be believed, or None."""
         if self.diastolic_ml <= 0:
             return "no cavity at end-diastole"
-        if self.systolic_ml > self.diastolic_ml:
-            return "larger at end-systole than at end-diastole: the frames may have changed places"
-        return "; ".join(self.doubts) or None
+        swapped = "larger at end-systole than at end-diastole: the frames may have changed places"
+        return "; ".join([*([swapped] if self.systolic_ml > self.diastolic_ml else []), *self.doubts]) or None
 
 
 def structure_volumes(

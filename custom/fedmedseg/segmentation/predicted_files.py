@@ -38,6 +38,7 @@ PIECES: dict[str, int | None] = {CALCIFICATION: None, TASKS["coronaries"].names[
 """Structures that no organ holds together, and how many pieces they have: calcifications any number, coronaries two."""
 VOLUMES, POINTS, CALCIUM, FUNCTION = "volumes.csv", "points.csv", "calcium.csv", "function.csv"
 FAILED = "failed.csv"
+AGAIN = "choose another, or add --resume to go on with what an earlier call left, or --force"
 TABLES = (VOLUMES, POINTS, CALCIUM, FUNCTION, FAILED)
 
 
@@ -228,7 +229,7 @@ def remove(files: Iterable[Path]) -> None:
             raise _unwritable(path, error) from None
 
 
-def require_new(files: Iterable[Path], *, force: bool, resume: bool = False) -> None:
+def require_new(files: Iterable[Path], *, force: bool, resume: bool = False, remedy: str = AGAIN) -> None:
     """Refuse to replace a file, unless told to or where it holds reasons alone, and to write one twice. With ``resume``
     what is there is looked at image by image (``segmentation.earlier_answers``).
 
@@ -254,7 +255,7 @@ def require_new(files: Iterable[Path], *, force: bool, resume: bool = False) -> 
             "OUT",
             got=f"{there[0]}, which is there{more}",
             expected="new files",
-            remedy="choose another, or add --resume to go on with what an earlier call left, or --force",
+            remedy=remedy,
         )
 
 
@@ -285,7 +286,7 @@ def require_outside(out: Path, images: Path, *, option: str = "OUT") -> None:
     if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise ConfigurationError(
             option,
-            got=f"{out}, inside the folder that is read",
+            got=f"{out}, inside the folder that is read ({images.resolve()})",
             expected="a place outside it: another call would take what this one writes for images",
             remedy="name another folder",
         )

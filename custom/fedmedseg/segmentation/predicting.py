@@ -26,6 +26,10 @@ class Batch:
     done: list[Measured] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Name of the image -> reason."""
+    kept: int = 0
+    """Images whose answer is that of an earlier call, with ``resume``."""
+    anew: int = 0
+    """Images whose earlier answer was to another question, and gave way to a new one."""
 
 
 def predict_all(
@@ -53,17 +57,19 @@ def predict_all(
     for number, source in enumerate(sources, start=1):
         try:
             heart = (hearts or {}).get(source.name)
-            batch.done.append(
-                _one(
-                    predictor,
-                    source,
-                    outputs[source.name],
-                    flips=flips,
-                    budget_mb=budget_mb,
-                    heart=heart,
-                    resume=resume,
-                )
+            there = resume and outputs[source.name].figures.exists()
+            answer, kept = _one(
+                predictor,
+                source,
+                outputs[source.name],
+                flips=flips,
+                budget_mb=budget_mb,
+                heart=heart,
+                resume=resume,
             )
+            batch.done.append(answer)
+            batch.kept += kept
+            batch.anew += there and not kept
         except CaseRejected as rejected:
             batch.failed[source.name] = rejected.reason + _sizes(rejected.shape, predictor.data.crop)
         except DataError as error:
@@ -130,7 +136,8 @@ def _one(
     budget_mb: int,
     heart: Path | None,
     resume: bool,
-) -> Measured:
+) -> tuple[Measured, bool]:
+    """What is measured in the image, and whether an earlier call did it."""
     if source.fault is not None:
         raise CaseRejected(source.fault)
     if source.modality is not None and source.modality != predictor.data.modality:
@@ -141,10 +148,10 @@ def _one(
         if resume:
             kept = earlier(source.name, outputs, question)
             if kept is not None:
-                return kept
+                return kept, True
             remove(outputs.every)
         checked(image, data=predictor.data, budget_mb=budget_mb, heart=heart)
         answer = predictor(image, heart=heart)
         found = measured(source.name, answer, image, modality=predictor.data.modality)
         write_prediction(found, answer.maps, outputs, image, question)
-    return found
+    return found, False

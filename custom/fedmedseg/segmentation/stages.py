@@ -157,8 +157,10 @@ def check_stages(experiment: Experiment) -> None:
             raise ConfigurationError(
                 "stages.fine_tuning.rounds",
                 got=rounds["fine_tuning"],
-                expected="1: sites fine-tune on their own, a second round would repeat the first",
-                remedy="set it to 1 and give segmentation.steps the length you want",
+                expected=f"1: sites fine-tune {', '.join(tuned)} on their own, a second round would repeat the first",
+                remedy="set it to 1 and give segmentation.steps the length you want"
+                if rounds["fine_tuning"]
+                else f"set it to 1, or take {' and '.join(tuned)} out of {experiment.system}.starts",
             )
         return
     if not 1 <= rounds["fine_tuning"] <= experiment.segmentation.steps:
