@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hospitals import Hospitals
+from hospitals import Hospitals, resumed_as
 from typer.testing import CliRunner
 
 from fedmedseg.cli.main import app
@@ -77,7 +77,7 @@ def test_a_killed_server_hands_out_what_it_had_and_the_study_ends_with_the_same_
             assert admin.status_of(admin.wait(session, job_id, timeout=90)) != admin.COMPLETED
             done = CliRunner().invoke(app, ["resume", job_id, "--startup-kit", str(hospitals.admin)])
             assert done.exit_code == 0, done.output
-            again = done.output.split()[-1]
+            again = resumed_as(done.output)
             ended = hospitals.fetch(session, again, admin.wait(session, again, timeout=240))
     assert ended.status == admin.COMPLETED, ended.record
     rounds = ended.rounds()

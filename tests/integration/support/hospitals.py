@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,13 @@ class Ended:
         saved = load(self.folder / "models" / "shared.safetensors")
         assert saved is not None
         return content_sha256(saved["tensors"])
+
+
+def resumed_as(said: str) -> str:
+    """The new job's id, of what `fedmedseg resume` prints."""
+    found = re.search(r"continues as ([0-9a-f-]{36})", said)
+    assert found is not None, said
+    return found.group(1)
 
 
 def allow(kit: Path, prefix: str) -> None:
