@@ -136,7 +136,8 @@ def logged(ended: Ended, number: int, site: str, reason: str) -> list[float]:
         (3, "TENSOR_SHAPE: tensors from the server"),
         (4, "OVERSIZE: a message of 5784569 bytes"),
         (5, "OVERSIZE: a message of "),
-        (6, "OVERSIZE: a message of 13332899 bytes"),
+        # what is inside it, and the names of the pieces that its large tensors would be fetched in
+        (6, "OVERSIZE: a message of 13333079 bytes"),
         (7, "UNREADABLE: a message that cannot be read"),
         (8, "OVERSIZE: tensors of more than "),
     ],
