@@ -183,6 +183,15 @@ def test_the_study_is_that_of_the_run_whose_folder_is_named_and_which_it_is_is_s
     assert "a model of disc. Expected models of liver" in said
 
 
+def test_a_model_of_another_system_is_told_what_reads_it(place: Place) -> None:
+    study = read_settings(find_job("fedavg"), [{key: value for key, value in TINY.items() if key != "segviz"}])[1]
+    file = place.root / "other.safetensors"
+    save_model(file, initial_network(study).state_dict(), experiment=study, start="personal")
+    code, said = call("score", str(place.list), *place.options(place.models[0], str(file)))
+    assert (code, "--models: got other.safetensors, a model of fedavg" in said) == (2, True), said
+    assert "use `fedmedseg predict` with it" in said
+
+
 def test_a_model_that_is_named_twice_is_told(place: Place) -> None:
     shutil.copy(place.models[0], place.root / "copy.safetensors")
     options = place.options(*place.models, str(place.root / "copy.safetensors"))
@@ -209,6 +218,7 @@ def test_a_site_outside_is_scored_per_patient_and_paired_with_other_models(place
     code, said = call("score", str(place.list), *place.options(), *against, "--out", str(out))
     assert code == 0, said
     assert "2 patients" in said
+    assert "not found" in said
     found = json.loads(out.read_text())
     assert found["experiment_sha256"] == place.study.digest
     assert {name: len(rows) for name, rows in found["patients"].items()} == {"models": 2, "against": 2}
@@ -247,7 +257,7 @@ def test_a_damaged_volume_is_set_aside_and_counted(place: Place) -> None:
     [
         (lambda place: ["score", str(place.list), *place.options(place.models[0])], "no model of bar"),
         (lambda place: ["score", str(place.root / "none.json"), *place.options()], "none.json"),
-        (lambda place: ["score", str(place.list), *place.options(str(place.root / "no.safetensors"))], "got no file"),
+        (lambda place: ["score", str(place.list), *place.options(str(place.root / "no.safetensors"))], "nothing at"),
         (lambda place: ["score", str(place.list), *place.options(str(place.root))], "got no shared.safetensors"),
         (
             lambda place: ["score", str(place.list), "--models", place.models[0], "--experiment", "fedata"],

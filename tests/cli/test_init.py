@@ -98,6 +98,7 @@ def test_with_imported_data_the_trial_reads_their_lists(here: Path) -> None:
     context = bound(words_of(next_lines(said)[0]))
     assert context.params["sites"] == Path("heart/sites")
     _, experiment = read_settings(here / "heart" / "job", [])
+    assert experiment.data.phantom is None, "nothing is drawn where there are data"
     _place_site_files(_site_files_of(context.params["sites"], ("site-1", "site-2")), here / "w")
     _check_site_files(here / "w" / "local" / "sites", ("site-1", "site-2"), experiment, left=False)
     placed = yaml.safe_load((here / "w" / "local" / "sites" / "site-1.yaml").read_text())

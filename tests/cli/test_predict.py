@@ -292,6 +292,7 @@ def test_no_file_is_written_twice(tmp_path: Path) -> None:
         (lambda p: [p.model, p.images, p.out, "--cavity", "wall"], "--cavity: got 'wall'"),
         (lambda p: [p.model, p.images, p.out, "--network", "cnn"], "--network: got cnn"),
         (lambda p: [p.model, p.images, p.out, "--start", "scratch"], "--start: got scratch"),
+        (lambda p: [p.model, p.images, p.out, "--force", "--resume"], "--force, --resume: got both"),
         (lambda p: [p.model, p.images, p.out, "--heart", p.images], "sees the image alone"),
         (lambda p: [p.model, p.images, p.out, "--device", "cuda"], "a GPU that torch can use"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dicom_series import write_series as series
 
-from fedmedseg.core.errors import ConfigurationError
+from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.data.images import images_at
 
 
@@ -53,6 +53,16 @@ def test_a_series_becomes_a_volume_where_its_headers_say_without_its_names(tmp_p
     # DICOM's x and y point left and back
     np.testing.assert_allclose(image.affine, [[-2, 0, 0, -10], [0, -1.5, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
     assert b"DOE" not in made.read_bytes()
+
+
+def test_a_series_that_the_reader_places_elsewhere_is_told_by_how_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path / "c")
+    (source,) = images_at(tmp_path / "c").sources
+    monkeypatch.setattr("fedmedseg.data.importers.ct_dicom.corner_distance", lambda one, other: 12.34)
+    with pytest.raises(DataError, match=r"DICOM stack: got a place 12\.3 mm from where its headers say"):
+        source.as_nifti(tmp_path)
 
 
 def test_what_is_broken_is_told_apart_from_what_is_no_image(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def model_file(tmp_path: Path) -> Callable[..., Path]:
         study = read_settings(find_job(system), [{**TINY, **changes}])[1]
         network = initial_network(study)
         moved(network, by=0.1, seed=3)
-        save_model(tmp_path / "personal.safetensors", network.state_dict(), experiment=study, start="personal")
+        file = tmp_path / "personal.safetensors"
+        save_model(file, network.state_dict(), experiment=study, start="personal", run="r1")
         return tmp_path / "personal.safetensors"
 
     return make

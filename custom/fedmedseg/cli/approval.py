@@ -28,7 +28,8 @@ def approval(
     approve: Annotated[str | None, typer.Option("--approve", metavar="ID", help="Agree to this request.")] = None,
     deny: Annotated[str | None, typer.Option("--deny", metavar="ID", help="Refuse it; also after agreeing.")] = None,
     reason: Annotated[
-        str, typer.Option("--reason", help="With --deny: a few words that the server is told. Name no patient.")
+        str,
+        typer.Option("--reason", help="With --deny: a few words that the server is told, and logs. Name no patient."),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Requests as JSON on standard output.")] = False,
 ) -> None:

@@ -183,7 +183,10 @@ def _study(name: str | None, models: Sequence[Path]) -> Experiment:
         console.print(said, highlight=False, soft_wrap=True)
     if study.system != SYSTEM:
         raise ConfigurationError(
-            "--experiment", got=f"a study of {study.system}", expected=f"one of {SYSTEM}, whose sites' models are fused"
+            "--experiment" if name is not None else "--models",
+            got=f"a study of {study.system}",
+            expected=f"one of {SYSTEM}, whose sites' models are fused",
+            remedy="of other systems each model knows all structures: use `fedmedseg predict`",
         )
     return study
 
@@ -250,7 +253,7 @@ def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structu
     patients = len(scores["models"])
     table = Rows("structure", title=escape(f"{source}: {counted(patients, 'patient')}"))
     for name in scores:
-        for column in ("patients", "Dice", "HD95 (mm)"):
+        for column in ("patients", "not found", "Dice", "HD95 (mm)"):
             table.add_column(f"{name}: {column}", justify="right")
     if pairs:
         table.add_column("difference of Dice (paired, Wilcoxon)")
@@ -259,9 +262,10 @@ def _table(scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], structu
         cells = []
         for name in scores:
             row = rows.get((name, structure))
-            cells += [str(row.n), _figure(row.dice), _figure(row.hd95, 1)] if row else ["0", "-", "-"]
+            figures = [str(row.n), str(row.failures), _figure(row.dice), _figure(row.hd95, 1)] if row else []
+            cells += figures or ["0", "0", "-", "-"]
         table.add_row(structure, *cells, *_told(pairs, structure))
-    means = [cell for name in scores for cell in (str(patients), _figure(mean_dice(scores[name])), "")]
+    means = [cell for name in scores for cell in (str(patients), "", _figure(mean_dice(scores[name])), "")]
     table.add_row("mean", *means, *_told(pairs, "mean"))
     return table
 

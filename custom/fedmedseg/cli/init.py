@@ -100,6 +100,9 @@ def init(
             preset = None if chosen == NONE else [chosen]
         made = read_study(system, preset, [*(changes or []), f"study={study}"], None)
         names, given = _settled(sites, data, made, asks)
+        if given and made.experiment.data.phantom is not None:
+            # what comes next must ask for the data that are there, and draw none
+            made = read_study(system, preset, [*(changes or []), f"study={study}", "data.phantom=null"], None)
         server, people = _addresses(server, admin, lead, asks)
         copy = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:

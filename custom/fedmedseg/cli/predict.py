@@ -172,6 +172,13 @@ def write_answers(
 
     hearts = hearts or {}
     with friendly_errors():
+        if force and resume:
+            raise ConfigurationError(
+                "--force, --resume",
+                got="both",
+                expected="one of the two",
+                remedy="leave out --force to keep what was done, or --resume to do it anew",
+            )
         single = _is_file(out)
         outputs = {one.name: outputs_for(one.name, predictor, out) for one in found.sources}
         tables = [] if single else [out / name for name in TABLES]

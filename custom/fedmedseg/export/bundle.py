@@ -99,6 +99,7 @@ def configuration(source: Exportable) -> dict[str, Any]:
                 "out": "@output_dir",
                 "device": "@device",
                 "force": "@force",
+                "run_id": source.origin.run,
             },
             "run": ["$@prediction.main()"],
         }

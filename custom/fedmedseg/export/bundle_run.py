@@ -39,6 +39,7 @@ class BundlePrediction:
         images: a NIfTI file, or a folder of such and DICOM series.
         out: the folder to write into.
         device: where the network runs.
+        run_id: the run that trained it, as its record calls itself.
         budget_mb: MiB one volume may occupy.
         force: replace files that are there.
     """
@@ -51,11 +52,12 @@ class BundlePrediction:
         images: str,
         out: str,
         device: str = "cpu",
+        run_id: str = "",
         budget_mb: int = VOLUME_BUDGET_MB,
         force: bool = False,
     ) -> None:
         self.network, self.weights, self.settings = network, weights, settings
-        self.images, self.out, self.device = images, out, device
+        self.images, self.out, self.device, self.run_id = images, out, device, run_id
         self.budget_mb, self.force = budget_mb, force
 
     def main(self) -> Batch:
@@ -68,6 +70,8 @@ class BundlePrediction:
             return self.run()
         except FedMedSegError as error:
             raise SystemExit(f"Error: {error}") from None
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted: the images that are done lie whole in the output folder") from None
 
     def run(self) -> Batch:
         """Predict and write; images that cannot be used are left out, and the rest is done.
@@ -106,5 +110,10 @@ class BundlePrediction:
             source=Path(self.weights).name,
         )
         return InferenceModel.of(
-            self.network, study, start=str(settings["start"]), digest=str(settings["experiment"]), settings=settings
+            self.network,
+            study,
+            start=str(settings["start"]),
+            digest=str(settings["experiment"]),
+            settings=settings,
+            run=self.run_id,
         )

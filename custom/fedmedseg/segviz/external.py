@@ -50,8 +50,19 @@ def experts_at(paths: Sequence[Path], *, experiment: Experiment) -> list[Inferen
     experts: list[InferenceModel] = []
     seen: dict[tuple[str, ...], str] = {}
     for path in paths:
+        if not path.exists():
+            raise ConfigurationError(
+                "--models", got=f"nothing at {path}", expected="a site's model file, or a run's folder `models`"
+            )
         found = published_models(path, experiment=experiment).values() if path.is_dir() else [load_for_inference(path)]
         for expert in found:
+            if expert.system != experiment.system:
+                raise ConfigurationError(
+                    "--models",
+                    got=f"{path.name}, a model of {expert.system}",
+                    expected=f"models of {experiment.system}: of other systems each model knows all structures",
+                    remedy="use `fedmedseg predict` with it",
+                )
             foreign = set(expert.data.labels.values()) - set(experiment.data.labels.values())
             if foreign:
                 raise ConfigurationError(

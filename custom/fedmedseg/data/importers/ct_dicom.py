@@ -153,9 +153,20 @@ def read_series(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
         voxels = voxels[:, :, ::-1]
         placed[:3, 3] += placed[:3, 2] * (len(slices) - 1)
         placed[:3, 2] *= -1
-    if voxels.shape != stated.shape or corner_distance(Grid(stated.shape, placed), stated) > SAME_MM:
+    if voxels.shape != stated.shape:
         raise DataError(
-            "DICOM stack", got=f"shape {voxels.shape} from the reader", expected=f"{stated.shape} where the headers say"
+            "DICOM stack",
+            got=f"{' x '.join(map(str, voxels.shape))} voxels, where its headers say "
+            f"{' x '.join(map(str, stated.shape))}",
+            expected="pixels of the size that the headers give",
+        )
+    apart = corner_distance(Grid(stated.shape, placed), stated)
+    if apart > SAME_MM:
+        raise DataError(
+            "DICOM stack",
+            got=f"a place {apart:.1f} mm from where its headers say: a position, orientation or spacing that is not "
+            "valid DICOM, such as a number of more than 16 characters",
+            expected="headers that every reader takes alike",
         )
     return np.ascontiguousarray(voxels, dtype=np.float32), stated.affine
 
