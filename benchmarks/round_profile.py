@@ -68,7 +68,7 @@ def kind_of(frames: Sequence[str]) -> str:
 def by_kind(folded: str) -> Counter[str]:
     """Samples of each kind in py-spy's raw form: `frame;frame;frame count`, a line for every stack."""
     found: Counter[str] = Counter()
-    for line in folded.splitlines():
+    for line in filter(None, folded.splitlines()):
         stack, _, count = line.rpartition(" ")
         found[kind_of(stack.split(";"))] += int(count)
     return found

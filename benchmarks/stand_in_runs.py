@@ -62,7 +62,12 @@ class Run:
 
 def written_job(folder: Path, *, rounds: int, width: int, stock: bool = False) -> Path:
     """The job, with FLARE's stock interval between requests where asked for; its two stages of one round follow."""
-    changes = {"network": {"feature_size": width}, "stages": {"pretraining": {"rounds": rounds}}}
+    changes = {
+        "network": {"feature_size": width},
+        "stages": {"pretraining": {"rounds": rounds}},
+        # what sites return comes to rest after some rounds
+        "federation": {"no_progress_rounds": rounds},
+    }
     job = stand_in_job(folder / "job", changes)
     if stock:
         file = job / CONFIG / "config_fed_server.json"

@@ -30,7 +30,7 @@ def test_a_stack_counts_for_the_innermost_function_that_is_known(frames: list[st
 
 
 def test_samples_are_counted_by_kind() -> None:
-    folded = "a (/usr/lib/ssl.py:2) 3\nb (/x/y.py:1);c (/usr/lib/ssl.py:4) 2\nd (/x/y.py:1) 5\n"
+    folded = "\na (/usr/lib/ssl.py:2) 3\nb (/x/y.py:1);c (/usr/lib/ssl.py:4) 2\nd (/x/y.py:1) 5\n"
     assert by_kind(folded) == {"sockets and TLS": 5, OTHER: 5}
 
 

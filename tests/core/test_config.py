@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from fedmedseg.core.config import Experiment, load_experiment, parse_experiment, system_module, systems
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.federation_settings import FederationSection, StageSection
+from fedmedseg.core.jobs import find_job
 
 
 def told(content: Any) -> str:
@@ -173,3 +175,17 @@ def test_the_installed_systems_all_have_a_configuration_and_a_plan() -> None:
     for system in systems():
         assert system_module(system, "config").Section.model_fields
         assert callable(system_module(system, "plan").stages)
+
+
+def test_a_study_is_read_anew_and_validated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site's executor and filters ask for it in every round."""
+    file = tmp_path / "experiment.yaml"
+    text = (find_job("fedata") / "app" / "config" / "experiment.yaml").read_text(encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    first = load_experiment(file)
+    assert load_experiment(file) is first
+    file.write_text(text + "\nseed: 77\n" if "\nseed:" not in text else re.sub(r"\nseed: *\d+", "\nseed: 77", text))
+    assert load_experiment(file).seed == 77
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_experiment(file)

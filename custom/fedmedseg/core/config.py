@@ -16,6 +16,7 @@ import importlib
 import json
 import math
 import pkgutil
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from fedmedseg.core.data_settings import DataSection
 from fedmedseg.core.errors import ConfigurationError, choose
 from fedmedseg.core.federation_settings import ComputeSection, FederationSection, StageSection
 from fedmedseg.core.network_settings import NetworkSection, RelocalizationSection
-from fedmedseg.core.schema import Misfit, Strict, parse, read_yaml, worded
+from fedmedseg.core.schema import Misfit, Strict, parse, parse_yaml, read_text, worded
 from fedmedseg.core.training_settings import SegmentationSection
 
 
@@ -89,12 +90,17 @@ class Experiment(Strict):
 
 def systems() -> list[str]:
     """Installed systems: every sub-package of fedmedseg that has a ``plan`` module."""
+    return list(_systems())
+
+
+@cache
+def _systems() -> tuple[str, ...]:
+    # what is installed does not change under a running process
     import fedmedseg
 
     root = Path(fedmedseg.__file__).parent
-    return sorted(
-        module.name for module in pkgutil.iter_modules([str(root)]) if (root / module.name / "plan.py").is_file()
-    )
+    found = (module.name for module in pkgutil.iter_modules([str(root)]) if (root / module.name / "plan.py").is_file())
+    return tuple(sorted(found))
 
 
 def system_module(system: str, name: str) -> Any:
@@ -148,5 +154,12 @@ def parse_experiment(content: object, *, source: str = "experiment.yaml") -> Exp
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Read and validate an experiment.yaml."""
-    return parse_experiment(read_yaml(Path(path)), source=Path(path).name)
+    """Read and validate an experiment.yaml. The file is read anew each time, and validated where it says something new:
+    a site's executor and its filters ask for it in every round."""
+    return _validated(Path(path), read_text(Path(path)))
+
+
+@lru_cache(maxsize=8)
+def _validated(path: Path, text: str) -> Experiment:
+    # nobody changes what comes back: every section is frozen
+    return parse_experiment(parse_yaml(text, path), source=path.name)

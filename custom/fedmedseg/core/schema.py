@@ -166,12 +166,29 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigurationError: the file is missing, unreadable or not YAML.
     """
+    return parse_yaml(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """What is in a file.
+
+    Raises:
+        ConfigurationError: it is missing, unreadable or no text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             path.name, got=f"{path} ({why(error)})", expected="a YAML file", remedy="name another, or give it that form"
         ) from None
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """One YAML document, read from ``path``, with the safe loader.
+
+    Raises:
+        ConfigurationError: it is no YAML.
+    """
     try:
         _require_each_key_once(text)
         return yaml.safe_load(text)

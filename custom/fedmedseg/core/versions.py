@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import InvalidVersion, Version
@@ -61,7 +62,9 @@ def _agree(package: str, one: str, other: str) -> bool:
         return False
 
 
+@cache
 def _installed(package: str) -> str:
+    # looked up once: every task is compared, and what is installed does not change under a running process
     try:
         return version(package)
     except PackageNotFoundError:
