@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from devices import DEVICES, result_of
 
 from fedmedseg.core.compute import HOPELESS, PLAIN, ComputeChoice, Trial, measure, options, require_supported
 from fedmedseg.core.config import Experiment
@@ -35,7 +36,6 @@ from fedmedseg.segmentation.compute import inference_trial, supervised_trial
 from fedmedseg.segmentation.inference import windows_per_forward
 from fedmedseg.segmentation.starts import initial_network
 
-RESULTS = Path(__file__).parent / "results"
 LEAST_TURNS, MOST_TURNS = 3, 15
 SWIN, UNETR = {"name": "swin_unetr"}, {"name": "unetr", "feature_size": 16}
 WIDTH_96 = {"hidden_size": 96, "mlp_dim": 384, "heads": 6}
@@ -174,15 +174,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of the second timing, per network and work")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="set the compiled network beside the chosen way")
     parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results, by device")
     arguments = parser.parse_args(words)
     device = arguments.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: this machine has no GPU that torch can use")
-    out = arguments.out or RESULTS / f"compute_choice{'_cuda' if device == 'cuda' else ''}.json"
+    out = result_of(arguments, "compute_choice")
     torch.set_num_threads(arguments.threads)
     copies = [copy_rate()]
     cases: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from devices import DEVICES, result_of
 
 from fedmedseg.core.config import Experiment, parse_experiment
 from fedmedseg.core.records import installed_versions
@@ -33,7 +34,6 @@ from fedmedseg.fedata.masking import places, random_masks
 from fedmedseg.fedata.objective import MaskedDistillationObjective
 from fedmedseg.networks.timing import machine, waiting_for
 
-RESULTS = Path(__file__).parent / "results"
 GOALS = {"cpu": {216: 2.2, 512: 2.3, 1000: 2.8}, "cuda": {216: 3.0, 512: 3.0, 1000: 3.0}}
 SIZES = {"cpu": {6: 4, 8: 2, 10: 1}, "cuda": {6: 32, 8: 16, 10: 8}}
 """Tokens an axis -> crops a step: as many tokens in a step, so that every size has matrices of a useful height."""
@@ -181,14 +181,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=384, help="channels of a token; heads of 64")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--whole-repeats", type=int, default=3)
-    parser.add_argument("--device", choices=tuple(GOALS), default="cpu")
     parser.add_argument("--edges", type=int, nargs="+", choices=tuple(SIZES["cpu"]), default=tuple(SIZES["cpu"]))
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--out", type=Path, help="default: in benchmarks/results, by device")
     arguments = parser.parse_args(words)
     device = arguments.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: this machine has no GPU that torch can use")
-    out = arguments.out or RESULTS / f"masked_step{'_cuda' if device == 'cuda' else ''}.json"
+    out = result_of(arguments, "masked_step")
     torch.set_num_threads(1)
     probe = Probe()
     probe.measure()

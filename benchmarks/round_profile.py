@@ -54,6 +54,8 @@ KINDS = (
 )  # fmt: skip
 """What a function does, by parts of its file's name; the first kind that has one of them."""
 OTHER = "anything else"
+BEGUN_SECONDS = 12.0
+"""How old a site's job is when it is past its imports and its first rounds."""
 
 
 def kind_of(frames: Sequence[str]) -> str:
@@ -131,10 +133,6 @@ def _federation(sites: int) -> list[tuple[psutil.Process, str]]:
         time.sleep(0.2)
 
 
-BEGUN_SECONDS = 12.0
-"""How old a site's job is when it is past its imports and its first rounds."""
-
-
 def profile(program: str, *, size: int, sites: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Seconds of processor time a round, by process and kind."""
     before = copying()
@@ -145,6 +143,8 @@ def profile(program: str, *, size: int, sites: int, rounds: int, seconds: float)
     watching.join(timeout=60)
     if not seen:
         raise SystemExit("the job ended before it was looked into: more --rounds, or fewer --seconds")
+    if seen[0].samples.keys() != seen[0].processor.keys():
+        raise SystemExit(f"{program} did not see every process: it must be allowed to look into others' (ptrace)")
     return summary(seen[0], run.walls) | {"megabytes_each_way": round(run.megabytes, 3)} | circumstances(before)
 
 

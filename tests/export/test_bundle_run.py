@@ -52,6 +52,10 @@ def test_an_image_that_cannot_be_used_is_told_by_error_and_table_and_the_rest_is
     with pytest.raises(SystemExit, match=r"^Error: OUT: got .*which is there.*--output_dir, or add --force true\.$"):
         prediction(False).main()
     assert len(prediction(True).main().done) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BundlePrediction, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit, match=r"^interrupted: the images that are done lie whole"):
+            prediction(True).main()
     (images / "good.nii.gz").unlink()
     (images / "torn.nii.gz").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"1 of 1 that could not be done\. Expected .*Remedy: /.*failed\.csv says"):
