@@ -121,6 +121,8 @@ def test_data_that_do_not_mark_what_the_study_does_are_told(here: Path) -> None:
     assert "warning: site-1, site-2: the list does not name 'myocardium', 'right ventricle', and 1 of its" in words
     assert "Remedy: choose the preset that is made for these labels" in words
     assert words.count("warning") == 1
+    _, said = call("init", "one", "--system", "fedavg", "--data", "imported", "--sites", "site-2")
+    assert "warning: site-2: the list" in " ".join(said.split()), "of sites that take no part nothing is said"
     code, said = call("init", "other", "--system", "fedavg", "--data", "imported", "--preset", "sunnybrook")
     assert (code, "warning" in said) == (0, False), said
 

@@ -118,7 +118,7 @@ def init(
         finally:
             shutil.rmtree(copy, ignore_errors=True)
     _tell(folder, made, names, with_data=bool(given), lead=people[1])
-    _warn(made, given)
+    _warn(made, {name: site for name, site in given.items() if name in names})
 
 
 def _plainer(name: str) -> str:
