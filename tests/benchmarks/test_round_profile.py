@@ -12,6 +12,7 @@ import round_profile
 from round_profile import OTHER, Look, by_kind, kind_of, process_of, summary
 
 SITE = "/env/lib/python3.11/site-packages"
+SAMPLES = Counter({("sockets and TLS", "send (a.py)"): 2, ("sockets and TLS", "read (a.py)"): 1, (OTHER, "wait"): 1})
 
 
 @pytest.mark.parametrize(
@@ -26,12 +27,19 @@ SITE = "/env/lib/python3.11/site-packages"
     ],
 )  # fmt: skip
 def test_a_stack_counts_for_the_innermost_function_that_is_known(frames: list[str], kind: str) -> None:
-    assert kind_of(frames) == kind
+    assert kind_of(frames)[0] == kind
+
+
+def test_a_function_is_told_with_its_file() -> None:
+    assert kind_of([f"dumps ({SITE}/nvflare/utils/fobs/f.py:7)", "raw"]) == ("encoding", "dumps (fobs/f.py)")
+    assert kind_of(["read"]) == (OTHER, "read")
 
 
 def test_samples_are_counted_by_kind() -> None:
     folded = "\na (/usr/lib/ssl.py:2) 3\nb (/x/y.py:1);c (/usr/lib/ssl.py:4) 2\nd (/x/y.py:1) 5\n"
-    assert by_kind(folded) == {"sockets and TLS": 5, OTHER: 5}
+    assert by_kind(folded) == {
+        ("sockets and TLS", "a (lib/ssl.py)"): 3, ("sockets and TLS", "c (lib/ssl.py)"): 2, (OTHER, "d (x/y.py)"): 5
+    }  # fmt: skip
 
 
 def test_processes_are_told_by_their_command() -> None:
@@ -42,14 +50,15 @@ def test_processes_are_told_by_their_command() -> None:
 
 def test_processor_time_is_shared_out_by_samples_and_divided_by_rounds() -> None:
     """10 s are 20 rounds of 0.5 s; 4 s of a processor are 0.2 s a round, three quarters of them TLS."""
-    seen = Look(10.0, {"site, job": 4.0, "server, job": 1.0}, {"site, job": Counter({"sockets and TLS": 3, OTHER: 1})})
+    seen = Look(10.0, {"site, job": 4.0, "server, job": 1.0}, {"site, job": SAMPLES})
     found = summary(seen, [0.4, 0.5, 0.6])
     assert found["processor_s"] == {"server, job": 0.05, "site, job": 0.2}
     assert found["kinds_s"] == {"sockets and TLS": {"site, job": 0.15}, OTHER: {"site, job": 0.05}}
+    assert found["functions_s"]["site, job: send (a.py)"] == 0.1
 
 
 def test_sizes_are_written_one_by_one_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    seen = Look(10.0, {"site, job": 4.0}, {"site, job": Counter({"sockets and TLS": 3, OTHER: 1})})
+    seen = Look(10.0, {"site, job": 4.0}, {"site, job": SAMPLES})
 
     def measured(program: str, *, size: int, **_: Any) -> dict[str, Any]:
         assert program == "spy"

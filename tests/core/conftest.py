@@ -278,5 +278,5 @@ def events_in() -> Callable[[Path], dict[str, dict[str, list[tuple[int, float]]]
 @pytest.fixture(autouse=True)
 def _nobody_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server's sweeper and settings of memory would go on in the tests' own process."""
-    monkeypatch.setattr("fedmedseg.core.workflow.return_what_is_freed", lambda: True)
+    monkeypatch.setattr("fedmedseg.core.workflow.keep_to_few_arenas", lambda: True)
     monkeypatch.setattr("fedmedseg.core.workflow.sweep_from_now_on", lambda: None)

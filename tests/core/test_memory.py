@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -122,16 +123,16 @@ def test_flares_receiver_keeps_a_thread_for_a_reply_for_65_seconds_and_no_longer
     assert threading.active_count() == before
 
 
-def test_the_sweeper_collects_where_the_process_grew_and_not_for_what_stays() -> None:
-    """By hand, in units of what it takes: 10 -> 10.5 nothing; 11 collected down to 10.2; 11.1 nothing; 11.3 stays 11.3;
-    12 nothing; 9 is the new level, so that 10 collects again."""
+def test_the_sweeper_gives_back_where_the_process_grew_and_not_for_what_stays() -> None:
+    """By hand, in units of what it takes: 10 -> 10.5 nothing; 11 given back down to 10.2; 11.1 nothing; 11.3 stays 11.3;
+    12 nothing; 9 is the new level, so that 10 gives back again."""
     held = iter([10, 10.5, 11, 10.2, 11.1, 11.3, 11.3, 12, 9, 10, 9])
-    collected: list[int] = []
-    sweeper = memory.Sweeper(resident=lambda: int(next(held) * memory.GROWTH), collect=lambda: collected.append(1))
+    given: list[int] = []
+    sweeper = memory.Sweeper(resident=lambda: int(next(held) * memory.GROWTH), give_back=lambda: given.append(1))
     found = []
     for _ in range(7):
         sweeper.look()
-        found.append(len(collected))
+        found.append(len(given))
     assert found == [0, 1, 1, 2, 2, 2, 3]
 
 
@@ -148,24 +149,68 @@ def test_a_process_has_one_sweeper_at_most(monkeypatch: pytest.MonkeyPatch) -> N
 HOLES = """
 import sys
 import psutil
-from fedmedseg.core.memory import return_what_is_freed
+from fedmedseg.core.memory import give_back
 
-told = return_what_is_freed() if sys.argv[1] == "told" else True
-# glibc takes the largest block that was freed for a sign that such blocks come and go
-first = bytearray(8 * 2**20)
-del first
-pieces = [bytearray(2 * 2**20) for _ in range(64)]
+def kept():
+    return [bytearray(256 * 2**10) for _ in range(512)]
+
+pieces = kept()
 full = psutil.Process().memory_info().rss
 del pieces[::2]
-print(told, (full - psutil.Process().memory_info().rss) // 2**20)
+if sys.argv[1] == "given back":
+    give_back()
+print((full - psutil.Process().memory_info().rss) // 2**20)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
-@pytest.mark.parametrize(("way", "least", "most"), [("told", 60, 70), ("untold", 0, 10)])
+@pytest.mark.parametrize(("way", "least", "most"), [("given back", 55, 70), ("kept", 0, 10)])
 def test_what_is_freed_between_what_stays_goes_back_to_the_system(way: str, least: int, most: int) -> None:
-    """32 of 64 pieces of 2 MiB are freed, every second one."""
-    done = subprocess.run([sys.executable, "-c", HOLES, way], capture_output=True, text=True, check=True)
-    told, returned = done.stdout.split()
+    """256 of 512 pieces of a quarter MiB are freed, every second one."""
+    setting = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    call = [sys.executable, "-c", HOLES, way]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=os.environ | setting)
+    assert least <= int(done.stdout) <= most
+
+
+ARENAS = """
+import sys, threading
+from fedmedseg.core import memory
+
+told = memory.keep_to_few_arenas() if sys.argv[1] == "told" else True
+all_there, end = threading.Barrier(25), threading.Event()
+def work():
+    held = [bytes(1000 + number) for number in range(100)]
+    all_there.wait()
+    end.wait()
+threads = [threading.Thread(target=work) for _ in range(24)]
+for one in threads:
+    one.start()
+all_there.wait()
+import ctypes, os
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+read, write = os.pipe()
+stream = ctypes.c_void_p(libc.fdopen(write, b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+end.set()
+print(told, os.read(read, 2**20).count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+@pytest.mark.parametrize(("way", "few"), [("told", True), ("untold", False)])
+def test_many_threads_share_few_arenas(way: str, few: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", ARENAS, way], capture_output=True, text=True, check=True)
+    told, arenas = done.stdout.split()
     assert told == "True"
-    assert least <= int(returned) <= most
+    assert (int(arenas) <= memory.ARENAS) is few
+
+
+def test_giving_back_frees_circles_and_needs_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = lives(Circle)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.give_back()
+    assert left() is None
+    assert not memory.keep_to_few_arenas()

@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import psutil
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-"""glibc's numbers of two of its settings (``mallopt(3)``)."""
-RETURNED_FROM, ARENAS = 512 * 1024, 4
+M_ARENA_MAX = -8
+"""glibc's number of that setting (``mallopt(3)``)."""
+ARENAS = 4
 GROWTH = 64 * 2**20
 """Bytes."""
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -37,16 +37,26 @@ def set_lasting_objects_aside() -> None:
     gc.freeze()
 
 
-def return_what_is_freed() -> bool:
-    """Have glibc give the pieces of large tensors back to the system as they are freed; whether it could be told.
+def keep_to_few_arenas() -> bool:
+    """Have glibc serve all threads from ``ARENAS`` arenas; whether it could be told.
 
-    By itself it keeps them for later, and once for each of its arenas, of which it makes eight for every core: a server
-    that sends to many sites at once would hold about as many models. Another C library is left as it is.
+    By itself it makes eight for every core, each of which keeps what was freed in it. Another C library is left as it is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        mallopt(what, value) == 1 for what, value in ((M_MMAP_THRESHOLD, RETURNED_FROM), (M_ARENA_MAX, ARENAS))
-    )
+    return mallopt is not None and mallopt(M_ARENA_MAX, ARENAS) == 1
+
+
+def give_back() -> None:
+    """Free what nothing refers to, and have glibc give all that is free to the system, between what stays, too.
+
+    Now and then that is cheaper than giving every large piece back as it is freed (glibc's ``M_MMAP_THRESHOLD``), which
+    has the system hand out and clear the same pages again for each piece that passes through: a round of 264 MB took a
+    quarter longer so, and the server held more (``benchmarks/scale.py``).
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def free_messages() -> None:
@@ -55,28 +65,28 @@ def free_messages() -> None:
 
 
 class Sweeper:
-    """Runs the collector whenever this process has grown by ``GROWTH``; cheap once lasting objects are set aside.
+    """Gives memory back whenever this process has grown by ``GROWTH``; cheap once lasting objects are set aside.
 
     What grew for good is the level that the next growth counts from, so that a model which is read in costs one run.
 
     Args:
         resident: bytes that this process holds.
-        collect: frees what nothing refers to.
+        give_back: frees what nothing refers to.
     """
 
     def __init__(
         self,
         resident: Callable[[], int] = lambda: psutil.Process().memory_info().rss,
-        collect: Callable[[], object] = gc.collect,
+        give_back: Callable[[], object] = give_back,
     ) -> None:
-        self._resident, self._collect = resident, collect
+        self._resident, self._give_back = resident, give_back
         self._level = resident()
 
     def look(self) -> None:
-        """Collect if there is reason to."""
+        """Give memory back if there is reason to."""
         held = self._resident()
         if held - self._level >= GROWTH:
-            self._collect()
+            self._give_back()
             self._level = self._resident()
         else:
             self._level = min(self._level, held)

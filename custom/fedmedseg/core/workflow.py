@@ -34,7 +34,7 @@ from fedmedseg.core.errors import ConfigurationError, Reason, choose
 from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
-from fedmedseg.core.memory import return_what_is_freed, set_lasting_objects_aside, sweep_from_now_on
+from fedmedseg.core.memory import keep_to_few_arenas, set_lasting_objects_aside, sweep_from_now_on
 from fedmedseg.core.pace import request_interval
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
@@ -135,7 +135,7 @@ class QuorumScatterAndGather(ScatterAndGather):
         super().start_controller(fl_ctx)
         set_lasting_objects_aside()
         if not place_of(fl_ctx).simulated:
-            return_what_is_freed()
+            keep_to_few_arenas()
             sweep_from_now_on()
         record = self._engine.get_component(self.record_id)
         if not (
