@@ -7,8 +7,9 @@
 The federation is that of benchmarks/round_overhead.py: signed kits, mutual TLS, loopback; sites return what they were
 sent. py-spy looks into each process a hundred times a second for --seconds of the rounds, once all of them have begun,
 and writes down which functions are on a processor. A sample counts for the innermost function that belongs to one of
-`KINDS`, and the `FUNCTIONS` that took most are named. Seconds are processor time of a round; what the wall time of a round has beyond them is waiting: for another
-process, the disk, or the next question. Prints a table and writes benchmarks/results/round_profile.json, size by size.
+`KINDS`, and the `FUNCTIONS` that took most are named. Seconds are processor time of a round; what the wall time of a
+round has beyond them is waiting: for another process, the disk, or the next question. Prints a table and writes
+benchmarks/results/round_profile.json, size by size.
 """
 
 from __future__ import annotations
@@ -205,7 +206,9 @@ def main(words: Sequence[str] | None = None, *, measured: Callable[..., dict[str
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=100, help="of the run, which must outlast --seconds")
     parser.add_argument("--seconds", type=float, default=15.0, help="to look for")
-    parser.add_argument("--after", type=float, default=BEGUN_SECONDS, help="seconds of a site's job, its first tasks over")
+    parser.add_argument(
+        "--after", type=float, default=BEGUN_SECONDS, help="seconds, of a site's job, for its first tasks"
+    )
     parser.add_argument("--py-spy", default=shutil.which("py-spy"), help="the program; unset: as it is found")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args(words)

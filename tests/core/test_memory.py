@@ -124,7 +124,7 @@ def test_flares_receiver_keeps_a_thread_for_a_reply_for_65_seconds_and_no_longer
 
 
 def test_the_sweeper_gives_back_where_the_process_grew_and_not_for_what_stays() -> None:
-    """By hand, in units of what it takes: 10 -> 10.5 nothing; 11 given back down to 10.2; 11.1 nothing; 11.3 stays 11.3;
+    """By hand, in units of what it takes: 10 -> 10.5 nothing; 11 given back to 10.2; 11.1 nothing; 11.3 stays 11.3;
     12 nothing; 9 is the new level, so that 10 gives back again."""
     held = iter([10, 10.5, 11, 10.2, 11.1, 11.3, 11.3, 12, 9, 10, 9])
     given: list[int] = []

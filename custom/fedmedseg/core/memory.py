@@ -40,7 +40,7 @@ def set_lasting_objects_aside() -> None:
 def keep_to_few_arenas() -> bool:
     """Have glibc serve all threads from ``ARENAS`` arenas; whether it could be told.
 
-    By itself it makes eight for every core, each of which keeps what was freed in it. Another C library is left as it is.
+    By itself it makes eight for every core, each of which keeps what was freed in it. Another C library is left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(M_ARENA_MAX, ARENAS) == 1
