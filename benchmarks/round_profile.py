@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -168,8 +168,8 @@ def summary(seen: Look, walls: Sequence[float]) -> dict[str, Any]:
     wall = statistics.median(walls)
     rounds = seen.seconds / wall
     found: dict[str, Any] = {"wall_s": round(wall, 3), "processor_s": {}, "kinds_s": {}, "functions_s": {}}
-    kinds: Counter[tuple[str, str]] = Counter()
-    functions: Counter[str] = Counter()
+    kinds: dict[tuple[str, str], float] = defaultdict(float)
+    functions: dict[str, float] = defaultdict(float)
     for name, spent in sorted(seen.processor.items()):
         found["processor_s"][name] = round(spent / rounds, 4)
         samples = seen.samples.get(name, Counter())
@@ -179,7 +179,8 @@ def summary(seen: Look, walls: Sequence[float]) -> dict[str, Any]:
             functions[f"{name}: {function}"] += share
     for (kind, name), share in kinds.items():
         found["kinds_s"].setdefault(kind, {})[name] = round(share, 4)
-    found["functions_s"] = {name: round(share, 4) for name, share in functions.most_common(FUNCTIONS)}
+    longest = sorted(functions, key=lambda name: -functions[name])[:FUNCTIONS]
+    found["functions_s"] = {name: round(functions[name], 4) for name in longest}
     return found
 
 
