@@ -50,8 +50,8 @@ def give_back() -> None:
     """Free what nothing refers to, and have glibc give all that is free to the system, between what stays, too.
 
     Now and then that is cheaper than giving every large piece back as it is freed (glibc's ``M_MMAP_THRESHOLD``), which
-    has the system hand out and clear the same pages again for each piece that passes through: rounds of 264 MB took longer
-    so, and the server held more for each site (docs/growth.md).
+    has the system hand out and clear the same pages again for each piece that passes through: rounds of 264 MB took
+    longer so, and the server held more for each site (docs/growth.md).
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
