@@ -31,7 +31,7 @@ from typing import Any, Literal
 import torch
 from goals import BENCHMARKS, MISSING, Benchmark, Figure, Missing
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.records import installed_versions
 
 HERE = Path(__file__).parent

@@ -47,7 +47,7 @@ from fedmedseg.cardiac_ct.evaluation import score_cases, to_plain
 from fedmedseg.cardiac_ct.foundation import load_foundation
 from fedmedseg.cardiac_ct.models import Networks
 from fedmedseg.cardiac_ct.plan import STUDENT, TEACHER
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import CONFIG, find_job, find_preset, read_settings, write_job

@@ -52,7 +52,7 @@ from worth import (
 )
 
 from fedmedseg.comparison.patients import bench_of
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, write_job
 from fedmedseg.core.records import installed_versions

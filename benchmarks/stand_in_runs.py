@@ -52,12 +52,16 @@ class Run:
         seconds: of the whole job, start and end included.
         megabytes: what one site is sent in a round.
         server_megabytes: largest resident memory of the process that holds the server's job.
+        began: when it was asked for, seconds since 1970.
+        log: what the process that holds the server's job wrote.
     """
 
     walls: list[float]
     seconds: float
     megabytes: float
     server_megabytes: float
+    began: float
+    log: str
 
 
 def written_job(folder: Path, *, rounds: int, width: int, stock: bool = False) -> Path:
@@ -101,34 +105,35 @@ def in_simulator(*, sites: int, threads: int, rounds: int, width: int, work: int
                 "OMP_NUM_THREADS": "1",
             },
         )
-        began = time.monotonic()
+        began = time.time()
         with largest_memory(_is_simulator) as memory:
             record = simulation.run(call, lambda event: None)
+            seconds = time.time() - began
         if record is None or record["outcome"] != "finished":
             raise SystemExit(f"the simulator did not finish:\n{call.log.read_text(errors='replace')[-2000:]}")
-        return _run(record, time.monotonic() - began, memory())
+        return _run(record, began=began, seconds=seconds, memory=memory(), folder=workspace / "server")
 
 
 def deployed(*, sites: int, rounds: int, width: int, work: int = 0, repeats: int = 1) -> Iterator[Run]:
     """Runs of one job in a federation of signed kits, processes and mutual TLS on this machine."""
     from hospitals import Hospitals
 
-    with tempfile.TemporaryDirectory() as folder:
+    with simulation.terminate_as_exit(), tempfile.TemporaryDirectory() as folder:
         hospitals = Hospitals(Path(folder), sites=named(sites), faults=_faults(work))
         with hospitals:
             hospitals.up()
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as made, largest_memory(_is_server_job) as memory:
                     job = written_job(Path(made), rounds=rounds, width=width)
-                    began = time.monotonic()
+                    began = time.time()
                     with admin.session(hospitals.admin) as session:
                         job_id = admin.submit(session, job)
                         meta = admin.wait(session, job_id, timeout=3600.0)
-                        seconds = time.monotonic() - began
+                        seconds = time.time() - began
                         ended = hospitals.fetch(session, job_id, meta)
                     if ended.record["outcome"] != "finished":
                         raise SystemExit(f"the job did not finish: {ended.record['reason']}")
-                    yield _run(ended.record, seconds, memory())
+                    yield _run(ended.record, began=began, seconds=seconds, memory=memory(), folder=ended.folder)
 
 
 def plain(*, sites: int, rounds: int, work: int) -> float:
@@ -250,10 +255,17 @@ def _faults(work: int) -> list[dict[str, Any]]:
     return [{"site": None, "round": None, "kind": f"work {work}"}] if work else []
 
 
-def _run(record: Mapping[str, Any], seconds: float, megabytes: float) -> Run:
+def _run(record: Mapping[str, Any], *, began: float, seconds: float, memory: float, folder: Path) -> Run:
+    """What a run showed; ``folder`` is the server's of this job, which holds its log."""
     rounds = [one for one in record["rounds"] if one["stage"] == "pretraining"]
-    sent = next(iter(rounds[0]["sites"].values()))["bytes_down"]
-    return Run([one["wall_seconds"] for one in rounds[1:]], seconds, sent / 1e6, megabytes)
+    return Run(
+        walls=[one["wall_seconds"] for one in rounds[1:]],
+        seconds=seconds,
+        megabytes=next(iter(rounds[0]["sites"].values()))["bytes_down"] / 1e6,
+        server_megabytes=memory,
+        began=began,
+        log=(folder / "log.txt").read_text(errors="replace"),
+    )
 
 
 def _line(process: subprocess.Popen[str]) -> str:

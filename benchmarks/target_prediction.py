@@ -33,7 +33,8 @@ from typing import Any
 
 from worth import mean_of
 
-from fedmedseg.core.checkpoint import content_sha256, write_atomic
+from fedmedseg.core.atomic import write_atomic
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, merged, read_settings, write_job
 from fedmedseg.core.records import installed_versions

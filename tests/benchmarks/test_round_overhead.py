@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,13 +52,39 @@ def test_what_is_printed_names_void_figures_and_goals() -> None:
     assert lines({}) == []
 
 
-def test_the_first_round_of_a_run_is_dropped() -> None:
+def test_the_first_round_of_a_run_is_dropped(tmp_path: Path) -> None:
     rounds = [
         {"stage": "pretraining", "wall_seconds": wall, "sites": {"site-1": {"bytes_down": 2_000_000}}}
         for wall in (9.0, 0.5, 0.4)
     ]
-    run = stand_in_runs._run({"rounds": [*rounds, {"stage": "evaluation", "wall_seconds": 7.0}]}, 12.0, 300.0)
-    assert run == stand_in_runs.Run([0.5, 0.4], 12.0, 2.0, 300.0)
+    record = {"rounds": [*rounds, {"stage": "evaluation", "wall_seconds": 7.0}]}
+    (tmp_path / "log.txt").write_text("said")
+    run = stand_in_runs._run(record, began=1e9, seconds=12.0, memory=300.0, folder=tmp_path)
+    assert run == stand_in_runs.Run([0.5, 0.4], 12.0, 2.0, 300.0, 1e9, "said")
+
+
+def test_a_benchmark_that_is_told_to_end_leaves_no_federation(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hospitals
+
+    seen: list[str] = []
+
+    class Federation:
+        def __init__(self, folder: Path, **how: object) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            seen.append("stopped")
+
+        def up(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+
+    monkeypatch.setattr(hospitals, "Hospitals", Federation)
+    with pytest.raises(SystemExit) as ended:
+        list(stand_in_runs.deployed(sites=1, rounds=1, width=12))
+    assert (ended.value.code, seen) == (128 + signal.SIGTERM, ["stopped"])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_part_that_did_not_run_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,6 @@ import errno
 import hashlib
 import os
 import resource
-import stat
-import subprocess
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.atomic import previous
 from fedmedseg.core.checkpoint import CheckpointError, content_crc32, content_sha256
 
 OLD, NEW = {"step": 1, "w": torch.tensor([1.0, 2.0])}, {"step": 2, "w": torch.tensor([3.0, 4.0])}
@@ -137,7 +136,7 @@ def test_nothing_saved_is_nothing_and_not_an_error(file: Path) -> None:
 
 def test_one_generation_is_kept(two_generations: Path) -> None:
     assert same(NEW, checkpoint.load(two_generations))
-    assert same(OLD, checkpoint.load(checkpoint.previous(two_generations)))
+    assert same(OLD, checkpoint.load(previous(two_generations)))
     assert sorted(path.name for path in two_generations.parent.iterdir()) == [
         "teacher.safetensors",
         "teacher.safetensors.previous",
@@ -195,7 +194,7 @@ def test_no_flipped_bit_is_ever_loaded(two_generations: Path) -> None:
 
 def test_two_damaged_generations_are_an_error_that_says_what_to_do(two_generations: Path) -> None:
     """Fault row 26."""
-    for path in (two_generations, checkpoint.previous(two_generations)):
+    for path in (two_generations, previous(two_generations)):
         path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match=r"2 damaged generation.*remove the file") as caught:
         checkpoint.load(two_generations)
@@ -281,77 +280,6 @@ def test_a_file_of_an_earlier_version_is_named_as_one(file: Path) -> None:
     for read in (checkpoint.load, checkpoint.load_file):
         with pytest.raises(CheckpointError, match="an earlier version"):
             read(file)
-
-
-def test_what_a_killed_process_left_half_written_goes_with_the_next_write(two_generations: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, of_others = (
-        two_generations.with_name(f".{two_generations.name}.{one}.tmp") for one in (ended.pid, os.getppid())
-    )
-    for one in (left, of_others):
-        one.write_bytes(b"half")
-    checkpoint.save(two_generations, {"step": 3})
-    assert not left.exists()
-    assert of_others.exists(), "its process lives and may be writing"
-
-
-def folders_flushed(monkeypatch: pytest.MonkeyPatch, answer: int = 0) -> list[str]:
-    """The folders whose names are flushed from now on, and what lies in them then; each flush ends with ``answer``."""
-    seen: list[str] = []
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            real(descriptor)
-            return
-        seen.extend(sorted(os.listdir(descriptor)))
-        if answer:
-            raise OSError(answer, os.strerror(answer))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return seen
-
-
-def test_the_name_is_on_the_disk_before_the_call_returns(
-    two_generations: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A power failure after the rename may otherwise bring the generation before back."""
-    flushed = folders_flushed(monkeypatch)
-    checkpoint.save(two_generations, {"step": 3})
-    assert flushed == ["teacher.safetensors", "teacher.safetensors.previous"], "after the rename, not before"
-
-
-@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
-def test_a_file_system_that_cannot_flush_a_folder_still_keeps_checkpoints(
-    file: Path, monkeypatch: pytest.MonkeyPatch, answer: int
-) -> None:
-    flushed = folders_flushed(monkeypatch, answer)
-    checkpoint.save(file, NEW)
-    assert flushed == ["teacher.safetensors"]
-    assert same(NEW, checkpoint.load(file))
-
-
-def test_a_disk_that_breaks_while_names_are_flushed_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders_flushed(monkeypatch, errno.EIO)
-    with pytest.raises(OSError, match="Input/output") as caught:
-        checkpoint.save(file, NEW)
-    assert caught.value.errno == errno.EIO
-    assert [one.name for one in file.parent.iterdir()] == ["teacher.safetensors"], "no litter"
-
-
-def test_a_folder_that_may_be_written_and_not_listed_is_no_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.open
-
-    def closed(path: Any, flags: int, *more: Any, **options: Any) -> int:
-        if flags & os.O_DIRECTORY:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path, flags, *more, **options)
-
-    monkeypatch.setattr(os, "open", closed)
-    checkpoint.save(file, NEW)
-    monkeypatch.undo()
-    assert same(NEW, checkpoint.load(file))
 
 
 @pytest.mark.parametrize("digest_of", [content_sha256, content_crc32])

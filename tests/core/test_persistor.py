@@ -17,6 +17,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from safetensors import SafetensorError
 
 from fedmedseg.core import checkpoint, persistor, state
+from fedmedseg.core.atomic import previous
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import parse_experiment
 from fedmedseg.core.encoder_file import ENCODER_FILE, save_encoder
@@ -219,7 +220,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_round_before(
     resumed, tensors = opened(resume=True)
     assert content_sha256(tensors) == content_sha256(before)
     assert resumed.rounds_done == {"training": 1}
-    for generation in (file, checkpoint.previous(file)):
+    for generation in (file, previous(file)):
         generation.write_bytes(b"")
     with pytest.raises(CheckpointError, match="remove the file"):
         opened(resume=True)

@@ -27,6 +27,7 @@ from overhearing import MESSAGES
 
 from fedmedseg.core import simulation
 from fedmedseg.core.allowed_classes import simulator_resources
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.jobs import read_settings, write_job
 from fedmedseg.reporting.site_page import FILE as SITE_PAGE
 
@@ -172,7 +173,7 @@ def test_in_the_simulator_no_marker_leaves_the_data(tmp_path: Path) -> None:
     assert list(server.rglob("events.out.tfevents*"))
     (messages,) = server.rglob(MESSAGES)
     assert messages.read_text().count("dice/") > 0, "the messages were heard"
-    homes = workspace.with_name(workspace.name + simulation.HOME_SUFFIX)
+    homes = homes_beside(workspace)
     assert marked(server, call.log.parent, homes / "server") == []
     assert pages(homes) == len(SITES)
     assert marked(*(workspace / site for site in SITES), logs_only=True) == []

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedmedseg.core import checkpoint
-from fedmedseg.core.checkpoint import file_sha256
+from fedmedseg.core.atomic import file_sha256
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.networks.weight_files import read_tensors
 

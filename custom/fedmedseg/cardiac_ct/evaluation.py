@@ -14,7 +14,7 @@ import torch
 
 from fedmedseg.cardiac_ct.answers import found_in
 from fedmedseg.cardiac_ct.lessons import inputs_of
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.training import Aborted
 from fedmedseg.data.datalist import case_key

@@ -13,7 +13,8 @@ from typing import Any
 from fedmedseg.cardiac_ct.foundation import Foundation, save_foundation
 from fedmedseg.cardiac_ct.learner import KnowledgeDistillationLearner
 from fedmedseg.cardiac_ct.plan import TRANSFER, initial_shared
-from fedmedseg.core.checkpoint import content_sha256, write_atomic
+from fedmedseg.core.atomic import write_atomic
+from fedmedseg.core.checkpoint import content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.learner import Task

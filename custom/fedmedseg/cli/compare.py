@@ -153,7 +153,7 @@ def _write(comparison: Comparison, out: Path, data_sha256: str | None) -> None:
     from fedmedseg.comparison.cells import cells_of, read_results, wanted
     from fedmedseg.comparison.figures import figure_files
     from fedmedseg.comparison.tables import csv_text, grouped, markdown_text
-    from fedmedseg.core.checkpoint import write_atomic
+    from fedmedseg.core.atomic import write_atomic
 
     results = read_results(cells_of(comparison, out, data_sha256=data_sha256), data_sha256)
     groups = grouped(comparison, results)

@@ -47,7 +47,7 @@ def import_encoder(
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is at --out.")] = False,
 ) -> None:
     """Write the tensors that fit a study's encoder, and say which did and which did not."""
-    from fedmedseg.core.checkpoint import file_sha256
+    from fedmedseg.core.atomic import file_sha256
     from fedmedseg.core.encoder_file import save_encoder
 
     with friendly_errors():

@@ -282,7 +282,7 @@ def _figure(value: float, digits: int = 3) -> str:
 
 
 def _write(out: Path, scores: dict[str, list[CaseScore]], pairs: dict[str, Paired], study: Experiment) -> None:
-    from fedmedseg.core.checkpoint import write_atomic
+    from fedmedseg.core.atomic import write_atomic
     from fedmedseg.core.records import installed_versions
 
     content: dict[str, Any] = {

@@ -66,10 +66,11 @@ def simulate(
         at_once = _threads(threads, len(names))
         check_quorum(experiment, len(names))
         # torch is imported only once there is something to run
-        from fedmedseg.core.state import HOME_SUFFIX, SERVER, earlier_run, require_earlier
+        from fedmedseg.core.homes import SERVER, homes_beside
+        from fedmedseg.core.state import earlier_run, require_earlier
 
         workspace = workspace.resolve()
-        state = workspace.with_name(workspace.name + HOME_SUFFIX) / SERVER / "state"
+        state = homes_beside(workspace) / SERVER / "state"
         key = {"study": experiment.study, "experiment": experiment.digest, "site": SERVER}
         if resume:
             # FLARE empties the workspace at its start: a run that cannot be continued must not cost the one before
@@ -103,10 +104,10 @@ def _run(
     console.print(f"{experiment.study}: preparing {workspace}", highlight=False, soft_wrap=True)
     # FLARE is imported only once there is something to run
     from fedmedseg.core import kept_results, simulation
-    from fedmedseg.core.state import HOME_SUFFIX
+    from fedmedseg.core.homes import homes_beside
     from fedmedseg.reporting.summary import plain_text_summary
 
-    home = workspace.with_name(workspace.name + HOME_SUFFIX)
+    home = homes_beside(workspace)
     tracks = study.mlflow is not None or wants_mlflow(folder)
     if tracks:
         require_mlflow(option="--mlflow" if study.mlflow is not None else f"{folder.name}: config_fed_server.json")

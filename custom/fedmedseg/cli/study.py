@@ -233,7 +233,8 @@ def fitting_encoder(file: Path, experiment: Experiment) -> Encoder:
     Raises:
         ConfigurationError: the file cannot be read, or does not fit.
     """
-    from fedmedseg.core.checkpoint import content_sha256, file_sha256
+    from fedmedseg.core.atomic import file_sha256
+    from fedmedseg.core.checkpoint import content_sha256
     from fedmedseg.core.encoder_file import is_encoder
     from fedmedseg.networks.pretrained import encoder_of, match, require
     from fedmedseg.networks.weight_files import read_tensors

@@ -13,7 +13,7 @@ from typing import Any
 from fedmedseg.comparison.labels import Level
 from fedmedseg.comparison.methods import model_of
 from fedmedseg.comparison.study import Comparison
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment, parse_experiment, system_module
 from fedmedseg.core.errors import ConfigurationError, DataError
 from fedmedseg.core.turns import asked

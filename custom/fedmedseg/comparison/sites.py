@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedmedseg.comparison.study import Comparison
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.core.jobs import merged

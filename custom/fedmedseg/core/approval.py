@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason, nearest
 from fedmedseg.core.schema import Strict, parse
 from fedmedseg.core.training import Aborted

@@ -36,7 +36,7 @@ from fedmedseg.core.audit import Outcome, Trail
 from fedmedseg.core.audit_flare import note_exit, note_start, trail_here
 from fedmedseg.core.audit_log import listen
 from fedmedseg.core.audit_refusals import Refusals
-from fedmedseg.core.state import SERVER
+from fedmedseg.core.homes import SERVER
 
 Authenticate = Callable[[Any, FLContext], Any]
 LOOKS = frozenset(

@@ -7,8 +7,6 @@ a CRC-32 of the whole content, which is what a torn or decayed file shows by. No
 
 from __future__ import annotations
 
-import errno
-import glob
 import hashlib
 import json
 import logging
@@ -16,39 +14,24 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fedmedseg.core.atomic import previous, replaced
 from fedmedseg.core.errors import FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
 _TENSOR = "$tensor"
 HEADER_LENGTH_BYTES = 8
 """Of a safetensors file: the length of the JSON header that follows."""
-_CANNOT_FLUSH = frozenset(
-    {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
-)
-"""How a file system answers that cannot flush a folder."""
 
 
 class CheckpointError(FedMedSegError):
     """No readable generation of a checkpoint is left."""
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def content_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -83,7 +66,7 @@ def save(path: Path, tree: Any) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_flatten(tree, "", tensors, set()), sort_keys=True)
-    with _replaced(path, keep_previous=True) as temporary:
+    with replaced(path, keep_previous=True) as temporary:
         # its mode is what this process gives its files; safetensors would keep everybody else from it
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -154,68 +137,10 @@ def load_file(path: Path) -> Any:
         ) from None
 
 
-def previous(path: Path) -> Path:
-    """Where the generation before the newest lies."""
-    return path.with_name(path.name + ".previous")
-
-
-def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
-    """Write through a temporary file in the same folder; the content is on the disk before it takes the name, the name
-    before this returns.
-    """
-    with _replaced(path, keep_previous=keep_previous) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _replaced(path: Path, *, keep_previous: bool) -> Iterator[Path]:
-    """A temporary file in the folder of ``path`` to write to, which takes its name afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
-        _flush_names(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_left(path: Path) -> None:
-    """Temporary files of processes that were killed while they wrote ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = left.name.removesuffix(".tmp").rpartition(".")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            left.unlink(missing_ok=True)
-
-
 def _of_disk(error: SafetensorError) -> Exception:
     """What the system said where it was the system that refused, as the error that Python has for it."""
     found = re.search(r"os error (\d+)", str(error))
     return error if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
-
-
-def _flush_names(folder: Path) -> None:
-    """Wait until a folder's names are on the disk: else a power failure may undo a rename that was already told of.
-
-    Some file systems (network shares, mounted folders of another system) cannot; there it is left to them.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        # a folder that may be written and not listed
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_FLUSH:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> Any:

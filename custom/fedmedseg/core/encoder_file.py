@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.atomic import previous
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError
@@ -34,7 +35,7 @@ def save_encoder(path: Path, tensors: Mapping[str, torch.Tensor], *, source_sha2
     tree = {"format": 1, "kind": KIND, "source_sha256": source_sha256, "tensors": dict(tensors)}
     checkpoint.save(path, tree)
     # a job folder carries one encoder, not the one before it
-    checkpoint.previous(path).unlink(missing_ok=True)
+    previous(path).unlink(missing_ok=True)
     return content_sha256(tensors)
 
 

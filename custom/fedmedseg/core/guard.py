@@ -25,7 +25,7 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from fedmedseg.core.audit import Outcome
 from fedmedseg.core.audit_flare import trail_here
-from fedmedseg.core.state import SERVER
+from fedmedseg.core.homes import SERVER
 
 SITES_CHANGED = "fedmedseg.sites_changed"
 """Message of the server's parent process to a job's: look again who takes part."""

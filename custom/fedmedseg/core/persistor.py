@@ -19,11 +19,12 @@ from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from fedmedseg.core import checkpoint
 from fedmedseg.core.config import load_experiment, system_module
 from fedmedseg.core.encoder_file import with_encoder
+from fedmedseg.core.homes import SERVER
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.rounds import disk_problem
 from fedmedseg.core.sealing import split
 from fedmedseg.core.start_file import with_start
-from fedmedseg.core.state import SERVER, SiteState, earlier_run, hold_alone, require_earlier
+from fedmedseg.core.state import SiteState, earlier_run, hold_alone, require_earlier
 from fedmedseg.core.submission import own_root
 from fedmedseg.core.wire import Schema
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from fedmedseg.core.state import HOME_SUFFIX
+from fedmedseg.core.homes import homes_beside
 
 SIMULATED_SERVER = "SimulatorServerEngine"
 """FLARE's class, by name: importing it would load the whole server into every site."""
@@ -36,7 +36,7 @@ class Place:
     def home(self) -> Path:
         """What outlives a job: state, caches, models."""
         if self.simulated:
-            return self.workspace.with_name(self.workspace.name + HOME_SUFFIX) / self.name
+            return homes_beside(self.workspace) / self.name
         return self.workspace / "fedmedseg"
 
 

@@ -16,7 +16,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.widgets.widget import Widget
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import why
 from fedmedseg.core.kept_results import RECORD_FILE, keep_results

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import ConfigurationError, why
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.kept_results import RECORD_FILE
 from fedmedseg.core.kit import is_kit
 from fedmedseg.core.progress import PROGRESS_FILE, Follower
-from fedmedseg.core.state import HOME_SUFFIX
 
 JOB_ID = "simulate_job"
 KEPT = ("local", "startup")
@@ -73,7 +73,7 @@ def prepare_workspace(workspace: Path, resources: dict[str, Any]) -> None:
         )
     _require_own(workspace)
     try:
-        for folder in (workspace, workspace.with_name(workspace.name + HOME_SUFFIX)):
+        for folder in (workspace, homes_beside(workspace)):
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"
             probe.touch()
@@ -136,7 +136,7 @@ def claimed(workspace: Path, *, home: Path | None = None, option: str = "-w") ->
     Raises:
         ConfigurationError: another run holds it.
     """
-    home = home or workspace.with_name(workspace.name + HOME_SUFFIX)
+    home = home or homes_beside(workspace)
     with open(home / ".lock", "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.atomic import previous
 from fedmedseg.core.checkpoint import CheckpointError, content_sha256
 from fedmedseg.core.config import Experiment, system_module
 from fedmedseg.core.errors import ConfigurationError
@@ -48,7 +49,7 @@ def save_start(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """
     checkpoint.save(path, {"format": 1, "kind": KIND, "tensors": dict(tensors)})
     # a job folder carries one start, not the one before it
-    checkpoint.previous(path).unlink(missing_ok=True)
+    previous(path).unlink(missing_ok=True)
     return content_sha256(tensors)
 
 

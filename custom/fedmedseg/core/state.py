@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.atomic import previous, write_atomic
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 
 logger = logging.getLogger(__name__)
@@ -23,12 +24,6 @@ FORMAT = 1
 OWNER = "run.json"
 ORPHAN_SECONDS = 60.0
 """FLARE's orphaned job process was seen to live for about ten; a machine under load needs more."""
-HOME_SUFFIX = ".fedmedseg"
-"""The simulator's workspace ``W`` is emptied at every start; what must survive lies beside it in ``W.fedmedseg``."""
-
-
-SERVER = "server"
-"""The name under which the server keeps its own state."""
 
 
 class SiteState:
@@ -79,7 +74,7 @@ class SiteState:
         self._require_own()
         file = self._file(name)
         file.unlink(missing_ok=True)
-        checkpoint.previous(file).unlink(missing_ok=True)
+        previous(file).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -107,7 +102,7 @@ class SiteState:
             self.folder.rename(earlier)
             logger.info("state of an earlier run was set aside")
         owner = {"run": run, "since": int(time.time())}
-        checkpoint.write_atomic(self.folder / OWNER, json.dumps(owner).encode())
+        write_atomic(self.folder / OWNER, json.dumps(owner).encode())
 
 
 def earlier_run(root: Path, *, study: str, experiment: str, site: str) -> str | None:

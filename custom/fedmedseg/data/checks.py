@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmedseg.core.checkpoint import file_sha256
+from fedmedseg.core.atomic import file_sha256
 from fedmedseg.core.data_settings import DataSection
 from fedmedseg.data.cache import Cache
 from fedmedseg.data.datalist import Case

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import DataError, Reason
 from fedmedseg.core.seeding import generator
 from fedmedseg.data.datalist import SECTIONS, Case, read_datalist

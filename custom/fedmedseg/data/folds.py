@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
 from fedmedseg.core.schema import read_yaml
 from fedmedseg.core.seeding import generator

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import ConfigurationError, DataError, why
 from fedmedseg.data.checks import open_nifti
 

@@ -22,8 +22,8 @@ from fedmedseg.core.bounds import VOLUME_BUDGET_MB
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.data_settings import PhantomSection
 from fedmedseg.core.errors import ConfigurationError, Reason, nearest
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.schema import Strict, parse, read_yaml
-from fedmedseg.core.state import HOME_SUFFIX
 from fedmedseg.data.leaving import PrivacySection
 from fedmedseg.data.views import phantom_view, site_view
 
@@ -141,7 +141,7 @@ def open_site(experiment: Experiment, *, name: str, local: Path, workspace: Path
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError("site name", got=repr(name), expected="letters, digits, dot, dash, underscore")
-    home = workspace.with_name(workspace.name + HOME_SUFFIX) / name
+    home = homes_beside(workspace) / name
     own, shared = local / "sites" / f"{name}.yaml", local / SITE_FILE
     file = next((candidate for candidate in ((own, shared) if simulated else (shared,)) if candidate.is_file()), None)
     if file is not None:

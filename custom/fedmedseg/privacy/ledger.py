@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.errors import ConfigurationError, FedMedSegError, Reason
 from fedmedseg.core.schema import Strict, parse
 from fedmedseg.privacy.accounting import epsilon_of, loss_of

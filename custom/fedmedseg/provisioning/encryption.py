@@ -11,7 +11,7 @@ from nvflare.lighter.ctx import ProvisionContext
 from nvflare.lighter.entity import Project
 from nvflare.lighter.spec import Builder
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.ckks import SCHEME, make_contexts
 from fedmedseg.core.encryption_keys import KEY_FILE, SERVER_FILE, SITE_FILE, KeyEntry, key_of, load_cipher
 from fedmedseg.core.errors import ConfigurationError

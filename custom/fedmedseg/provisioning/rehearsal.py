@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fedmedseg.core import admin
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.ckks import tenseal
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.encryption_keys import KEY_FILE

@@ -96,6 +96,15 @@ TIMEOUTS = (
         "a site unheard of for this long counts as gone; sites report every 10 s",
     ),
     Timeout(
+        "check_engine_frequency",
+        "server",
+        3,
+        0.5,
+        0.5,
+        0.5,
+        "a job's process at the server looks this often whether its workflows have ended, and reports to its parent",
+    ),
+    Timeout(
         "admin_timeout",
         "server",
         10,

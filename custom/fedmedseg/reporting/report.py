@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.reporting import alarms
 from fedmedseg.reporting.against import reduced
 from fedmedseg.reporting.alarms import round_of, spans, stage_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.checkpoint import file_sha256
+from fedmedseg.core.atomic import file_sha256
 from fedmedseg.reporting.calcium import CalciumScore
 from fedmedseg.reporting.structure_volumes import StructureVolume
 from fedmedseg.segmentation.predicted_files import PIECES, Measured, Outputs

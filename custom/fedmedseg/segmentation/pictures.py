@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.learner import Task
 from fedmedseg.core.training import Aborted
 from fedmedseg.reporting.metrics import CaseScore

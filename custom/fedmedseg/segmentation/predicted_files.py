@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg import __version__
-from fedmedseg.core.checkpoint import file_sha256, write_atomic
+from fedmedseg.core.atomic import file_sha256, write_atomic
 from fedmedseg.core.errors import ConfigurationError, why
 from fedmedseg.data.checks import read_voxels
 from fedmedseg.data.geometry import axial, spacing_of

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.reporting.metrics import CaseScore, StructureScore, per_patient, summarise
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from fedmedseg.core import admin
-from fedmedseg.core.checkpoint import content_sha256, load, write_atomic
+from fedmedseg.core.atomic import write_atomic
+from fedmedseg.core.checkpoint import content_sha256, load
 from fedmedseg.provisioning.loopback import (
     LoopbackFederation,
     bundle_project,

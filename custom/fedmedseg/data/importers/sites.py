@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from fedmedseg.core.checkpoint import write_atomic
+from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.data_settings import ROLE_PATTERN, ROLE_WORDS
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.data.importers.assignment import SECTIONS, SITE_NAME, check_site_name, sections_of
