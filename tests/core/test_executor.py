@@ -196,19 +196,6 @@ def after_filters(executor: ToyExecutor, reply: Shareable, context: Callable[...
     executor.handle_event(EventType.AFTER_TASK_RESULT_FILTER, fl_ctx)
 
 
-def test_metrics_go_to_tensorboard_by_stage_and_round(
-    do: Callable[..., Any], context: Callable[..., FLContext]
-) -> None:
-    reply, executor = do(number=1)
-    executor.fire_fed_event.assert_not_called()
-    after_filters(executor, reply, context)
-    after_filters(executor, reply, context)
-    (call,) = executor.fire_fed_event.call_args_list
-    assert call.kwargs["event_type"] == "fed.analytix_log_stats"
-    content = from_shareable(call.kwargs["event_data"]).data
-    assert (content["track_key"], content["track_value"], content["global_step"]) == ("training/loss", 0.5, 1)
-
-
 @pytest.fixture
 def thinly(experiment_file: Path, settings: dict[str, Any]) -> None:
     """The toy study with differences that travel as int8."""
@@ -313,13 +300,9 @@ def test_a_blocked_reply_is_not_encoded(
     assert dict(blocked) == before
 
 
-def test_tensorboard_hears_what_the_filters_left_and_nothing_of_a_blocked_reply(
-    do: Callable[..., Any], context: Callable[..., FLContext]
-) -> None:
+def test_no_figure_is_sent_beside_the_reply(do: Callable[..., Any], context: Callable[..., FLContext]) -> None:
+    """The server tells TensorBoard what came with the reply (``core.server_events``)."""
     reply, executor = do()
-    after_filters(executor, make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR), context)
-    executor.fire_fed_event.assert_not_called()
-    reply["DXO"]["meta"][Meta.METRICS] = {}
     after_filters(executor, reply, context)
     executor.fire_fed_event.assert_not_called()
 
@@ -342,12 +325,18 @@ def test_a_task_that_fails_writes_no_event(do: Callable[..., Any], context: Call
 
 
 def test_a_reply_of_another_executor_is_left_to_that_one(
-    do: Callable[..., Any], context: Callable[..., FLContext]
+    thinly: None, do: Callable[..., Any], context: Callable[..., FLContext]
 ) -> None:
     _, executor = do()
-    reply, _ = do(headers={Header.NONCE: "e5f6"})
+    reply, its_own = do(headers={Header.NONCE: "e5f6"})
+
+    def types() -> set[torch.dtype]:
+        return {tensor.dtype for tensor in from_shareable(reply).data.values()}
+
     after_filters(executor, reply, context)
-    executor.fire_fed_event.assert_not_called()
+    assert types() == {torch.float32}
+    after_filters(its_own, reply, context)
+    assert torch.int8 in types()
 
 
 def test_a_site_without_privacy_filters_takes_no_part(

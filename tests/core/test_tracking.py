@@ -23,10 +23,10 @@ from nvflare.app_common.widgets.streaming import create_analytic_dxo
 from fedmedseg.core import tracking
 from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, OPTIONAL_AT_SERVER, simulator_resources, without_optional
 from fedmedseg.core.errors import ConfigurationError
-from fedmedseg.core.executor import ANALYTICS_EVENT
 from fedmedseg.core.jobs import CONFIG, find_job
 from fedmedseg.core.own_events import tag_of
 from fedmedseg.core.tracking import (
+    ANALYTICS_EVENT,
     MLFLOW_RECEIVER,
     add_mlflow,
     check_uri,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -19,7 +18,6 @@ from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
-from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.private.privacy_manager import Scope
 
 from fedmedseg.core import checkpoint, large_tensors
@@ -35,7 +33,7 @@ from fedmedseg.core.exchange import split as split_features
 from fedmedseg.core.first_task import require_fit
 from fedmedseg.core.learner import Learner, Task
 from fedmedseg.core.memory import TaskCollector
-from fedmedseg.core.own_events import OwnEvents, tag_of
+from fedmedseg.core.own_events import OwnEvents
 from fedmedseg.core.place import Place, place_of
 from fedmedseg.core.progress import PROGRESS_FILE, Progress
 from fedmedseg.core.replies import encode, thin
@@ -46,14 +44,13 @@ from fedmedseg.core.submission import own_root, submission
 from fedmedseg.core.training import Aborted
 from fedmedseg.core.transport import Codec, codec_of, down_codec_of
 from fedmedseg.core.versions import differences, own_versions
-from fedmedseg.core.wire import DECLINING, LASTING, Either, Header, Meta, Part, Schema, StageContract
+from fedmedseg.core.wire import DECLINING, LASTING, Either, Header, Part, Schema, StageContract
 from fedmedseg.core.wishes import Wish, make_wish
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_FILE = "experiment.yaml"
 CLIENT_FILE = "config_fed_client.json"
-ANALYTICS_EVENT = "fed.analytix_log_stats"
 AUDITED = frozenset(
     {*LASTING, Reason.CONFIGURATION, Reason.ENCRYPTION, Reason.PREFLIGHT, Reason.PRIVACY, Reason.SCHEMA}
 )
@@ -71,8 +68,8 @@ class TrainingExecutor(Executor):
         super().__init__()
         large_tensors.register()
         self._ready: _Ready | None = None
-        self._unreported: str | None = None
-        self._leaving: tuple[Codec, SiteState] | None = None
+        self._leaving: tuple[str, Codec, SiteState] | None = None
+        """Of the last reply, where it is to be encoded: its nonce, how, and where the site keeps what is left."""
         self._collector = TaskCollector()
 
     @abstractmethod
@@ -164,26 +161,24 @@ class TrainingExecutor(Executor):
         )
         # only now are they known to be numbers that the study declares
         ready.events.write(reply.metrics, stage=task_name, step=task.round)
-        self._unreported = answer.get_header(Header.NONCE)
         codec = codec_of(ready.experiment, contract, ready.schema.part(contract.returned_in(task.round)))
-        self._leaving = None if codec is None else (codec, task.state)
+        self._leaving = None if codec is None else (answer.get_header(Header.NONCE), codec, task.state)
         return answer
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Once the site's filters have let this executor's reply pass: tell TensorBoard its figures, and put its
-        differences into the form in which they travel.
+        """Once the site's filters have let this executor's reply pass, put its differences into the form in which they
+        travel.
         """
         if event_type == EventType.END_RUN and self._ready is not None:
             self._ready.events.close()
-        if event_type != EventType.AFTER_TASK_RESULT_FILTER or self._unreported is None:
+        if event_type != EventType.AFTER_TASK_RESULT_FILTER or self._leaving is None:
             return
+        nonce, codec, state = self._leaving
         reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         passed = isinstance(reply, Shareable) and reply.get_return_code() == ReturnCode.OK
-        if passed and reply.get_header(Header.NONCE) == self._unreported:
-            self._unreported = None
-            self._to_tensorboard(reply, fl_ctx)
-            if self._leaving is not None:
-                self._thin(reply, *self._leaving, fl_ctx)
+        if passed and reply.get_header(Header.NONCE) == nonce:
+            self._leaving = None
+            self._thin(reply, codec, state, fl_ctx)
 
     def _thin(self, reply: Shareable, codec: Codec, state: SiteState, fl_ctx: FLContext) -> None:
         """FLARE forgets what an event handler raises, and would send the reply as it is: it becomes a failure here."""
@@ -195,17 +190,6 @@ class TrainingExecutor(Executor):
             self.log_error(fl_ctx, f"the reply could not be encoded: {what}\n{_frames(error)}")
             reply.clear()
             reply.update(_failure(getattr(error, "public", what)))
-
-    def _to_tensorboard(self, reply: Shareable, fl_ctx: FLContext) -> None:
-        stage, step = reply.get_header(Header.STAGE), reply.get_header(Header.ROUND)
-        for name, value in sorted(from_shareable(reply).get_meta_prop(Meta.METRICS, {}).items()):
-            dxo = create_analytic_dxo(
-                tag=tag_of(stage, name),
-                value=float(value),
-                data_type=AnalyticsDataType.SCALAR,
-                global_step=step,
-            )
-            send_analytic_dxo(self, dxo=dxo, fl_ctx=fl_ctx, event_type=ANALYTICS_EVENT, fire_fed_event=True)
 
     def _prepare(self, fl_ctx: FLContext) -> _Ready:
         if self._ready is None:

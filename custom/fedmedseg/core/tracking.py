@@ -1,8 +1,9 @@
 """MLflow beside TensorBoard: off unless a job names FLARE's own receiver, and then at the server alone.
 
-What it gets is what TensorBoard gets: the figures that passed the sites' filters. The tracking server it sends them to
-is the job's word, so the receiver is not on the list of classes that every job may name (``core.allowed_classes``): who
-runs the server adds it there. The package comes with the extra ``tracking``; nothing here imports it.
+What it gets is what TensorBoard gets: the figures of accepted replies, which passed the sites' filters. The tracking
+server it sends them to is the job's word, so the receiver is not on the list of classes that every job may name
+(``core.allowed_classes``): who runs the server adds it there. The package comes with the extra ``tracking``; nothing
+here imports it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from fedmedseg.core.jobs import CONFIG
 
 MLFLOW_RECEIVER = "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver"
 PACKAGE = "mlflow"
-EVENTS = ("fed.analytix_log_stats",)
-"""The event with which sites send their figures (``core.executor``)."""
+ANALYTICS_EVENT = "fed.analytix_log_stats"
+"""With which the server tells its receivers the figures of each round (``core.server_events``)."""
 SCHEMES = ("http", "https")
 
 
@@ -28,7 +29,7 @@ def component(study: str, uri: str | None = None) -> dict[str, Any]:
 
     Without ``uri`` it writes an SQLite file into the job's results at the server.
     """
-    args: dict[str, Any] = {"events": list(EVENTS), "kw_args": {"experiment_name": study}}
+    args: dict[str, Any] = {"events": [ANALYTICS_EVENT], "kw_args": {"experiment_name": study}}
     return {"id": PACKAGE, "path": MLFLOW_RECEIVER, "args": args if uri is None else {"tracking_uri": uri, **args}}
 
 

@@ -14,9 +14,9 @@ from nvflare.apis.signal import Signal
 from nvflare.widgets.widget import Widget
 from stand_ins import StandInExecutor, _kind
 
-from fedmedseg.core.executor import ANALYTICS_EVENT
 from fedmedseg.core.place import place_of
 from fedmedseg.core.spilled import is_fetched
+from fedmedseg.core.tracking import ANALYTICS_EVENT
 from fedmedseg.core.wire import Header, Meta
 
 HEARD_FILE = "heard.jsonl"

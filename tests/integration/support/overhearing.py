@@ -7,8 +7,8 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.widgets.widget import Widget
 
-from fedmedseg.core.executor import ANALYTICS_EVENT
 from fedmedseg.core.place import place_of
+from fedmedseg.core.tracking import ANALYTICS_EVENT
 
 MESSAGES = "messages.txt"
 """In the server's run folder."""

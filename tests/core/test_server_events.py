@@ -1,0 +1,85 @@
+"""Figures at the server: FLARE's receivers hear each site's under its name, and FLARE sends none of them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
+from nvflare.widgets.fed_event import FedEventRunner
+
+from fedmedseg.core.server_events import tell_figures
+from fedmedseg.core.tracking import ANALYTICS_EVENT
+
+RECORD: dict[str, Any] = {
+    "stage": "training",
+    "round": 3,
+    "sites": {
+        "east": {"metrics": {"loss": 0.5, "dice/left ventricle": 0.75}},
+        "west": {"metrics": {"loss": 0.25}},
+        "silent": {"metrics": {}},
+    },
+}
+
+
+@pytest.fixture
+def server(context: Callable[..., FLContext], tmp_path: Path) -> Callable[..., FLContext]:
+    """server(handler, ...): a server's context whose engine hands events to these."""
+
+    def make(*handlers: Any) -> FLContext:
+        fl_ctx = context("server")
+        engine = fl_ctx.get_engine()
+        engine.get_workspace().get_run_dir.return_value = str(tmp_path / "run")
+
+        @contextmanager
+        def new_context() -> Iterator[FLContext]:
+            yield context("server")
+
+        def fire_event(event_type: str, own: FLContext) -> None:
+            for handler in handlers:
+                handler.handle_event(event_type, own)
+
+        engine.new_context, engine.fire_event = new_context, fire_event
+        return fl_ctx
+
+    return make
+
+
+def test_each_sites_figures_stand_under_its_name_by_stage_and_round(
+    server: Callable[..., FLContext], tmp_path: Path, events_in: Callable[[Path], dict[str, Any]]
+) -> None:
+    receiver = TBAnalyticsReceiver(events=[ANALYTICS_EVENT])
+    fl_ctx = server(receiver)
+    receiver.handle_event(EventType.START_RUN, fl_ctx)
+    tell_figures(RECORD, fl_ctx)
+    tell_figures({**RECORD, "round": 4, "sites": {"west": {"metrics": {"loss": 0.125}}}}, fl_ctx)
+    receiver.handle_event(EventType.END_RUN, fl_ctx)
+    assert events_in(tmp_path / "run" / "tb_events") == {
+        "east": {"training/loss": [(3, 0.5)], "training/dice/left ventricle": [(3, 0.75)]},
+        "west": {"training/loss": [(3, 0.25), (4, 0.125)]},
+    }
+
+
+def test_flare_sends_no_figure_to_the_sites(server: Callable[..., FLContext]) -> None:
+    runner = FedEventRunner()
+    runner.fire_and_forget_request = MagicMock()  # type: ignore[method-assign]
+    tell_figures(RECORD, server(runner))
+    runner.fire_and_forget_request.assert_not_called()
+
+
+def test_nothing_waits_for_them_at_the_end(server: Callable[..., FLContext]) -> None:
+    """FLARE holds a job that ends for seconds once any federation event came."""
+    runner = FedEventRunner()
+    fl_ctx = server(runner)
+    runner.last_queue_empty_time -= 60.0
+    tell_figures(RECORD, fl_ctx)
+    runner.handle_event(EventType.CHECK_END_RUN_READINESS, fl_ctx)
+    assert not fl_ctx.get_prop(FLContextKey.NOT_READY_TO_END_RUN, False)
+    assert runner.poster is None
