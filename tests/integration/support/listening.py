@@ -28,7 +28,7 @@ class Ear(Widget):
     """Listens where FLARE hands the server a result, before any component of ours has seen it."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Write a line for each result of a task, and for each figure sent to TensorBoard."""
+        """Write a line for each result of a task, and for each figure that TensorBoard is told."""
         if event_type == EventType.BEFORE_TASK_RESULT_FILTER:
             line = _reply(fl_ctx.get_prop(FLContextKey.TASK_RESULT))
             peer = fl_ctx.get_peer_context()
