@@ -77,7 +77,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """Parts by ways."""
-    ways = [way for way in (SIMULATOR, DEPLOYED) if way in content]
+    ways = (SIMULATOR, DEPLOYED)
     width = max(len(name) for name in (*(name for name, _ in MARKS), LAST))
     lines = [f"{'seconds':{width}s}" + "".join(f"{way:>12s}" for way in ways) + ("  void" if content["void"] else "")]
     for name in (*(name for name, _ in MARKS), LAST):

@@ -105,10 +105,10 @@ def in_simulator(*, sites: int, threads: int, rounds: int, width: int, work: int
                 "OMP_NUM_THREADS": "1",
             },
         )
-        began = time.time()
+        began, start = time.time(), time.monotonic()
         with largest_memory(_is_simulator) as memory:
             record = simulation.run(call, lambda event: None)
-            seconds = time.time() - began
+            seconds = time.monotonic() - start
         if record is None or record["outcome"] != "finished":
             raise SystemExit(f"the simulator did not finish:\n{call.log.read_text(errors='replace')[-2000:]}")
         return _run(record, began=began, seconds=seconds, memory=memory(), folder=workspace / "server")
@@ -125,11 +125,11 @@ def deployed(*, sites: int, rounds: int, width: int, work: int = 0, repeats: int
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as made, largest_memory(_is_server_job) as memory:
                     job = written_job(Path(made), rounds=rounds, width=width)
-                    began = time.time()
+                    began, start = time.time(), time.monotonic()
                     with admin.session(hospitals.admin) as session:
                         job_id = admin.submit(session, job)
                         meta = admin.wait(session, job_id, timeout=3600.0)
-                        seconds = time.time() - began
+                        seconds = time.monotonic() - start
                         ended = hospitals.fetch(session, job_id, meta)
                     if ended.record["outcome"] != "finished":
                         raise SystemExit(f"the job did not finish: {ended.record['reason']}")

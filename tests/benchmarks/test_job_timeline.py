@@ -54,7 +54,7 @@ def test_medians_are_told_by_part_and_way() -> None:
     found = summary([run_of(), run_of(seconds=13.5), run_of(seconds=20.0)])
     assert (found["job_s"], found["runs"]) == (13.5, 3)
     assert found["parts_s"][LAST] == 1.5
-    said = table({"deployed": found, "void": True})
+    said = table({"simulator": found, "deployed": found, "void": True})
     assert "deployed  void" in said
     assert said.splitlines()[-1].split()[-1] == "13.50"
 

@@ -14,6 +14,8 @@ from nvflare.apis.fl_context import FLContext
 
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.records import RunRecord, installed_versions
+from fedmedseg.core.server_events import FigureTeller
+from fedmedseg.core.tracking import ANALYTICS_EVENT
 
 
 class Listener:
@@ -156,3 +158,31 @@ def test_the_record_names_every_model_that_the_server_kept_published_heads_too(
         {"file": f"models/{name}.safetensors", "bytes": 4}
         for name in ("published/site-1", "published/site-2", "shared")
     ]
+
+
+def test_what_rounds_hold_is_told_before_receivers_close(
+    record: RunRecord,
+    study: Callable[..., Experiment],
+    context: Callable[..., FLContext],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """FLARE fires ABOUT_TO_END_RUN to all before it fires END_RUN to any."""
+    fl_ctx = context("server")
+    engine = fl_ctx.get_engine()
+    event(record, EventType.START_RUN, fl_ctx)
+    record.begin(study(), sites=["site-1"], stages=1, history=[], **RUN)
+    for number in range(2):
+        facts = {"site-1": {"metrics": {"loss": 0.5, "cases": 2.0}}, "site-2": {"metrics": {}}}
+        record.add_round({**round_record("training", number, None), "sites": facts}, folder)
+    event(record, EventType.ABOUT_TO_END_RUN, fl_ctx)
+    assert [call.args[0] for call in engine.fire_event.call_args_list] == [ANALYTICS_EVENT] * 4
+    assert caplog.text == ""
+
+
+def test_figures_that_nobody_took_in_time_are_said_to_be_missing(
+    record: RunRecord, context: Callable[..., FLContext], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(FigureTeller, "finish", lambda teller: False)
+    event(record, EventType.ABOUT_TO_END_RUN, context("server"))
+    assert "not all figures reached TensorBoard" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
 from nvflare.widgets.fed_event import FedEventRunner
 
-from fedmedseg.core.server_events import tell_figures
+from fedmedseg.core.server_events import FigureTeller, tell_figures
 from fedmedseg.core.tracking import ANALYTICS_EVENT
 
 RECORD: dict[str, Any] = {
@@ -58,8 +60,8 @@ def test_each_sites_figures_stand_under_its_name_by_stage_and_round(
     receiver = TBAnalyticsReceiver(events=[ANALYTICS_EVENT])
     fl_ctx = server(receiver)
     receiver.handle_event(EventType.START_RUN, fl_ctx)
-    tell_figures(RECORD, fl_ctx)
-    tell_figures({**RECORD, "round": 4, "sites": {"west": {"metrics": {"loss": 0.125}}}}, fl_ctx)
+    tell_figures(RECORD, fl_ctx.get_engine())
+    tell_figures({**RECORD, "round": 4, "sites": {"west": {"metrics": {"loss": 0.125}}}}, fl_ctx.get_engine())
     receiver.handle_event(EventType.END_RUN, fl_ctx)
     assert events_in(tmp_path / "run" / "tb_events") == {
         "east": {"training/loss": [(3, 0.5)], "training/dice/left ventricle": [(3, 0.75)]},
@@ -70,16 +72,37 @@ def test_each_sites_figures_stand_under_its_name_by_stage_and_round(
 def test_flare_sends_no_figure_to_the_sites(server: Callable[..., FLContext]) -> None:
     runner = FedEventRunner()
     runner.fire_and_forget_request = MagicMock()  # type: ignore[method-assign]
-    tell_figures(RECORD, server(runner))
+    tell_figures(RECORD, server(runner).get_engine())
     runner.fire_and_forget_request.assert_not_called()
 
 
-def test_nothing_waits_for_them_at_the_end(server: Callable[..., FLContext]) -> None:
-    """FLARE holds a job that ends for seconds once any federation event came."""
-    runner = FedEventRunner()
-    fl_ctx = server(runner)
-    runner.last_queue_empty_time -= 60.0
-    tell_figures(RECORD, fl_ctx)
-    runner.handle_event(EventType.CHECK_END_RUN_READINESS, fl_ctx)
-    assert not fl_ctx.get_prop(FLContextKey.NOT_READY_TO_END_RUN, False)
-    assert runner.poster is None
+class Slow:
+    """A receiver whose tracking server does not answer until it is let go."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.answers = threading.Event()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        self.answers.wait(30.0)
+        self.heard.append(from_shareable(fl_ctx.get_prop(FLContextKey.EVENT_DATA)).data["track_key"])
+
+
+def test_a_receiver_that_waits_holds_no_round_up_and_the_end_for_so_long_alone(
+    server: Callable[..., FLContext],
+) -> None:
+    slow, teller = Slow(), FigureTeller()
+    teller.start(server(slow).get_engine())
+    for _ in range(2):
+        teller.add(RECORD)
+    assert slow.heard == []
+    assert not teller.finish(patience=0.05)
+    slow.answers.set()
+    assert teller.finish(patience=30.0)
+    assert slow.heard == ["training/loss", "training/dice/left ventricle", "training/loss"] * 2
+
+
+def test_without_an_engine_nothing_is_kept_or_waited_for() -> None:
+    teller = FigureTeller()
+    teller.add(RECORD)
+    assert teller.finish(patience=0.0)

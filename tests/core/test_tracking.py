@@ -15,16 +15,15 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ProcessType
 from nvflare.apis.fl_context import FLContext
-from nvflare.app_common.widgets.streaming import create_analytic_dxo
 
 from fedmedseg.core import tracking
 from fedmedseg.core.allowed_classes import CLASS_ALLOW_LIST, OPTIONAL_AT_SERVER, simulator_resources, without_optional
 from fedmedseg.core.errors import ConfigurationError
 from fedmedseg.core.jobs import CONFIG, find_job
-from fedmedseg.core.own_events import tag_of
+from fedmedseg.core.server_events import tell_figures
 from fedmedseg.core.tracking import (
     ANALYTICS_EVENT,
     MLFLOW_RECEIVER,
@@ -43,7 +42,7 @@ def test_no_job_tracks_unless_it_is_asked_to(name: str) -> None:
     assert not wants_mlflow(find_job(name))
 
 
-def test_flares_receiver_writes_what_sites_send_where_mlflow_reads_it(
+def test_flares_receiver_writes_what_the_server_tells_where_mlflow_reads_it(
     context: Callable[..., FLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An experiment a study, a run a site, a step a round; the file of results alone, and nobody on the network."""
@@ -64,14 +63,13 @@ def test_flares_receiver_writes_what_sites_send_where_mlflow_reads_it(
     engine.get_clients.return_value = [SimpleNamespace(name=one) for one in ("east", "west")]
     server.set_prop(FLContextKey.PROCESS_TYPE, ProcessType.SERVER_JOB, private=True, sticky=False)
     server.set_prop(FLContextKey.WORKSPACE_OBJECT, engine.get_workspace(), private=True, sticky=False)
-    receiver.initialize(server)
-    for number, (east, west) in enumerate([(0.5, 0.75), (0.25, 0.625)]):
-        for site, value in (("east", east), ("west", west)):
-            figure = create_analytic_dxo(
-                tag=tag_of("pretraining", "loss"), value=value, data_type=AnalyticsDataType.SCALAR, global_step=number
-            )
-            receiver.save(server, figure.to_shareable(), site)
-    receiver.finalize(server)
+    engine.new_context.return_value.__enter__.side_effect = lambda: context("server")
+    engine.fire_event.side_effect = receiver.handle_event
+    receiver.handle_event(EventType.START_RUN, server)
+    for number, losses in enumerate([{"east": 0.5, "west": 0.75}, {"east": 0.25, "west": 0.625}]):
+        sites = {site: {"metrics": {"loss": loss}} for site, loss in losses.items()}
+        tell_figures({"stage": "pretraining", "round": number, "sites": sites}, engine)
+    receiver.handle_event(EventType.END_RUN, server)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("heart")
     runs = {run.info.run_name.partition("-")[0]: run for run in client.search_runs([experiment.experiment_id])}

@@ -13,6 +13,7 @@ import pytest
 import simulated
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 
@@ -117,7 +118,7 @@ def test_no_patient_reaches_a_log_a_record_or_the_report(three_threads: simulate
     """Row 44: the phantoms' patients and files are planted markers."""
     markers = (b"phantom-0", b".nii.gz")
     # whatever kind of file, TensorBoard's events among them, and all that the processes wrote to their consoles
-    console = three_threads.workspace.with_name(three_threads.workspace.name + ".fedmedseg") / "simulator.log"
+    console = homes_beside(three_threads.workspace) / "simulator.log"
     searched = [file for file in (console, *three_threads.workspace.rglob("*")) if file.is_file()]
     for file in searched:
         content = file.read_bytes()

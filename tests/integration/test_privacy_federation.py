@@ -61,7 +61,7 @@ QUORUM = {"quorum": 1, "wait_after_quorum": 60, "timeout": 60}
 
 
 class Heard:
-    """All that reached the server in one job."""
+    """What reached the server in one job, and what it told TensorBoard."""
 
     def __init__(self, ended: Ended, job: Path) -> None:
         assert ended.status == "FINISHED:COMPLETED", ended.status
@@ -166,6 +166,7 @@ def test_figures_that_a_site_keeps_never_arrive(standard: Heard) -> None:
     for task, told in (("fine_tuning", {}), ("evaluation", {"dice/personal/left ventricle": 0.5})):
         assert standard.reply(TACITURN, task)["meta"][Meta.METRICS] == told
     assert standard.figures(TACITURN) == {"evaluation/dice/personal/left ventricle"}
+    assert [line["came"] for line in standard.lines if line["what"] == "federation events"] == [False]
     # who keeps nothing is heard, so the silence above is the setting's
     assert set(standard.reply(NOISY, "fine_tuning")["meta"][Meta.METRICS]) == {"loss/personal"}
     assert set(standard.reply(NOISY, "evaluation")["meta"][Meta.METRICS]) == {"dice/personal/left ventricle", "cases"}

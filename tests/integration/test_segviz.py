@@ -12,6 +12,7 @@ import pytest
 import simulated
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.in_process import InProcessFederation
 from fedmedseg.core.jobs import find_job, read_settings, setting, write_job
 from fedmedseg.data.phantoms import write_site
@@ -40,7 +41,7 @@ def simulate(workspace: Path, *options: str, changes: tuple[str, ...] = ()) -> d
 
 
 def site_files(workspace: Path, site: str, pattern: str) -> list[Path]:
-    return sorted((workspace.with_name(workspace.name + ".fedmedseg") / site).glob(pattern))
+    return sorted((homes_beside(workspace) / site).glob(pattern))
 
 
 @pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])

@@ -15,6 +15,7 @@ from fedmedseg.comparison.study import Comparison
 from fedmedseg.core.atomic import write_atomic
 from fedmedseg.core.config import Experiment
 from fedmedseg.core.errors import ConfigurationError, DataError, Reason
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.core.jobs import merged
 from fedmedseg.core.schema import parse, read_yaml
 from fedmedseg.data.datalist import SECTIONS, read_datalist
@@ -82,7 +83,7 @@ def place_site(site: str, content: Mapping[str, Any], workspace: Path, cache: Pa
     """Write one site's file, whose state and models lie beside the workspace and whose cache all cells share."""
     target = workspace / "local" / "sites"
     target.mkdir(parents=True, exist_ok=True)
-    home = workspace.with_name(workspace.name + ".fedmedseg") / site
+    home = homes_beside(workspace) / site
     # nobody looks at a page for each of hundreds of cells, and drawing them takes time
     own: dict[str, Any] = {"cache_dir": str((cache / site).resolve()), "report": False}
     own |= {key: str((home / key).resolve()) for key in ("state_dir", "models_dir")}

@@ -36,11 +36,11 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
-def write_atomic(path: Path, content: bytes, *, keep_previous: bool = False) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write through a temporary file in the same folder; the content is on the disk before it takes the name, the name
     before this returns.
     """
-    with replaced(path, keep_previous=keep_previous) as temporary:
+    with replaced(path, keep_previous=False) as temporary:
         temporary.write_bytes(content)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HOME_SUFFIX = ".fedmedseg"
+_SUFFIX = ".fedmedseg"
 SERVER = "server"
 """The name under which the server keeps its own state."""
 
@@ -13,4 +13,4 @@ def homes_beside(workspace: Path) -> Path:
     """The folder of all homes: the simulator's workspace ``W`` is emptied at every start, and what must survive lies
     beside it in ``W.fedmedseg``.
     """
-    return workspace.with_name(workspace.name + HOME_SUFFIX)
+    return workspace.with_name(workspace.name + _SUFFIX)

@@ -22,6 +22,7 @@ from fedmedseg.core.errors import why
 from fedmedseg.core.kept_results import RECORD_FILE, keep_results
 from fedmedseg.core.place import place_of
 from fedmedseg.core.sealing import GUARDS_OFF
+from fedmedseg.core.server_events import FigureTeller
 from fedmedseg.core.versions import installed_versions
 
 logger = logging.getLogger("fedmedseg.run")
@@ -54,6 +55,7 @@ class RunRecord(Widget):
         self._began = time.monotonic()
         self._earlier = 0.0
         self._written = False
+        self._teller = FigureTeller()
 
     def begin(
         self,
@@ -102,7 +104,7 @@ class RunRecord(Widget):
         }
 
     def add_round(self, record: dict[str, Any], folder: Path) -> None:
-        """Add one round and write it, with the whole so far, to ``folder``."""
+        """Add one round and write it, with the whole so far, to ``folder``; TensorBoard is told its figures."""
         self._record["rounds"].append(record)
         if record.get("shared_sha256"):
             self._record["shared_sha256"] = record["shared_sha256"]
@@ -112,6 +114,7 @@ class RunRecord(Widget):
             if one is record or not file.exists():
                 _write_json(file, one)
         self._write(folder)
+        self._teller.add(record)
 
     def rounds(self) -> list[dict[str, Any]]:
         """Records of the rounds so far, those of the runs that this one continues included."""
@@ -125,7 +128,12 @@ class RunRecord(Widget):
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Note why a run was stopped; write everything at its end."""
-        if event_type == EventType.FATAL_SYSTEM_ERROR:
+        if event_type == EventType.START_RUN:
+            self._teller.start(fl_ctx.get_engine())
+        elif event_type == EventType.ABOUT_TO_END_RUN:
+            if not self._teller.finish():
+                logger.warning("not all figures reached TensorBoard or MLflow in time; the record holds them all")
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
             # the first reason is the cause; what follows from it may be told later
             self._reason = self._reason or str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, ""))
             if self._record:

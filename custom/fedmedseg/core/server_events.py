@@ -6,21 +6,54 @@ federation events would be one more message for every figure, may be lost, and a
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.fl_constant import EventScope, FedEventHeader, FLContextKey, ReservedKey
-from nvflare.apis.fl_context import FLContext
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo
 
 from fedmedseg.core.own_events import tag_of
 from fedmedseg.core.tracking import ANALYTICS_EVENT
 
+PATIENCE_SECONDS = 10.0
+"""How long the end of a job waits for receivers."""
 
-def tell_figures(record: Mapping[str, Any], fl_ctx: FLContext) -> None:
+
+class FigureTeller:
+    """Tells figures beside the rounds: a receiver may wait minutes for a tracking server that does not answer."""
+
+    def __init__(self) -> None:
+        self._rounds: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, engine: Any) -> None:
+        """Tell this engine's components from now on."""
+        self._thread = threading.Thread(target=self._tell, args=(engine,), name="figure_teller", daemon=True)
+        self._thread.start()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Have one round's figures told; where nobody was started to hear them they are in the record alone."""
+        if self._thread is not None:
+            self._rounds.put(record)
+
+    def finish(self, patience: float = PATIENCE_SECONDS) -> bool:
+        """Wait until all is told, ``patience`` seconds at most; says whether it is."""
+        if self._thread is None:
+            return True
+        self._rounds.put(None)
+        self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    def _tell(self, engine: Any) -> None:
+        while (record := self._rounds.get()) is not None:
+            tell_figures(record, engine)
+
+
+def tell_figures(record: Mapping[str, Any], engine: Any) -> None:
     """Fire an event for each figure of each site in one round's ``record``, ``<stage>/<figure>`` by round."""
-    engine = fl_ctx.get_engine()
     for site, facts in record["sites"].items():
         for name, value in facts["metrics"].items():
             figure = create_analytic_dxo(

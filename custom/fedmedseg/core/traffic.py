@@ -3,7 +3,7 @@
 FLARE 2.9.0 encodes a message's content with FOBS (`fuel/f3/cellnet/utils.py`, ``encode_payload``). Large tensors are
 fetched apart (``core.large_tensors``): they cross the wire in other pieces, and are counted as if inside. What is not
 counted: the frames around a message and what they say of its sender, requests for work (some hundred bytes each),
-figures for TensorBoard, and messages that were refused unread.
+and messages that were refused unread.
 """
 
 from __future__ import annotations

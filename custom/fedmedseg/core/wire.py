@@ -14,7 +14,6 @@
 | server -> site | workflow | under a transport_down other than fp32: the shared tensors encoded (``core.transport``) |
 | site -> server | executor | under a transport other than fp32: the same, encoded once the filters are through |
 | site -> server | privacy filter | under encryption: one encrypted entry in place of the differences |
-| site -> server | executor | the metrics that passed the site's filters once more, one event each, for TensorBoard |
 | site -> server | executor | a short reason where a task failed: a code and a field, never a path or a case |
 | site -> server | executor | the same where the site declines; a local person's own few words where they refuse a job |
 """

@@ -44,7 +44,6 @@ from fedmedseg.core.records import RunRecord
 from fedmedseg.core.robust import earlier_medians
 from fedmedseg.core.rounds import clean, disk_problem, round_record, shortfall, too_few
 from fedmedseg.core.sealing import Sealing, refuse_simulation, split
-from fedmedseg.core.server_events import tell_figures
 from fedmedseg.core.traffic import Traffic
 from fedmedseg.core.transport import codec_of, down_codec_of
 from fedmedseg.core.versions import own_versions
@@ -442,7 +441,6 @@ class QuorumScatterAndGather(ScatterAndGather):
                 fl_ctx,
             )
             return
-        tell_figures(record, fl_ctx)
         limit = self.experiment.federation.no_progress_rounds
         if self._unchanged >= limit:
             self.system_panic(f"{self.stage}: no progress, the shared model has not changed for {limit} rounds", fl_ctx)

@@ -1,8 +1,9 @@
-"""An ear at the server that writes down all a site ever sent it, and an executor that tells more than it may."""
+"""An ear at the server for replies, figures and stray events, and an executor that tells more than it may."""
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 from nvflare.apis.dxo import from_shareable
@@ -25,10 +26,10 @@ MARKER = "PATIENT-4711"
 
 
 class Ear(Widget):
-    """Listens where FLARE hands the server a result, before any component of ours has seen it."""
+    """Hears results where FLARE hands them to the server, before any component of ours, and what TensorBoard hears."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Write a line for each result of a task, and for each figure that TensorBoard is told."""
+        """Write a line for each result of a task, for each figure that TensorBoard is told, and one at the end."""
         if event_type == EventType.BEFORE_TASK_RESULT_FILTER:
             line = _reply(fl_ctx.get_prop(FLContextKey.TASK_RESULT))
             peer = fl_ctx.get_peer_context()
@@ -37,6 +38,10 @@ class Ear(Widget):
             data = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
             site = data.get_peer_prop(ReservedKey.IDENTITY_NAME, None)
             line = {"what": "figure", "site": site, "name": from_shareable(data).data["track_key"]}
+        elif event_type == EventType.ABOUT_TO_END_RUN:
+            # FLARE starts it with the first federation event that comes
+            came = any(thread.name == "fed_event_poster" for thread in threading.enumerate())
+            line = {"what": "federation events", "site": None, "came": came}
         else:
             return
         with (place_of(fl_ctx).run / HEARD_FILE).open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""An ear at the server that writes down the whole of every message with a result or a figure."""
+"""An ear at the server that writes down the whole of every result, and of every figure that TensorBoard is told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MESSAGES = "messages.txt"
 
 
 class Overhearing(Widget):
-    """Listens where FLARE hands the server what came, before any component of ours has seen it."""
+    """Hears results where FLARE hands them to the server, before any component of ours has seen them."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Write a line for each message, with all that the site says of itself."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmedseg.core import checkpoint
+from fedmedseg.core.homes import homes_beside
 from fedmedseg.reporting.floor import floor, overall
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +31,7 @@ class Study:
 
     def site(self, name: str) -> Path:
         """Where a site keeps what outlives the run."""
-        return self.workspace.with_name(self.workspace.name + ".fedmedseg") / name
+        return homes_beside(self.workspace) / name
 
     def personal(self, name: str) -> dict[str, Any]:
         """What a site remembers of its pretraining."""
@@ -51,7 +52,7 @@ def require_floor(record: dict[str, Any], **compared: str) -> None:
 
 def digests(workspace: Path, sites: list[str]) -> dict[str, str]:
     """Digest of every model of these sites of a run in ``workspace``."""
-    home = workspace.with_name(workspace.name + ".fedmedseg")
+    home = homes_beside(workspace)
     return {
         f"{name}/{file.stem}": checkpoint.content_sha256(checkpoint.load(file)["tensors"])
         for name in sites
