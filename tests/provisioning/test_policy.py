@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,19 @@ def test_flare_builds_every_class_of_every_job(kits: Path, name: str, config: Pa
     paths = list(class_paths(json.loads(config.read_text())))
     assert paths
     assert [path for path in paths if not lets_in(kits / name, path)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "main"), [("server.example.org", "server.server_train"), ("hospital-1", "client.client_train")]
+)
+def test_what_runs_as_long_as_a_site_takes_part_loads_no_torch(kits: Path, name: str, main: str) -> None:
+    """It would hold 200 MB more for months, in which it neither trains nor averages."""
+    content = json.loads((kits / name / "local" / "resources.json").read_text())
+    modules = sorted({path.rpartition(".")[0] for path in class_paths(content) if path.startswith("fedmedseg.")})
+    assert len(modules) > 2
+    modules.append(f"nvflare.private.fed.app.{main}")
+    code = f"import sys; [__import__(one) for one in {modules}]; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["server.example.org", "hospital-1"])
