@@ -35,7 +35,7 @@ from fedmedseg.core.exchange import features_of_others
 from fedmedseg.core.guard import follow_returns
 from fedmedseg.core.intake import bound_messages, most_bytes
 from fedmedseg.core.memory import keep_to_few_arenas, set_lasting_objects_aside, sweep_from_now_on
-from fedmedseg.core.pace import request_interval
+from fedmedseg.core.pace import hold_requests, request_interval
 from fedmedseg.core.persistor import SharedModelPersistor
 from fedmedseg.core.personal import personalise
 from fedmedseg.core.place import place_of
@@ -360,13 +360,16 @@ class QuorumScatterAndGather(ScatterAndGather):
             self._finish_round(fl_ctx)
 
     def _set_pace(self, fl_ctx: FLContext) -> None:
-        """Say how soon a site asks again (``core.pace``). The simulator keeps the job's own interval: its sites sleep a
-        fixed half second whenever they ask in vain."""
+        """Say how soon a site asks again; in the simulator at once, as its question is kept (``core.pace``)."""
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-        at_work = self._phase == AppConstants.PHASE_TRAIN and "began" in self._round_facts
-        if at_work and runner is not None and not place_of(fl_ctx).simulated:
-            # FLARE reads it for every answer, and has no other way to change it
-            runner.config.task_request_interval = request_interval(time.monotonic() - self._round_facts["began"])
+        if self._phase != AppConstants.PHASE_TRAIN or "began" not in self._round_facts or runner is None:
+            return
+        elapsed = time.monotonic() - self._round_facts["began"]
+        if place_of(fl_ctx).simulated:
+            hold_requests(runner, len(fl_ctx.get_engine().get_clients()))
+            elapsed = 0.0
+        # FLARE reads it for every answer, and has no other way to change it
+        runner.config.task_request_interval = request_interval(elapsed)
 
     def _tell_status(self, fl_ctx: FLContext) -> None:
         """Answer somebody who looks on; a stage that does not run, or has sent nothing yet, has nothing to say."""
