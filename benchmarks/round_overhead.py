@@ -4,9 +4,8 @@
     python benchmarks/round_overhead.py --parts rounds --sizes 1 20 250 --flower PYTHON
     python benchmarks/round_overhead.py --parts efficiency
 
-`rounds`: sites return what they were sent; seconds of a round in the simulator with our intervals between requests
-and with FLARE's, in a deployed federation (signed kits, mutual TLS, loopback), and in Flower's simulation of tensors
-of the same shapes, where --flower names the interpreter of an environment with `flwr[simulation]`. The wall time of
+`rounds`: sites return what they were sent; seconds of a round in the simulator, in a deployed federation (signed
+kits, mutual TLS, loopback), and in Flower's simulation of tensors of the same shapes, where --flower names the interpreter of an environment with `flwr[simulation]`. The wall time of
 the whole job, start-up and our two further stages included, is set against that of Flower's, too. `efficiency`: sites
 keep a core busy for about --seconds; the same work in processes without a federation, divided by the round. Ways take
 turns, the first round of each run is dropped. Prints medians beside the goals and writes
@@ -38,7 +37,7 @@ from stand_in_runs import (
 )
 
 RESULT = Path(__file__).parent / "results" / "round_overhead.json"
-SHIPPED, STOCK, DEPLOYED, FLOWER = "simulator", "simulator, stock interval", "deployed", "Flower's simulation"
+SHIPPED, DEPLOYED, FLOWER = "simulator", "deployed", "Flower's simulation"
 OF_FLOWER = {(DEPLOYED, 1): 1.2, (SHIPPED, 1): 3.0, (SHIPPED, 250): 1.5}
 """Way and megabytes -> the goal: its round over Flower's, at most."""
 PARTS = ("rounds", "efficiency")
@@ -61,10 +60,8 @@ def of_size(size: int, given: argparse.Namespace) -> dict[str, Any]:
         megabytes = run.megabytes
 
     for _ in range(given.repeats):
-        for way in (SHIPPED, STOCK):
-            stock = way == STOCK
-            threads = min(given.threads, given.sites)
-            note(way, in_simulator(sites=given.sites, threads=threads, rounds=given.rounds, width=width, stock=stock))
+        threads = min(given.threads, given.sites)
+        note(SHIPPED, in_simulator(sites=given.sites, threads=threads, rounds=given.rounds, width=width))
         for run in deployed(sites=given.sites, rounds=given.rounds, width=width):
             note(DEPLOYED, run)
         if given.flower:
@@ -79,11 +76,11 @@ def summary(size: int, megabytes: float, walls: dict[str, list[float]], jobs: di
     found: dict[str, Any] = {"megabytes_each_way": round(megabytes, 3), "of_flower": {}, "job_of_flower": {}}
     for way, values in walls.items():
         found[way] = spread(values) | {"job_s": round(statistics.median(jobs[way]), 2)}
-    for way in (SHIPPED, STOCK, DEPLOYED) if FLOWER in walls else ():
+    for way in (SHIPPED, DEPLOYED) if FLOWER in walls else ():
         ratio = found[way]["median_s"] / found[FLOWER]["median_s"]
         found["of_flower"][way] = {"ratio": round(ratio, 3), "goal": OF_FLOWER.get((way, size))}
         whole = found[way]["job_s"] / found[FLOWER]["job_s"]
-        found["job_of_flower"][way] = {"ratio": round(whole, 3), "goal": None if way == STOCK else WHOLE_JOB}
+        found["job_of_flower"][way] = {"ratio": round(whole, 3), "goal": WHOLE_JOB}
     return found
 
 
@@ -116,7 +113,7 @@ def lines(content: dict[str, Any]) -> list[str]:
     said = []
     for size, found in content.get("rounds", {}).items():
         said.append(f"{size} MB ({found['megabytes_each_way']} MB each way){', void' if found['void'] else ''}")
-        for way in (SHIPPED, STOCK, DEPLOYED, FLOWER):
+        for way in (SHIPPED, DEPLOYED, FLOWER):
             if way in found:
                 one = found[way]
                 usual = f"{one['median_s']:.3f} s a round (MAD {one['mad_s']:.3f})"

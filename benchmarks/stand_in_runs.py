@@ -26,7 +26,6 @@ import psutil
 
 from fedmedseg.core import admin, simulation
 from fedmedseg.core.allowed_classes import simulator_resources
-from fedmedseg.core.jobs import CONFIG
 from fedmedseg.core.versions import installed_versions
 
 SUPPORT = Path(__file__).parents[1] / "tests" / "integration" / "support"
@@ -36,8 +35,6 @@ from stand_in_job import stand_in_job  # noqa: E402
 
 WIDTHS = {1: 12, 20: 48, 250: 168}
 """Megabytes of the shared model, nearly: width of FedATA's encoder that has them."""
-STOCK_REQUEST_SECONDS = 2.0
-"""FLARE's own interval between a site's requests for a task."""
 DRIFT = 0.1
 """How far copying memory may move within a run before its figures are void."""
 SAMPLE_SECONDS = 0.05
@@ -64,21 +61,15 @@ class Run:
     log: str
 
 
-def written_job(folder: Path, *, rounds: int, width: int, stock: bool = False) -> Path:
-    """The job, with FLARE's stock interval between requests where asked for; its two stages of one round follow."""
+def written_job(folder: Path, *, rounds: int, width: int) -> Path:
+    """The job; its two stages of one round follow."""
     changes = {
         "network": {"feature_size": width},
         "stages": {"pretraining": {"rounds": rounds}},
         # what sites return comes to rest after some rounds
         "federation": {"no_progress_rounds": rounds},
     }
-    job = stand_in_job(folder / "job", changes)
-    if stock:
-        file = job / CONFIG / "config_fed_server.json"
-        content = json.loads(file.read_text())
-        content["server"]["task_request_interval"] = STOCK_REQUEST_SECONDS
-        file.write_text(json.dumps(content))
-    return job
+    return stand_in_job(folder / "job", changes)
 
 
 def named(sites: int) -> tuple[str, ...]:
@@ -86,7 +77,7 @@ def named(sites: int) -> tuple[str, ...]:
     return tuple(f"site-{number + 1}" for number in range(sites))
 
 
-def in_simulator(*, sites: int, threads: int, rounds: int, width: int, work: int = 0, stock: bool = False) -> Run:
+def in_simulator(*, sites: int, threads: int, rounds: int, width: int, work: int = 0) -> Run:
     """One run of `nvflare simulator`."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder) / "workspace"
@@ -94,7 +85,7 @@ def in_simulator(*, sites: int, threads: int, rounds: int, width: int, work: int
         resources["class_allow_list"].append("stand_ins.")
         simulation.prepare_workspace(workspace, resources)
         call = simulation.Simulation(
-            job=written_job(Path(folder), rounds=rounds, width=width, stock=stock),
+            job=written_job(Path(folder), rounds=rounds, width=width),
             workspace=workspace,
             sites=named(sites),
             threads=threads,

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import round_overhead
 import stand_in_runs
-from round_overhead import DEPLOYED, FLOWER, SHIPPED, STOCK, lines, summary
+from round_overhead import DEPLOYED, FLOWER, SHIPPED, lines, summary
 
-WALLS = {SHIPPED: [0.6, 0.4, 0.5], STOCK: [2.0], DEPLOYED: [0.3, 0.2], FLOWER: [0.25, 0.25]}
-JOBS = {SHIPPED: [15.0], STOCK: [28.0], DEPLOYED: [9.0, 11.0], FLOWER: [12.5]}
+WALLS = {SHIPPED: [0.6, 0.4, 0.5], DEPLOYED: [0.3, 0.2], FLOWER: [0.25, 0.25]}
+JOBS = {SHIPPED: [15.0], DEPLOYED: [9.0, 11.0], FLOWER: [12.5]}
 
 
 def test_ratios_to_flower_stand_beside_the_goals_of_their_size() -> None:
@@ -23,12 +23,10 @@ def test_ratios_to_flower_stand_beside_the_goals_of_their_size() -> None:
     assert found[SHIPPED] == {"median_s": 0.5, "mad_s": 0.1, "rounds": 3, "job_s": 15.0}
     assert found["of_flower"] == {
         SHIPPED: {"ratio": 2.0, "goal": 3.0},
-        STOCK: {"ratio": 8.0, "goal": None},
         DEPLOYED: {"ratio": 1.0, "goal": 1.2},
     }
     assert found["job_of_flower"] == {
         SHIPPED: {"ratio": 1.2, "goal": 1.25},
-        STOCK: {"ratio": 2.24, "goal": None},
         DEPLOYED: {"ratio": 0.8, "goal": 1.25},
     }
     assert summary(250, 264.0, WALLS, JOBS)["of_flower"][SHIPPED]["goal"] == 1.5
@@ -125,7 +123,7 @@ def test_the_smallest_measurement(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     one = content["rounds"]["1"]
     assert 1.3 < one["megabytes_each_way"] < 1.5
-    assert all(one[way]["median_s"] > 0 for way in (SHIPPED, STOCK, DEPLOYED))
+    assert all(one[way]["median_s"] > 0 for way in (SHIPPED, DEPLOYED))
     assert 0.0 < content["efficiency"]["work"]["1 s"][DEPLOYED]["efficiency"] < 1.0
 
 
