@@ -5,12 +5,12 @@
     python benchmarks/round_overhead.py --parts efficiency
 
 `rounds`: sites return what they were sent; seconds of a round in the simulator, in a deployed federation (signed
-kits, mutual TLS, loopback), and in Flower's simulation of tensors of the same shapes, where --flower names the interpreter of an environment with `flwr[simulation]`. The wall time of
-the whole job, start-up and our two further stages included, is set against that of Flower's, too. `efficiency`: sites
-keep a core busy for about --seconds; the same work in processes without a federation, divided by the round. Ways take
-turns, the first round of each run is dropped. Prints medians beside the goals and writes
-benchmarks/results/round_overhead.json, part by part. Where copying memory moved by more than a tenth meanwhile, a
-part is marked as void.
+kits, mutual TLS, loopback), and in Flower's simulation of tensors of the same shapes, where --flower names the
+interpreter of an environment with `flwr[simulation]`. The wall time of the whole job, start-up and our two further
+stages included, is set against that of Flower's, too. `efficiency`: sites keep a core busy for about --seconds; the
+same work in processes without a federation, divided by the round. Ways take turns, the first round of each run is
+dropped. Prints medians beside the goals and writes benchmarks/results/round_overhead.json, part by part. Where copying
+memory moved by more than a tenth meanwhile, a part is marked as void.
 """
 
 from __future__ import annotations
