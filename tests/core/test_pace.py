@@ -31,14 +31,14 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> ServerRunner:
     made.fire_event = MagicMock()
     clock = MagicMock()
     clock.now, clock.slept = 0.0, []
-    clock.time.side_effect = lambda: clock.now
+    clock.monotonic.side_effect = lambda: clock.now
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
         clock.slept.append(seconds)
 
     clock.sleep.side_effect = sleep
-    monkeypatch.setattr("nvflare.private.fed.server.server_runner.time", clock)
+    monkeypatch.setattr("fedmedseg.core.pace.time", clock)
     made.clock = clock
     return made
 
@@ -52,6 +52,22 @@ def test_a_kept_question_is_answered_as_soon_as_there_is_work(runner: Any) -> No
     hold_requests(runner, sites=2)
     assert ask(runner) == "training"
     assert runner.clock.slept == [0.01]
+
+
+def test_a_question_between_two_stages_is_kept_too_and_none_at_the_end(runner: Any) -> None:
+    stage, runner.current_wf = runner.current_wf, None
+    hold_requests(runner, sites=2)
+    slept = runner.clock.sleep.side_effect
+
+    def next_stage(seconds: float) -> None:
+        slept(seconds)
+        runner.current_wf = stage
+
+    runner.clock.sleep.side_effect = next_stage
+    assert ask(runner) == "training"
+    runner.status, runner.current_wf, runner.clock.slept = "done", None, []
+    assert ask(runner) == ""
+    assert runner.clock.slept == []
 
 
 @pytest.mark.parametrize(("sites", "interval"), [(0, 0.005), (2, 0.01), (40, 0.2)])

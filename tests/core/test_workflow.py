@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -716,8 +717,7 @@ def test_the_stage_at_work_says_how_soon_a_site_asks_again(
     stage.flow._phase = phase
     stage.flow._round_facts["began"] = time.monotonic() - 50.0
     fl_ctx = stage.context("server", peer="site-2")
-    runner = MagicMock()
-    runner.config.task_request_interval = 0.25
+    runner = SimpleNamespace(config=SimpleNamespace(task_request_interval=0.25), _try_to_get_task=MagicMock())
     asked = runner._try_to_get_task
     fl_ctx.set_prop(FLContextKey.RUNNER, runner, private=True, sticky=False)
     monkeypatch.setattr(module, "place_of", lambda _: MagicMock(simulated=simulated))

@@ -10,8 +10,10 @@ question for a while instead, until there is work.
 
 from __future__ import annotations
 
-from functools import partial
+import time
 from typing import Any
+
+from nvflare.apis.fl_context import FLContext
 
 SHORTEST, LONGEST = 0.02, 2.0
 """Seconds."""
@@ -28,13 +30,23 @@ HOLD_SECONDS = 0.5
 """How long a question is kept: FLARE's simulated sites give one up after five seconds."""
 LOOKS_A_SECOND = 200
 """How often, for all sites together, the server looks whether there is work by now."""
+_MARK = "_holds_questions"
 
 
 def hold_requests(runner: Any, sites: int) -> None:
-    """Have FLARE's server runner keep the questions of so many sites.
+    """Have FLARE's server runner keep the questions of so many sites, those between two stages too.
 
-    It can (`nvflare/private/fed/server/server_runner.py`, ``_try_to_get_task``), and nothing in FLARE 2.9.0 asks it to.
+    Its own way to do it (``ServerRunner._try_to_get_task`` with a timeout) says no at once where no stage is at work.
     """
-    if not isinstance(runner._try_to_get_task, partial):
-        interval = max(1, sites) / LOOKS_A_SECOND
-        runner._try_to_get_task = partial(runner._try_to_get_task, timeout=HOLD_SECONDS, retry_interval=interval)
+    if getattr(runner, _MARK, False):
+        return
+    ask, interval = runner._try_to_get_task, max(1, sites) / LOOKS_A_SECOND
+    setattr(runner, _MARK, True)
+
+    def held(client: Any, fl_ctx: FLContext) -> Any:
+        end = time.monotonic() + HOLD_SECONDS
+        while not (found := ask(client, fl_ctx))[0] and runner.status != "done" and time.monotonic() < end:
+            time.sleep(interval)
+        return found
+
+    runner._try_to_get_task = held
