@@ -106,3 +106,13 @@ def test_without_an_engine_nothing_is_kept_or_waited_for() -> None:
     teller = FigureTeller()
     teller.add(RECORD)
     assert teller.finish(patience=0.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_broke_has_not_told_all(server: Callable[..., FLContext]) -> None:
+    teller = FigureTeller()
+    engine = server().get_engine()
+    engine.fire_event = MagicMock(side_effect=ValueError)
+    teller.start(engine)
+    teller.add(RECORD)
+    assert not teller.finish(patience=30.0)

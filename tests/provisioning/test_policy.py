@@ -58,7 +58,7 @@ def test_flare_builds_every_class_of_every_job(kits: Path, name: str, config: Pa
     ("name", "main"), [("server.example.org", "server.server_train"), ("hospital-1", "client.client_train")]
 )
 def test_what_runs_as_long_as_a_site_takes_part_loads_no_torch(kits: Path, name: str, main: str) -> None:
-    """It would hold 170 MB more for months, in which it neither trains nor averages."""
+    """It would hold that memory for months, in which it neither trains nor averages."""
     content = json.loads((kits / name / "local" / "resources.json").read_text())
     modules = sorted({path.rpartition(".")[0] for path in class_paths(content) if path.startswith("fedmedseg.")})
     assert len(modules) > 2

@@ -19,18 +19,16 @@ SHORTEST, LONGEST = 0.02, 2.0
 """Seconds."""
 SHARE = 0.02
 """Of the time since the round began; a site asks late by half of it on average."""
-
-
-def request_interval(elapsed: float) -> float:
-    """Seconds to wait, ``elapsed`` seconds after the round began."""
-    return min(LONGEST, max(SHORTEST, SHARE * elapsed))
-
-
 HOLD_SECONDS = 0.5
 """How long a question is kept: FLARE's simulated sites give one up after five seconds."""
 LOOKS_A_SECOND = 200
 """How often, for all sites together, the server looks whether there is work by now."""
 _MARK = "_holds_questions"
+
+
+def request_interval(elapsed: float) -> float:
+    """Seconds to wait, ``elapsed`` seconds after the round began."""
+    return min(LONGEST, max(SHORTEST, SHARE * elapsed))
 
 
 def hold_requests(runner: Any, sites: int) -> None:

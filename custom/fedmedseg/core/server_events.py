@@ -28,6 +28,7 @@ class FigureTeller:
     def __init__(self) -> None:
         self._rounds: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._told_all = threading.Event()
 
     def start(self, engine: Any) -> None:
         """Tell this engine's components from now on."""
@@ -45,11 +46,13 @@ class FigureTeller:
             return True
         self._rounds.put(None)
         self._thread.join(patience)
-        return not self._thread.is_alive()
+        return self._told_all.is_set()
 
     def _tell(self, engine: Any) -> None:
         while (record := self._rounds.get()) is not None:
             tell_figures(record, engine)
+        # a thread that broke does not come here
+        self._told_all.set()
 
 
 def tell_figures(record: Mapping[str, Any], engine: Any) -> None:
